@@ -1,0 +1,1 @@
+"""Command lines: flags -> config -> one call into the library. No logic lives here."""

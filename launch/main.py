@@ -1,0 +1,85 @@
+"""How every script here starts: flags are parsed, and errors that are meant for people become one line and exit code 2.
+
+A script ends with
+
+    if __name__ == "__main__":
+        run(main)
+
+and its `main(argv)` may raise `UserError` anywhere, also out of a jitted loop or a data thread that re-raises.
+"""
+
+from __future__ import annotations
+
+import difflib
+import runpy
+import sys
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from lt_jax.errors import UserError
+
+
+def run(main) -> None:
+    """Parses flags, calls `main(argv)` and exits: 0, or 2 after one line on stderr for a `UserError`."""
+    try:
+        app.run(main, flags_parser=parse)
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """absl's parser, except that a bad flag or an unknown config key is a `UserError`; returns what is left of argv."""
+    if any(argument.lstrip("-") in ("help", "helpshort", "h") for argument in argv[1:]):
+        print(f"{sys.modules['__main__'].__doc__ or ''}\nflags:{flags.FLAGS.main_module_help()}")
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(f"flags: {error}") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(unknown_key(argv) or f"flags: {error}") from None
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; options are written --name=value")
+    return rest
+
+
+def unknown_key(argv: list[str]) -> str | None:
+    """The line about the first `--config.a.b=...` of `argv` that the config file does not have; None if all exist."""
+    options = [argument.lstrip("-").partition("=")[::2] for argument in argv[1:]]
+    files = {name: value for name, value in options if name in flags.FLAGS and value}
+    for name, _ in options:
+        holder, _, path = name.partition(".")
+        if not path or holder not in files:
+            continue
+        file, _, argument = files[holder].partition(":")
+        node, seen = runpy.run_path(file)["get_config"](*([argument] if argument else [])), holder
+        for part in path.split("."):
+            if not isinstance(node, ConfigDict):
+                return f"unknown config key --{name}: {seen} is a value, not a group of keys"
+            if part not in node:
+                close = difflib.get_close_matches(part, node.keys(), n=1)
+                hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(node.keys()))}"
+                return f"unknown config key --{name}: {seen} has no key {part!r}; {hint}"
+            node, seen = node[part], f"{seen}.{part}"
+    return None
+
+
+def resolved(holder, *, example: str) -> ConfigDict:
+    """The config of a `config_flags.DEFINE_config_file` flag, or a `UserError` that says how to give one.
+
+    Args:
+        holder: what `DEFINE_config_file` returned.
+        example: a config file of the kind wanted, for the message.
+    """
+    if holder.value is None:
+        raise UserError(f"--{holder.name}=FILE is needed, for example --{holder.name}={example}")
+    try:
+        holder.value.keys()
+    except (OSError, AttributeError, TypeError) as error:
+        reason = str(error).split("Attempted")[-1]  # config_flags wraps the real reason twice
+        raise UserError(f"--{holder.name}: cannot read the config file:{reason}") from None
+    return holder.value

@@ -1,0 +1,28 @@
+"""A problem to solve: what is asked and how a given answer is judged."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One problem of a suite.
+
+    Attributes:
+        question: the user's turn, as text.
+        answer: the right answer as text: a number, LaTeX, a word, or the letter of a choice.
+        family: the kind of task it belongs to; tables are split by it.
+        choices: the options of a multiple choice, in the order of the letters A, B, ...; None otherwise.
+        check: judges an extracted answer, `check(given) -> bool`; None for the ordinary comparison
+            (`lt_jax.data.answers.same`). For tasks with several right answers.
+        system: the system turn, "" for none.
+    """
+
+    question: str
+    answer: str
+    family: str = "all"
+    choices: tuple[str, ...] | None = None
+    check: Callable[[str], bool] | None = None
+    system: str = ""
