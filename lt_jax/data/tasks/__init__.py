@@ -1,0 +1,56 @@
+"""Embedded problems: reasoning-gym questions with every step worked out, as an endless, seeded stream.
+
+Each family module has `SOURCE` (the reasoning-gym dataset), `settings(steps)` and `trace(item, first)`, which works a
+reasoning-gym item out, or returns None where the item does not suit. Steps are numbered from `first`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from lt_jax.data.tasks import base_conversion, chain_sum, count_bits, gcd, leg_counting, products
+from lt_jax.data.tasks.trace import Trace
+
+FAMILIES = {m.SOURCE: m for m in (chain_sum, products, leg_counting, gcd, count_bits, base_conversion)}
+_TRIES = 4096
+
+
+class Problems(Sequence):
+    """Random access to `size` worked traces; item i is a pure function of (seed, i).
+
+    Args:
+        size: how many.
+        seed: another seed, other problems.
+        steps: least and most thoughts of a problem, the answer aside.
+        held_out: True for problems that no training stream contains, False for the training stream.
+        shift: largest number, beside 1, that steps may start to count from (training only: teaches high step numbers).
+        families: names from FAMILIES, in turn.
+    """
+
+    def __init__(self, size, seed=0, steps=(6, 12), held_out=False, shift=0, families=tuple(FAMILIES)):
+        import reasoning_gym
+
+        self._size, self._seed, self._steps, self._held_out, self._shift = size, seed, steps, held_out, shift
+        self._families, self._datasets = families, {}
+        for name in families:
+            given = FAMILIES[name].settings(steps)
+            given = {key: value for key, value in given.items() if not key.startswith("_")}
+            self._datasets[name] = reasoning_gym.create_dataset(name, size=2**62, seed=0, **given)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Trace:
+        if not 0 <= index < self._size:
+            raise IndexError(index)
+        name = self._families[index % len(self._families)]
+        draw = random.Random(f"{self._seed}/{index}")
+        for _ in range(_TRIES):
+            first = 1 + (draw.randrange(self._shift + 1) if self._shift and draw.random() < 0.5 else 0)
+            item = self._datasets[name][draw.getrandbits(60)]
+            extra = {"steps": self._steps} if name == gcd.SOURCE else {}
+            trace = FAMILIES[name].trace(item, first, **extra)
+            if trace is not None and trace.held_out == self._held_out:
+                return trace
+        raise RuntimeError(f"no {name} problem of {self._steps} steps in {_TRIES} tries")
