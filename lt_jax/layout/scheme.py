@@ -1,0 +1,120 @@
+"""One description of a compression method, read by the training layout and by the decode controller alike."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lt_jax.errors import UserError
+from lt_jax.lifetimes import GIST_RULES
+
+METHODS = ("vanilla", "lightthinker", "anllm", "memento")
+LEVELS = ("thought", "token")
+PROMPTS = (None, "tokens", "sentences")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """How a method lays out thoughts and gists, and who sees whom (LightThinker, arXiv 2502.15589).
+
+    A field that the method has no use for must be left alone: a value that would be ignored is refused.
+
+    Attributes:
+        method: "vanilla" (plain causal), "lightthinker", "anllm" (the anchor is sampled and trained, sees only its own
+            thought, and no trigger or output token is written) or "memento" (written summaries outlive their blocks).
+        level: "thought" (a trigger ends a thought) or "token" (every `step` tokens are one; lightthinker only).
+        step: tokens of a chunk at token level; 1 at thought level.
+        n_gist: gist tokens of a thought. None means the method's own: 9, or 1 for anllm, or 0 without gists.
+        see_current: a gist sees its own thought and block only, not the prompt nor earlier gists. None means the
+            method's own: True for anllm, else False.
+        gist_rule: how the tokens of one gist block see each other: "causal", "bidirectional" or "diagonal".
+        exclude_continue: an output token dies when the next one is written.
+        prompt: prompt compression: None, "tokens" (chunks of `prompt_step`) or "sentences".
+        prompt_step: tokens of a prompt chunk, with `prompt="tokens"`.
+        prefill_compress: prompt chunks already die inside the prompt, at the end of their gists; if False the prompt
+            is plainly causal and the chunks die where the output begins.
+        save_template: chat template pieces are never compressed and never die.
+        instruction: text written, untrained, between the trigger and the gists; dies with the thought.
+    """
+
+    method: str = "lightthinker"
+    level: str = "thought"
+    step: int = 1
+    n_gist: int | None = None
+    see_current: bool | None = None
+    gist_rule: str = "causal"
+    exclude_continue: bool = False
+    prompt: str | None = None
+    prompt_step: int = 0
+    prefill_compress: bool = True
+    save_template: bool = True
+    instruction: str = ""
+
+    def __post_init__(self):
+        _one_of("method", self.method, METHODS)
+        _one_of("level", self.level, LEVELS)
+        _one_of("gist_rule", self.gist_rule, GIST_RULES)
+        _one_of("prompt", self.prompt, PROMPTS)
+        own = {"lightthinker": 9, "anllm": 1}.get(self.method, 0)
+        if self.n_gist is None:
+            object.__setattr__(self, "n_gist", own)
+        if self.see_current is None:
+            object.__setattr__(self, "see_current", self.method == "anllm")
+        _check_counts(self)
+        _check_method(self)
+
+    @property
+    def has_gists(self) -> bool:
+        """True for the methods that write gist tokens of the table: lightthinker and anllm."""
+        return self.method in ("lightthinker", "anllm")
+
+    @property
+    def has_trigger(self) -> bool:
+        """True where a trigger token ends a thought: lightthinker at thought level."""
+        return self.method == "lightthinker" and self.level == "thought"
+
+    @property
+    def has_output(self) -> bool:
+        """True where an output token `[o]` follows the gists: lightthinker."""
+        return self.method == "lightthinker"
+
+
+def _one_of(name, value, allowed):
+    if value not in allowed:
+        raise UserError(f"scheme.{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+
+
+def _check_counts(scheme):
+    for name in ("step", "n_gist", "prompt_step"):
+        value = getattr(scheme, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise UserError(f"scheme.{name} is {value!r}; it must be a whole number, not negative")
+    if scheme.level == "thought" and scheme.step != 1:
+        raise UserError(f"scheme.step is {scheme.step}; at level 'thought' it must be 1 (level 'token' has chunks)")
+    if scheme.step < 1:
+        raise UserError("scheme.step is 0; at level 'token' it must be at least 1")
+    if (scheme.prompt == "tokens") != (scheme.prompt_step > 0):
+        raise UserError(
+            f"scheme.prompt_step is {scheme.prompt_step} with prompt {scheme.prompt!r}; "
+            "prompt 'tokens' needs a prompt_step of at least 1, anything else needs 0"
+        )
+
+
+def _check_method(scheme):
+    method = scheme.method
+    if method == "lightthinker" and scheme.n_gist < 1:
+        raise UserError("scheme.n_gist is 0; lightthinker needs at least 1 gist token a thought")
+    if method == "lightthinker":
+        return
+    wanted = {
+        "level": "thought",
+        "n_gist": 1 if method == "anllm" else 0,
+        "see_current": method == "anllm",
+        "gist_rule": "causal",
+        "exclude_continue": False,
+        "instruction": "",
+    }
+    if method != "anllm":
+        wanted["prompt"] = None
+    for name, value in wanted.items():
+        if getattr(scheme, name) != value:
+            raise UserError(f"scheme.{name} is {getattr(scheme, name)!r}; method {method!r} needs {value!r}")
