@@ -1,0 +1,131 @@
+"""Cutting a text into thoughts: paragraphs (LightThinker's own), sentences, or chunks of tokens.
+
+Every segmenter is lossless: its pieces joined are the text. (The reference splits at "\\n\\n" and forgets the newlines; here
+a piece keeps them at its end, and `build_row` puts `SpecialTokens.ending` in their place.) No piece is white space only,
+unless the whole text is or a piece had to be cut inside a run of white space to keep to the maximum.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from lt_jax.errors import UserError
+
+_PARAGRAPH = re.compile(r"\n{2,}")
+_SENTENCE = re.compile(r"(?:[.!?]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』]*)\n*|\n+")
+_WORD = re.compile(r"\s*\S+")
+_NOT_AN_END = re.compile(r"(?:^|[\s(])(?:\d+|[A-Za-z]|e\.g|i\.e|cf|vs|etc|Mr|Mrs|Ms|Dr|Prof|Fig|Eq|No)\.$")
+_LIST_MARK = re.compile(r"\s*(?:\d+|[A-Za-z])\.$")
+
+
+def paragraphs(text: str) -> list[str]:
+    """Pieces that end with an empty line (two or more newlines), the last one as it ends."""
+    return _cut(text, _PARAGRAPH)
+
+
+def sentences(text: str) -> list[str]:
+    """Pieces that end with a sentence or a line. White space after a full stop begins the next piece, newlines end one.
+
+    Not an end: the number or letter of a list item ("2. ") and common abbreviations.
+    """
+    joined, held = [], ""
+    for piece in _cut(text, _SENTENCE):
+        held += piece
+        last_line = held.rsplit("\n", 1)[-1]
+        mark = _LIST_MARK.match(last_line) or (_NOT_AN_END.search(last_line) and not last_line[-2:-1].isdigit())
+        if not mark:
+            joined.append(held)
+            held = ""
+    return [*joined, held] if held else joined
+
+
+def token_chunks(ids: Sequence[int], step: int, minimum: int = 1, maximum: int | None = None) -> list[list[int]]:
+    """Chunks of `step` ids; a remainder shorter than `minimum` joins the chunk before if that stays within `maximum`."""
+    if step < 1 or minimum > step or (maximum is not None and maximum < step):
+        raise UserError(f"token chunks: minimum {minimum} <= step {step} <= maximum {maximum} must hold, step at least 1")
+    chunks = [list(ids[start : start + step]) for start in range(0, len(ids), step)]
+    if len(chunks) > 1 and len(chunks[-1]) < minimum:
+        if maximum is None or len(chunks[-2]) + len(chunks[-1]) <= maximum:
+            chunks[-2:] = [chunks[-2] + chunks[-1]]
+    return chunks
+
+
+SEGMENTERS = {"paragraph": paragraphs, "sentence": sentences}
+
+
+def segment(
+    text: str,
+    by: str = "paragraph",
+    minimum: int = 0,
+    maximum: int | None = None,
+    measure: Callable[[str], int] = len,
+) -> list[str]:
+    """Cuts `text` by "paragraph" or "sentence", then brings the pieces between two lengths (see `merge`).
+
+    Args:
+        measure: length of a text; characters by default, `lambda text: len(tokenize(text))` for tokens.
+    """
+    if by not in SEGMENTERS:
+        raise UserError(f"segment by {by!r}: it must be one of {', '.join(SEGMENTERS)}; tokens have `token_chunks`")
+    return merge(SEGMENTERS[by](text), minimum, maximum, measure)
+
+
+def merge(
+    pieces: Sequence[str],
+    minimum: int = 0,
+    maximum: int | None = None,
+    measure: Callable[[str], int] = len,
+) -> list[str]:
+    """Joins neighbours until each is at least `minimum` long and cuts what is longer than `maximum`.
+
+    The maximum is kept strictly (one character may measure more); the minimum gives way where keeping it would break
+    the maximum. Too long a piece is cut at sentences, where that is not enough at words, then at characters.
+    """
+    if maximum is not None and maximum < max(minimum, 1):
+        raise UserError(f"segment maximum is {maximum}; it must be at least 1 and at least the minimum, {minimum}")
+    fits = lambda text: maximum is None or measure(text) <= maximum
+    pieces = [part for piece in pieces for part in _shorten(piece, fits)]
+    merged: list[str] = []
+    for piece in pieces:
+        if merged and measure(merged[-1]) < minimum and fits(merged[-1] + piece):
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    if len(merged) > 1 and measure(merged[-1]) < minimum and fits(merged[-2] + merged[-1]):
+        merged[-2:] = ["".join(merged[-2:])]
+    return merged
+
+
+def _shorten(piece, fits, splitters=None):
+    """Cuts `piece` into parts that fit, the coarsest way that works, filling each part as far as it goes."""
+    if fits(piece) or len(piece) <= 1:
+        return [piece]
+    first, *finer = [sentences, lambda text: _cut(text, _WORD), list] if splitters is None else splitters
+    units = first(piece)
+    if len(units) == 1:
+        return _shorten(piece, fits, finer)
+    parts: list[str] = []
+    for unit in (part for unit in units for part in _shorten(unit, fits, finer or [first])):
+        if parts and fits(parts[-1] + unit):
+            parts[-1] += unit
+        else:
+            parts.append(unit)
+    return parts
+
+
+def _cut(text, pattern):
+    """Cuts `text` after every match; white space alone goes with the piece after it, at the end with the one before."""
+    ends = [match.end() for match in pattern.finditer(text)]
+    pieces, held, start = [], "", 0
+    for end in [*ends, len(text)]:
+        held += text[start:end]
+        start = end
+        if held.strip():
+            pieces.append(held)
+            held = ""
+    if held and pieces:
+        pieces[-1] += held
+    elif held:
+        pieces.append(held)
+    return pieces
