@@ -1,0 +1,100 @@
+"""What a training run is: frozen dataclasses, checked when made. The library takes these; only `launch/` sees flags."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lt_jax.errors import UserError
+
+OPTIMIZERS = ("adamw", "muon")
+REMATS = ("none", "dots", "layer")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Warmup, cosine to `end_fraction` of the peak, clipping, and AdamW or Muon.
+
+    Attributes:
+        name: "adamw", or "muon" (momentum orthogonalised for the linear maps of the layers, AdamW for the rest).
+        learning_rate: the peak.
+        warmup: steps of linear warmup; a number below 1 is a fraction of all steps.
+        end_fraction: learning rate at the last step, as a fraction of the peak.
+        b1, b2, eps, weight_decay: of AdamW; norms and biases do not decay.
+        clip: largest global norm of the gradient; 0 does not clip.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 2e-5
+    warmup: float = 0.05
+    end_fraction: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+    def __post_init__(self):
+        if self.name not in OPTIMIZERS:
+            raise UserError(f"optim.name is {self.name!r}; it is one of {', '.join(OPTIMIZERS)}")
+        if not self.learning_rate > 0:
+            raise UserError(f"optim.learning_rate is {self.learning_rate}; it must be above 0")
+        if self.warmup < 0 or self.clip < 0 or self.weight_decay < 0 or not 0 <= self.end_fraction <= 1:
+            raise UserError("optim: warmup, clip and weight_decay must not be negative, and 0 <= end_fraction <= 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices each mesh axis has; -1, on one axis at most, takes all devices that are left.
+
+    `data` splits the batch and replicates weights, `fsdp` splits the batch and the weights, `tensor` splits heads, MLP
+    and vocabulary, `context` splits the tokens of a row.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    context: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        steps: optimizer steps.
+        accumulate: microbatches a step's batch is cut into; the loss is the token mean over all of them.
+        remat: what the backward pass computes again: "none", "dots" (all but matrix products) or "layer" (all).
+        params_dtype: storage of trained weights; with adapters, of the frozen ones (adapters are float32 always).
+        loss_chunk: tokens whose logits exist at one time; 0 chooses by vocabulary size.
+        attention: implementation, None for the best on this platform.
+        gist_rule: how the tokens of one gist block see each other; see `lt_jax.lifetimes`.
+        log_every, eval_every, save_every: in steps; 0 is at the end only.
+        keep: checkpoints kept.
+        seed: of the run's random key.
+    """
+
+    steps: int = 1000
+    accumulate: int = 1
+    remat: str = "none"
+    params_dtype: str = "float32"
+    loss_chunk: int = 0
+    attention: str | None = None
+    gist_rule: str = "causal"
+    log_every: int = 10
+    eval_every: int = 0
+    save_every: int = 0
+    keep: int = 2
+    seed: int = 0
+    optim: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self):
+        for name in ("steps", "accumulate", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.remat not in REMATS:
+            raise UserError(f"train.remat is {self.remat!r}; it is one of {', '.join(REMATS)}")
+        if self.params_dtype not in ("float32", "bfloat16"):
+            raise UserError(f"train.params_dtype is {self.params_dtype!r}; it is float32 or bfloat16")
+        if min(self.log_every, self.eval_every, self.save_every, self.loss_chunk) < 0:
+            raise UserError("train: log_every, eval_every, save_every and loss_chunk must not be negative")

@@ -1,0 +1,122 @@
+"""One training step: a pure function of (state, batch), jitted once with the state donated.
+
+A batch is the dict of [B, S] arrays that `lt_jax.data` yields: tokens, targets, weights, positions, death, since, gist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lt_jax.attention import prepare
+from lt_jax.errors import UserError
+from lt_jax.lifetimes import Lifetimes
+from lt_jax.models import decoder
+from lt_jax.models.config import DecoderConfig
+from lt_jax.training import loss as losses
+from lt_jax.training import state as states
+from lt_jax.training.config import TrainConfig
+from lt_jax.training.state import TrainState
+
+
+def lifetimes(batch: dict, gist_rule: str) -> Lifetimes:
+    """The lifetimes of a batch; gist ids are only looked at where the rule needs them."""
+    return Lifetimes(batch["death"], batch["since"], None if gist_rule == "causal" else batch["gist"], gist_rule)
+
+
+def padding(batch: dict) -> jax.Array:
+    """Which tokens are padding: they see only themselves and are seen by nobody else. [B, S] bool."""
+    index = jnp.arange(batch["death"].shape[1], dtype=jnp.int32)
+    return (batch["death"] == index + 1) & (batch["since"] == index)
+
+
+def sums(trained: dict, frozen: dict, model: DecoderConfig, config: TrainConfig, batch: dict, place=None):
+    """Weighted sums over a (micro)batch: (loss sum, correct sum)."""
+    params = states.merge(trained, frozen)
+    plan = prepare(lifetimes(batch, config.gist_rule), config.attention)
+    x = decoder.forward(
+        params,
+        model,
+        batch["tokens"],
+        batch["positions"],
+        plan,
+        implementation=config.attention,
+        remat=config.remat,
+        sharding=place,
+    )
+    flat = x.reshape(-1, x.shape[-1])
+    chunk = losses.chunk_size(flat.shape[0], model, config.loss_chunk)
+    head = losses.head_params(trained, model), losses.head_params(frozen, model)
+    return losses.token_loss(model, chunk, *head, flat, batch["targets"].reshape(-1), batch["weights"].reshape(-1))
+
+
+def cut(batch: dict, pieces: int) -> dict:
+    """[B, S] -> [pieces, B / pieces, S]; row i goes to piece i % pieces, so that a sharded B stays where it is."""
+    rows = batch["tokens"].shape[0]
+    if rows % pieces:
+        raise UserError(f"train.accumulate is {pieces}, which does not divide the {rows} rows of a batch")
+    return jax.tree.map(lambda a: a.reshape(rows // pieces, pieces, *a.shape[1:]).swapaxes(0, 1), batch)
+
+
+def gradients(params: dict, model: DecoderConfig, config: TrainConfig, batch: dict, place=None):
+    """Token-mean gradients of the trained leaves over the whole batch, and the sums behind loss and accuracy.
+
+    The mean is over all trained tokens of the accumulation window, not a mean of the microbatches' means: cutting a
+    batch into microbatches changes nothing but the order of summation.
+    """
+    trained, frozen = states.split(params, states.trainable_mask(model))
+    scale = 1.0 / jnp.maximum(jnp.sum(batch["weights"]), 1.0)
+
+    def objective(trained, piece):
+        loss, correct = sums(trained, frozen, model, config, piece, place)
+        return loss * scale, correct * scale
+
+    grad = jax.value_and_grad(objective, has_aux=True)
+    if config.accumulate == 1:
+        (loss, accuracy), grads = grad(trained, batch)
+        return loss, accuracy, grads
+
+    def body(carry, piece):
+        (loss, accuracy), grads = grad(trained, piece)
+        return jax.tree.map(lambda total, part: total + part.astype(total.dtype), carry, (loss, accuracy, grads)), None
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trained)
+    totals, _ = jax.lax.scan(body, (jnp.zeros(()), jnp.zeros(()), zeros), cut(batch, config.accumulate))
+    return totals
+
+
+def make_step(model: DecoderConfig, config: TrainConfig, tx: optax.GradientTransformation, place=None) -> Callable:
+    """The jitted step: (state, batch) -> (new state, metrics). The old state's buffers are given up.
+
+    Metrics, float32 scalars on the device: loss (token mean), accuracy, grad_norm (before clipping), tokens (not
+    padding), trained (tokens with weight).
+    """
+
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        loss, accuracy, grads = gradients(state.params, model, config, batch, place)
+        trained, frozen = states.split(state.params, states.trainable_mask(model))
+        updates, opt_state = tx.update(grads, state.opt_state, trained)
+        params = states.merge(optax.apply_updates(trained, updates), frozen)
+        metrics = {
+            "loss": loss,
+            "accuracy": accuracy,
+            "grad_norm": optax.global_norm(grads),
+            "tokens": jnp.sum(~padding(batch)).astype(jnp.float32),
+            "trained": jnp.sum(batch["weights"]),
+        }
+        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_eval_step(model: DecoderConfig, config: TrainConfig, place=None) -> Callable:
+    """The jitted evaluation step: (params, batch) -> sums of loss, correct guesses and weights."""
+
+    def evaluate(params: dict, batch: dict) -> dict:
+        loss, correct = sums(params, {}, model, config, batch, place)
+        return {"loss": loss, "correct": correct, "weights": jnp.sum(batch["weights"])}
+
+    return jax.jit(evaluate)
