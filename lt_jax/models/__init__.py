@@ -1,0 +1,1 @@
+"""Decoders: config, parameters, forward pass, LoRA, vocabulary growth, Hugging Face folders in and out."""
