@@ -1,0 +1,191 @@
+"""Peak, dependency and accuracy of completions, all from the engine's one counter (LightThinker, section A; spec 5.1).
+
+The engine reports, for every token it fed or sampled, `visible` (keys that token's query saw, itself included) and
+`held` (keys in the context during that pass). From these, for every method alike:
+
+    peak        max of held                       the most tokens in context at once
+    dependency  sum of visible, sampled tokens    area under the context-length curve; gists' own reads do not count
+
+The paper's closed forms are special cases, with P prompt and O sampled tokens: P*O + O*(O+1)/2 for a model that keeps
+everything; a sum of min(P + j, C) for a budget of C keys. Here nothing is computed from them, so a short output under a
+large budget cannot come out negative.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What one completion cost.
+
+    Attributes:
+        prompt: prompt tokens.
+        generated: sampled tokens (EOS included); the trigger is one of them, gists and `[o]` are not.
+        forced: tokens fed, not sampled.
+        compressions: thoughts that were compressed.
+        peak: most tokens in context at once.
+        dependency: sum over sampled tokens of the keys each saw.
+        seconds: wall time from entering the batch to the last token; rows of one batch share the machine.
+    """
+
+    prompt: int
+    generated: int
+    forced: int
+    compressions: int
+    peak: int
+    dependency: int
+    seconds: float
+
+
+def count(completion) -> Counts:
+    """Counts of one `decode.Completion`."""
+    forced = np.asarray(completion.forced, bool)
+    visible, held = np.asarray(completion.visible, np.int64), np.asarray(completion.held, np.int64)
+    return Counts(
+        prompt=int(completion.prompt_length),
+        generated=int((~forced).sum()),
+        forced=int(forced.sum()),
+        compressions=int(completion.compressions),
+        peak=int(max(held.max(initial=0), completion.prompt_length)),
+        dependency=int(visible[~forced].sum()),
+        seconds=float(completion.seconds),
+    )
+
+
+def keep_all(prompt: int, generated: int) -> int:
+    """Dependency of a model that keeps every key: the paper's closed form for Vanilla, the sampled token included."""
+    return prompt * generated + generated * (generated + 1) // 2
+
+
+def wilson(right: int, total: int) -> Interval:
+    """Share right/total with Wilson's 95 % score interval, which stays inside [0, 1] and is sound near its ends."""
+    if total == 0:
+        return Interval(math.nan, 0.0, 1.0)
+    share, z2 = right / total, Z95 * Z95
+    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total)) / (1 + z2 / total)
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return Interval(share, 0.0 if right == 0 else low, 1.0 if right == total else high)
+
+
+def mean(values: Sequence[float]) -> Interval:
+    """Mean with the normal 95 % interval; a single value has no width that could be known."""
+    values = np.asarray(values, np.float64)
+    if len(values) == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    half = Z95 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    middle = float(values.mean())
+    return Interval(middle, middle - half, middle + half)
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """Two methods on the same problems.
+
+    Attributes:
+        difference: accuracy of the first minus accuracy of the second.
+        only_first, only_second: problems that only one of them solved.
+        peak, dependency, generated: ratios of the means, first over second.
+        total: problems compared.
+    """
+
+    difference: Interval
+    only_first: int
+    only_second: int
+    peak: Interval
+    dependency: Interval
+    generated: Interval
+    total: int
+
+
+def paired(first: Sequence, second: Sequence) -> Paired:
+    """Compares two lists of `results.Record`, problem by problem (they must list the same problems in one order).
+
+    The interval of the difference is Agresti and Min's (2005): half a problem is added to each of the four cells of
+    the table, which keeps its promise also when the two disagree on few problems or none.
+    """
+    if [r.problem for r in first] != [r.problem for r in second]:
+        raise ValueError("paired: the two lists are not about the same problems in the same order")
+    a, b = (np.array([r.correct for r in records], bool) for records in (first, second))
+    only_first, only_second, total = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
+    one, two, n = only_first + 0.5, only_second + 0.5, total + 2
+    middle = (one - two) / n
+    half = Z95 * math.sqrt(max(one + two - (one - two) ** 2 / n, 0.0)) / n
+    value = (only_first - only_second) / total if total else math.nan
+    difference = Interval(value, max(-1.0, middle - half), min(1.0, middle + half))
+    ratios = {name: ratio([getattr(r.counts, name) for r in first], [getattr(r.counts, name) for r in second])
+              for name in ("peak", "dependency", "generated")}  # fmt: skip
+    return Paired(difference, only_first, only_second, total=total, **ratios)
+
+
+def ratio(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """mean(first) / mean(second) of paired values, with the delta method's 95 % interval."""
+    x, y = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if len(x) == 0 or y.sum() == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    value = float(x.sum() / y.sum())
+    if len(x) == 1:
+        return Interval(value, -math.inf, math.inf)
+    spread = float((x - value * y).std(ddof=1)) / math.sqrt(len(x)) / float(y.mean())
+    return Interval(value, value - Z95 * spread, value + Z95 * spread)
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """A method on a suite (or one family of it): accuracy and the means over its problems.
+
+    `saving` is the dependency the same lengths would cost with every key kept, over the dependency measured: 1 for
+    vanilla. `tokens_per_second` is sampled tokens over the wall time of the whole run, None for a part of one.
+    """
+
+    problems: int
+    accuracy: Interval
+    peak: Interval
+    dependency: Interval
+    generated: Interval
+    compressions: float
+    saving: float
+    seconds: float | None
+    tokens_per_second: float | None
+    unfinished: float
+
+
+def summarise(records: Sequence, seconds: float | None = None) -> Summary:
+    """The `Summary` of `results.Record`s.
+
+    Args:
+        seconds: wall time of the whole run; None if the records are only part of it.
+    """
+    counts = [record.counts for record in records]
+    whole = sum(keep_all(c.prompt, c.generated) for c in counts)
+    spent = sum(c.dependency for c in counts)
+    tokens = sum(c.generated for c in counts)
+    return Summary(
+        problems=len(records),
+        accuracy=wilson(sum(record.correct for record in records), len(records)),
+        peak=mean([c.peak for c in counts]),
+        dependency=mean([c.dependency for c in counts]),
+        generated=mean([c.generated for c in counts]),
+        compressions=float(np.mean([c.compressions for c in counts])) if counts else math.nan,
+        saving=whole / spent if spent else math.nan,
+        seconds=seconds,
+        tokens_per_second=tokens / seconds if seconds else None,
+        unfinished=float(np.mean([record.finish != "eos" for record in records])) if records else math.nan,
+    )

@@ -1,0 +1,125 @@
+"""Suites of problems: from files, from TensorFlow Datasets, and embedded ones that need nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from lt_jax.data import answers
+from lt_jax.data.problem import Problem
+from lt_jax.data.readers import read_traces
+from lt_jax.data.tasks import FAMILIES, Problems
+from lt_jax.data.traces import Trace, convert
+from lt_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Named problems in a fixed order."""
+
+    name: str
+    problems: tuple[Problem, ...]
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+
+def from_files(paths, *, name: str, format: str | None = None, limit: int = 0, seed: int = 0, system: str = "",
+               prefix: str = "") -> Suite:  # fmt: skip
+    """A suite from JSONL or Parquet files; formats as for training (`data.traces`), outputs may be missing.
+
+    The answer is the field `answer` (after "####" if it has that), or what the reference output gives in `\\boxed{}`.
+    Plain records may have `choices`, a list of options; the family is the field `family` or `domain`, or the source.
+
+    Args:
+        paths: files or folders.
+        limit: keep that many, drawn at random by `seed`; 0 keeps all.
+        system: system turn where a record has none.
+        prefix: text before every question, such as "Return your final response within \\boxed{}. ".
+
+    Raises:
+        UserError: with file and line for a broken record or one without an answer.
+    """
+    problems = [
+        _problem(trace, f"{name}, problem {number}", system, prefix)
+        for number, trace in enumerate(read_traces(paths, format, evaluation=True), 1)
+    ]
+    return Suite(name, _limited(problems, limit, seed))
+
+
+def from_tfds(dataset: str, *, split: str = "test", data_dir: str | None = None, name: str = "", limit: int = 0,
+              seed: int = 0, system: str = "", prefix: str = "") -> Suite:  # fmt: skip
+    """A suite from a TensorFlow Datasets name such as "gsm8k", read through `tfds.data_source`, fields as `from_files`.
+
+    Raises:
+        UserError: the data set or the split does not exist or is not prepared in `data_dir`.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        source = tfds.data_source(dataset, split=split, data_dir=data_dir, download=False)
+    except Exception as error:  # TFDS raises many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"TFDS {dataset}, split {split}: cannot be read from {data_dir or 'the default folder'}: "
+                        f"{reason}; prepare it there as array_record first") from None  # fmt: skip
+    problems = []
+    for number, record in enumerate(source, 1):
+        where = f"{dataset}:{split}, example {number}"
+        problems.append(_problem(convert(_text(record), None, where, evaluation=True), where, system, prefix))
+    if not problems:
+        raise UserError(f"TFDS {dataset}, split {split}: empty")
+    return Suite(name or f"{dataset}:{split}", _limited(problems, limit, seed))
+
+
+def embedded(size: int, *, seed: int = 0, steps: tuple[int, int] = (6, 12), families: Sequence[str] = tuple(FAMILIES),
+             name: str = "") -> Suite:  # fmt: skip
+    """Worked reasoning-gym problems that no training stream contains; the families in turn.
+
+    Args:
+        steps: least and most steps of a problem; longer than trained on is allowed.
+        families: names from `data.tasks.FAMILIES`.
+    """
+    unknown = [family for family in families if family not in FAMILIES]
+    if unknown or not families or size < 1:
+        wrong = f"unknown family {unknown[0]!r}" if unknown else f"{size} problems of {len(families)} families"
+        raise UserError(f"embedded suite: {wrong}; families are {', '.join(FAMILIES)}, and at least one problem")
+    traces = Problems(size, seed=seed, steps=tuple(steps), held_out=True, families=tuple(families))
+    problems = tuple(Problem(traces[i].question, traces[i].answer, traces[i].family) for i in range(size))
+    return Suite(name or f"embedded, {steps[0]} to {steps[1]} steps", problems)
+
+
+def _problem(trace: Trace, where: str, system: str, prefix: str) -> Problem:
+    answer = trace.answer
+    if not answer or "####" in answer:
+        answer = answers.extract(trace.answer or trace.response) or ""
+    if not answer:
+        raise UserError(f"{where}: no answer to judge by; it needs a field 'answer', or a \\boxed{{}} in its output")
+    choices = trace.extra.get("choices")
+    if choices is not None:
+        choices = tuple(str(option) for option in choices)
+        if answers.choice(answer, choices) is None:
+            raise UserError(f"{where}: the answer {answer!r} is none of the {len(choices)} choices")
+    family = trace.extra.get("family") or trace.extra.get("domain") or trace.source or "all"
+    return Problem(prefix + trace.question, answer, str(family), choices, system=trace.system or system)
+
+
+def _limited(problems: list[Problem], limit: int, seed: int) -> tuple[Problem, ...]:
+    if not limit or limit >= len(problems):
+        return tuple(problems)
+    return tuple(problems[i] for i in sorted(random.Random(seed).sample(range(len(problems)), limit)))
+
+
+def _text(value):
+    """TFDS values as JSON-like ones: bytes to text, arrays to lists."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, np.ndarray | np.generic):
+        return _text(value.tolist())
+    if isinstance(value, Mapping):
+        return {key: _text(part) for key, part in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_text(part) for part in value]
+    return value
