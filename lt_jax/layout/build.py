@@ -64,8 +64,8 @@ def build_row(
         1 . . 1 1 . . . 1 1 1 .      1 . . 1 1 1 . . 1 1 1 .
         1 . . 1 1 . . . 1 1 1 1      1 . . 1 1 1 . . 1 1 1 1
 
-    Token level cuts the whole response into chunks of `scheme.step`, each full one closed by gists and [o]; vanilla lays
-    the response out plainly. Both, and Memento, join the segments first, so these must be lossless (`segment.py`).
+    Token level cuts the whole response into chunks of `scheme.step`, each full one closed by gists and [o]; vanilla
+    lays the response out plainly. Both, and Memento, join the segments first, so these must be lossless (`segment.py`).
 
     Args:
         prompt: text, `Prompt` or ids.

@@ -1,7 +1,7 @@
 """Memento's layout (arXiv 2604.09852): a block of reasoning dies when its written summary ends.
 
-`<|block_start|>` block `<|block_end|> <|summary_start|>` summary `<|summary_end|>`: the block, both its markers included, is
-seen up to and including `<|summary_end|>`; the summary, both its markers included, lives on. All of it is sampled and
+In `<|block_start|>` block `<|block_end|> <|summary_start|>` summary `<|summary_end|>` the block, with both its markers,
+is seen up to and including `<|summary_end|>`; the summary, with both its markers, lives on. All of it is sampled and
 trained. The markers are read from the tokens, so a row and a decoder that watches the same ids agree on any text, also
 on text whose markers do not match: a block without a summary never dies, a marker without its partner is plain text.
 """

@@ -101,7 +101,7 @@ def first_fit(rows: Iterable[Row], length: int, bins: int = 16) -> Iterator[list
     used: list[int] = []
     for row in rows:
         if len(row) > length:
-            raise UserError(f"a row of {len(row)} tokens does not fit into {length}; raise the length or see layout.limit")
+            raise UserError(f"a row of {len(row)} tokens does not fit into {length}; raise it or see layout.limit")
         place = next((place for place, filled in enumerate(used) if filled + len(row) <= length), None)
         if place is None:
             if len(groups) >= bins:

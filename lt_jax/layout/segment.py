@@ -1,8 +1,8 @@
 """Cutting a text into thoughts: paragraphs (LightThinker's own), sentences, or chunks of tokens.
 
-Every segmenter is lossless: its pieces joined are the text. (The reference splits at "\\n\\n" and forgets the newlines; here
-a piece keeps them at its end, and `build_row` puts `SpecialTokens.ending` in their place.) No piece is white space only,
-unless the whole text is or a piece had to be cut inside a run of white space to keep to the maximum.
+Every segmenter is lossless: its pieces joined are the text. (The reference splits at "\\n\\n" and forgets the newlines;
+here a piece keeps them at its end, and `build_row` puts `SpecialTokens.ending` in their place.) No piece is white space
+only, unless the whole text is or a piece had to be cut inside a run of white space to keep to the maximum.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lt_jax.errors import UserError
 _PARAGRAPH = re.compile(r"\n{2,}")
 _SENTENCE = re.compile(r"(?:[.!?]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』]*)\n*|\n+")
 _WORD = re.compile(r"\s*\S+")
-_NOT_AN_END = re.compile(r"(?:^|[\s(])(?:\d+|[A-Za-z]|e\.g|i\.e|cf|vs|etc|Mr|Mrs|Ms|Dr|Prof|Fig|Eq|No)\.$")
+_SHORT_FORM = re.compile(r"(?:^|[\s(])(?:e\.g|i\.e|cf|vs|Mr|Mrs|Ms|Dr|Prof|Fig|Eq)\.$")
 _LIST_MARK = re.compile(r"\s*(?:\d+|[A-Za-z])\.$")
 
 
@@ -32,18 +32,16 @@ def sentences(text: str) -> list[str]:
     joined, held = [], ""
     for piece in _cut(text, _SENTENCE):
         held += piece
-        last_line = held.rsplit("\n", 1)[-1]
-        mark = _LIST_MARK.match(last_line) or (_NOT_AN_END.search(last_line) and not last_line[-2:-1].isdigit())
-        if not mark:
+        if not (_LIST_MARK.match(held) or _SHORT_FORM.search(held)):
             joined.append(held)
             held = ""
     return [*joined, held] if held else joined
 
 
 def token_chunks(ids: Sequence[int], step: int, minimum: int = 1, maximum: int | None = None) -> list[list[int]]:
-    """Chunks of `step` ids; a remainder shorter than `minimum` joins the chunk before if that stays within `maximum`."""
+    """Chunks of `step` ids; a remainder under `minimum` joins the chunk before if that stays within `maximum`."""
     if step < 1 or minimum > step or (maximum is not None and maximum < step):
-        raise UserError(f"token chunks: minimum {minimum} <= step {step} <= maximum {maximum} must hold, step at least 1")
+        raise UserError(f"token chunks: need 1 <= step {step}, minimum {minimum} <= step <= maximum {maximum}")
     chunks = [list(ids[start : start + step]) for start in range(0, len(ids), step)]
     if len(chunks) > 1 and len(chunks[-1]) < minimum:
         if maximum is None or len(chunks[-2]) + len(chunks[-1]) <= maximum:
@@ -106,11 +104,11 @@ def _shorten(piece, fits, splitters=None):
     if len(units) == 1:
         return _shorten(piece, fits, finer)
     parts: list[str] = []
-    for unit in (part for unit in units for part in _shorten(unit, fits, finer or [first])):
-        if parts and fits(parts[-1] + unit):
-            parts[-1] += unit
+    for part in (part for unit in units for part in _shorten(unit, fits, finer or [first])):
+        if parts and fits(parts[-1] + part):
+            parts[-1] += part
         else:
-            parts.append(unit)
+            parts.append(part)
     return parts
 
 

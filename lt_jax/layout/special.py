@@ -16,6 +16,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from tokenizers import AddedToken, Tokenizer
+
 from lt_jax.errors import UserError
 
 TRIGGER, OUTPUT, GIST = "<|splitter|>", "<|continue|>", "<|o_{}|>"
@@ -68,3 +70,141 @@ class SpecialTokens:
             raise UserError(f"token table: unknown key {unknown[0]!r}")
         return cls(**{name: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
                       for name, value in values.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A token table and what its new tokens stand for.
+
+    Attributes:
+        special: the ids.
+        new: (id, description) of every token that was added, in order of id.
+        pieces: for each of them the ids of its description, all below the first new id: the new row starts as the
+            mean of these rows. Use these, not the description tokenised anew (see above).
+    """
+
+    special: SpecialTokens
+    new: tuple[tuple[int, str], ...] = ()
+    pieces: tuple[tuple[int, ...], ...] = ()
+
+
+def default_table(
+    tokenizer, scheme, eos: str, pad: str | None = None, trigger: str | None = None, add: bool = True
+) -> Table:
+    """The clean table: only what `scheme` needs, added to `tokenizer` in place where it is not yet there.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer` or `transformers` fast tokenizer.
+        scheme: a `Scheme`; its method, level and n_gist decide which tokens there are.
+        eos, pad: texts of existing tokens; `pad` is `eos` if None.
+        trigger: a native token to end thoughts with, such as "\\n\\n"; None adds `<|splitter|>`. A native trigger takes
+            the place of a thought's trailing newlines (`SpecialTokens.ending` is "").
+        add: False looks the tokens up only, for a checkpoint that should have them.
+
+    Raises:
+        UserError: `eos`, `pad` or `trigger` is not one token, or a token is missing and `add` is False.
+    """
+    wanted: list[tuple[str, str]] = []
+    if scheme.has_trigger and trigger is None:
+        wanted.append((TRIGGER, "\n\n"))
+    if scheme.has_output:
+        wanted.append((OUTPUT, "continue to output according to previous content"))
+    if scheme.has_gists:
+        wanted += [(GIST.format(i), f"compress output {i}") for i in range(scheme.n_gist)]
+    if scheme.method == "memento":
+        wanted += [(text, text[2:-2].replace("_", " ")) for text in MEMENTO]
+    eos_id = _one_token(tokenizer, eos, "eos")
+    pad_id = eos_id if pad is None else _one_token(tokenizer, pad, "pad")
+    native = None if trigger is None or not scheme.has_trigger else _one_token(tokenizer, trigger, "trigger")
+    ids, new, pieces = _register(tokenizer, wanted, add)
+    special = SpecialTokens(
+        eos=eos_id,
+        pad=pad_id,
+        trigger=ids.get(TRIGGER, native),
+        output=ids.get(OUTPUT),
+        gists=tuple(ids[GIST.format(i)] for i in range(scheme.n_gist)),
+        memento=tuple(ids[text] for text in MEMENTO) if scheme.method == "memento" else None,
+        ending="\n" if native is None else "",
+    )
+    return Table(special, new, pieces)
+
+
+# family: (tokens before any is added, gist tokens, end of turn)
+REFERENCE = {"qwen": (151_665, 9, "<|im_end|>"), "llama": (128_256, 7, "<|eot_id|>")}
+_REFERENCE_ORDER = (
+    (TRIGGER, "\n\n"),
+    (OUTPUT, "continue to output according to previous content"),
+    ("<|recover|>", "recover the token according to previous content"),
+    ("<|begin_of_thought|>", "begin of thought"),
+    ("<|end_of_thought|>", "end of thought"),
+    ("<|begin_of_solution|>", "begin of solution"),
+    ("<|end_of_solution|>", "end of solution"),
+    ("\n\n", "\n\n"),
+)
+
+
+def reference_table(tokenizer, family: str, n_gist: int | None = None, add: bool = True) -> Table:
+    """The table of the released checkpoints: the same tokens in the same order, so the same ids.
+
+    Qwen2.5: trigger 151665, [o] 151666, "\\n\\n" 151672, gists 151673..151681. Llama-3.1: trigger 128256, [o] 128257,
+    "\\n\\n" 128263, gists 128264..128270. Needed because those checkpoints come without their tokenizer.
+
+    Args:
+        tokenizer: the base model's tokenizer, changed in place: after this every empty line becomes the new token.
+        family: "qwen" or "llama".
+        n_gist: None means the release's 9 or 7 (AnLLM 1).
+        add: False looks the tokens up only.
+
+    Raises:
+        UserError: the tokenizer is another one, or the ids come out otherwise.
+    """
+    if family not in REFERENCE:
+        raise UserError(f"reference table {family!r}: it must be one of {', '.join(REFERENCE)}")
+    base, released, eos = REFERENCE[family]
+    n_gist = released if n_gist is None else n_gist
+    wanted = [*_REFERENCE_ORDER, *((GIST.format(i), f"compress output {i}") for i in range(n_gist))]
+    eos_id = _one_token(tokenizer, eos, "eos")
+    missing = [text for text, _ in wanted if _core(tokenizer).token_to_id(text) is None]
+    before = _core(tokenizer).get_vocab_size() - (len(wanted) - len(missing))
+    if before != base:
+        raise UserError(f"the tokenizer has {before:,} tokens; the reference table {family!r} needs one with {base:,}")
+    ids, new, pieces = _register(tokenizer, wanted, add)
+    if list(ids.values()) != list(range(base, base + len(wanted))):
+        raise UserError(f"the tokenizer has some of the reference's tokens at other ids than {base:,} onwards")
+    gists = tuple(ids[GIST.format(i)] for i in range(n_gist))
+    return Table(SpecialTokens(eos_id, eos_id, ids[TRIGGER], ids[OUTPUT], gists), new, pieces)
+
+
+def _register(tokenizer, wanted, add):
+    """Looks (text, description) tokens up and adds the missing; describes them before any is added."""
+    core = _core(tokenizer)
+    missing = [(text, description) for text, description in wanted if core.token_to_id(text) is None]
+    if missing and not add:
+        raise UserError(
+            f"the tokenizer has no token {missing[0][0]!r} (and {len(missing) - 1} more are missing); "
+            "it is not the tokenizer of a model trained with this scheme"
+        )
+    pieces = tuple(tuple(core.encode(description, add_special_tokens=False).ids) for _, description in missing)
+    for text, _ in missing:
+        token = AddedToken(text, special=True, normalized=False)
+        tokenizer.add_special_tokens([token]) if core is tokenizer else tokenizer.add_tokens([token])
+    core = _core(tokenizer)
+    ids = {text: core.token_to_id(text) for text, _ in wanted}
+    return ids, tuple((ids[text], description) for text, description in missing), pieces
+
+
+def _core(tokenizer) -> Tokenizer:
+    """The `tokenizers.Tokenizer` inside."""
+    core = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(core, Tokenizer):
+        raise UserError(f"{type(tokenizer).__name__} is no fast tokenizer; one with a tokenizer.json is needed")
+    return core
+
+
+def _one_token(tokenizer, text, name) -> int:
+    core = _core(tokenizer)
+    known = core.token_to_id(text)
+    ids = [known] if known is not None else core.encode(text, add_special_tokens=False).ids
+    if len(ids) != 1:
+        raise UserError(f"{name} {text!r} is {len(ids)} tokens of this tokenizer; it must be one")
+    return ids[0]

@@ -1,0 +1,74 @@
+"""Chat prompts: the reference's two templates, the tokenizer's own, and none.
+
+Each function gives a `Prompt` in pieces, so that a compressed prompt can keep its template. A prompt's text begins with
+the template's own BOS where it has one; it is tokenised without adding another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lt_jax.errors import UserError
+from lt_jax.layout.prompt import Prompt
+
+BOXED = "Return your final response within \\boxed{}. "  # the reference puts this before every question
+
+
+def qwen(question: str, system: str = "") -> Prompt:
+    """ChatML as LightThinker's Qwen models were trained with; end of turn `<|im_end|>`. No system turn if empty."""
+    turn = "<|im_start|>system\n", "<|im_end|>\n"
+    return _prompt(turn, system, "<|im_start|>user\n", question, "<|im_end|>\n<|im_start|>assistant\n")
+
+
+def llama(question: str, system: str = "") -> Prompt:
+    """Llama 3's headers as LightThinker's Llama models were trained with; end of turn `<|eot_id|>`."""
+    head = "<|start_header_id|>{}<|end_header_id|>\n\n".format
+    prompt = _prompt(
+        (head("system"), "<|eot_id|>"), system, head("user"), question, "<|eot_id|>" + head("assistant")
+    )
+    return Prompt((("<|begin_of_text|>", True), *prompt.pieces))
+
+
+def plain(question: str, system: str = "") -> Prompt:
+    """No template: the system text, then the question."""
+    return Prompt(tuple((text, False) for text in (system, question) if text))
+
+
+CHATS = {"qwen": qwen, "llama": llama, "plain": plain}
+
+
+def own(tokenizer, messages: Sequence[dict], **options) -> Prompt:
+    """The tokenizer's own chat template over `messages` (role, content), ready for the assistant's turn.
+
+    Args:
+        tokenizer: a `transformers` tokenizer with a chat template.
+        options: passed to `apply_chat_template`, such as `enable_thinking`.
+
+    Raises:
+        UserError: there is no template, it fails, or it does not show a user's or system's text as it is.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(f"the tokenizer has no chat template; choose one of {', '.join(CHATS)}")
+    messages = [{**message, "content": message["content"].strip()} for message in messages]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+    except Exception as error:  # the template is data and may raise anything
+        raise UserError(f"the tokenizer's chat template fails on these messages: {error}") from error
+    pieces, start = [], 0
+    for message in messages:
+        content = message["content"]
+        found = text.find(content, start)
+        if found < 0 and message["role"] in ("user", "system"):
+            raise UserError(f"the tokenizer's chat template does not show the {message['role']}'s text as it is")
+        if found < 0 or not content:
+            continue
+        pieces += [(text[start:found], True), (content, False)]
+        start = found + len(content)
+    return Prompt(tuple(piece for piece in (*pieces, (text[start:], True)) if piece[0]))
+
+
+def _prompt(turn, system, before, question, after) -> Prompt:
+    opening, ending = turn
+    if not system:
+        return Prompt(((before, True), (question, False), (after, True)))
+    return Prompt(((opening, True), (system, False), (ending + before, True), (question, False), (after, True)))
