@@ -50,7 +50,7 @@ class Traces(tfds.core.GeneratorBasedBuilder):
     code_path = epath.Path(__file__)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        text, texts = tfds.features.Text, lambda: tfds.features.Sequence(tfds.features.Text())
+        text = tfds.features.Text
         return tfds.core.DatasetInfo(
             builder=self,
             description="Reasoning traces: a question and the whole text a model is to write after it.",
@@ -60,9 +60,7 @@ class Traces(tfds.core.GeneratorBasedBuilder):
                     "response": text(),
                     "system": text(),
                     "history": text(),  # JSON [[role, text], ...]
-                    "segments": texts(),
-                    "system_sentences": texts(),
-                    "question_sentences": texts(),
+                    "segments": tfds.features.Sequence(text()),
                     "answer": text(),
                     "source": text(),
                     "add_eos": tfds.features.Scalar(np.bool_),
@@ -202,8 +200,7 @@ def _encode(trace: Trace) -> dict:
     fields = {field.name: getattr(trace, field.name) for field in dataclasses.fields(Trace)}
     fields["history"] = json.dumps([list(turn) for turn in trace.history])
     fields["extra"] = json.dumps(dict(trace.extra), default=str)
-    for key in ("segments", "system_sentences", "question_sentences"):
-        fields[key] = list(fields[key])
+    fields["segments"] = list(trace.segments)
     return fields
 
 

@@ -7,6 +7,7 @@
     LightThinker's train.jsonl {"question", "system_prompt", "thoughts_list", "gt_output", "add_eos", ...}
     plain                      {"question", "response" or "thoughts", "answer", "system"}
 
+LightThinker's `system_list` and `question_list` are not read: `layout` cuts a prompt into sentences itself.
 The format of a file is seen from the fields of its first record, or given by name.
 """
 
@@ -40,7 +41,6 @@ class Trace:
         history: earlier turns (role, text), oldest first, of a conversation of more than one exchange.
         segments: the output cut into thoughts, where the data come ready cut; their concatenation need not equal
             `response` (LightThinker's thoughts_list leaves the separators out). Empty: to be cut by a segmenter.
-        system_sentences, question_sentences: the prompt cut into sentences, for prompt compression.
         answer: the gold answer, empty if unknown.
         source: where the trace comes from.
         add_eos: whether the output ends with an EOS token.
@@ -52,8 +52,6 @@ class Trace:
     system: str = ""
     history: tuple[tuple[str, str], ...] = ()
     segments: tuple[str, ...] = ()
-    system_sentences: tuple[str, ...] = ()
-    question_sentences: tuple[str, ...] = ()
     answer: str = ""
     source: str = ""
     add_eos: bool = True
@@ -223,8 +221,7 @@ def _joined_blocks(record: Mapping, where: str) -> str:
 
 
 def _reference(record: Mapping, where: str, evaluation: bool) -> Trace:
-    texts = lambda field: _texts(record, field, where)
-    segments = texts("thoughts_list")
+    segments = _texts(record, "thoughts_list", where)
     response = _text(record, "gt_output", where, "\n\n".join(segments))
     if not segments and not response and not evaluation:
         raise UserError(f"{where}: missing field 'thoughts_list' or 'gt_output'")
@@ -233,7 +230,6 @@ def _reference(record: Mapping, where: str, evaluation: bool) -> Trace:
         raise UserError(f"{where}: field 'add_eos' must be true or false")
     return Trace(
         _text(record, "question", where), response, _text(record, "system_prompt", where, ""), segments=segments,
-        system_sentences=texts("system_list"), question_sentences=texts("question_list"),
         answer=_text(record, "answer", where, ""), source=_text(record, "source", where, ""), add_eos=add_eos,
         extra=_extra(record, "id"),
     )  # fmt: skip

@@ -1,0 +1,239 @@
+"""From samples to batches with Grain: shuffle, slice per process, lay out, pack, batch, prefetch; exact to resume.
+
+    source ─ shuffle(seed), anew every epoch ─ repeat ─ slice per process ─ to_rows (threads) ─ pack ─ batch ─ prefetch
+
+A source is any sequence with `len` and `[index]`: prepared traces, a list, problems made up from their index. `to_rows`
+turns an item into laid-out rows: one, several (a sample that was split), or one that is too long, which is left out
+and counted. The counts travel with the rows through Grain's packer, so they are exact over a resume as well, and
+whatever the prefetch has read ahead.
+
+The iterators are Grain's own kind (`get_state`, `set_state`; Orbax saves them as they are). Their state is that of one
+process among `processes`: resuming needs the same number of processes, not of devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from lt_jax.data.counts import Counts
+from lt_jax.errors import UserError
+from lt_jax.layout.packing import FEATURES, features, finish, pack_rows, stack
+from lt_jax.layout.row import Row
+
+PACKERS = {
+    "best_fit": grain.experimental.BestFitPackIterDataset,
+    "first_fit": grain.experimental.FirstFitPackIterDataset,
+    "none": grain.experimental.FirstFitPackIterDataset,  # one document a row
+}
+ToRows = Callable[[Any], Sequence[Row]]
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """How samples become batches.
+
+    Attributes:
+        length: tokens of a row, S.
+        batch: rows of a batch over all processes, B.
+        seed: of the shuffle and of the packer's order of rows.
+        shuffle: whether to shuffle; each epoch has its own order.
+        epochs: passes over the source; None for no end. Packed rows may join the end of one epoch and the start of the
+            next. With several processes leave it None: their numbers of batches differ.
+        packing: a key of PACKERS.
+        bins: rows that are packed at the same time. More waste less padding; resuming lays out as many rows again.
+        threads: that lay samples out.
+        prefetch: batches made ahead.
+    """
+
+    length: int
+    batch: int
+    seed: int = 0
+    shuffle: bool = True
+    epochs: int | None = None
+    packing: str = "best_fit"
+    bins: int = 64
+    threads: int = 2
+    prefetch: int = 2
+
+    def __post_init__(self):
+        for name in ("length", "batch", "bins", "threads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.prefetch < 0:
+            raise UserError(f"data.prefetch is {self.prefetch}; it must be 0 or more")
+        if self.epochs is not None and self.epochs < 1:
+            raise UserError(f"data.epochs is {self.epochs}; it must be at least 1, or None for no end")
+        if self.packing not in PACKERS:
+            raise UserError(f"data.packing is {self.packing!r}; it must be one of {', '.join(PACKERS)}")
+
+
+class TrainBatches(grain.DatasetIterator):
+    """Training batches [B of this process, S] (`layout.packing.pack_rows` names the arrays), for one process.
+
+    `counts` are those of the batches handed out so far, also after a resume.
+    """
+
+    def __init__(self, parent: grain.DatasetIterator):
+        super().__init__(parent)
+        self.counts = Counts()
+        weakref.finalize(self, parent.close)  # stops the threads before the interpreter takes their modules away
+
+    def __next__(self) -> Batch:
+        batch = dict(next(self._parent))
+        self.counts += Counts.of_packed(batch.pop("counts"), batch["tokens"].size)
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        return {"parent": self._parent.get_state(), "counts": dataclasses.asdict(self.counts)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._parent.set_state(state["parent"])
+        self.counts = Counts(**state["counts"])
+
+
+def train_batches(
+    source: Sequence, to_rows: ToRows, config: PipelineConfig, pad: int, process: int = 0, processes: int = 1
+) -> TrainBatches:
+    """The training iterator of one process.
+
+    Args:
+        source: random access; item i must be the same whenever it is asked for. Read from several threads.
+        to_rows: item -> rows; deterministic, safe to call from several threads (`rows.RowMaker`).
+        pad: id of the padding token.
+        process, processes: `jax.process_index()` and `jax.process_count()`.
+
+    Raises:
+        UserError: the source is empty, the batch does not divide by the processes; while iterating: no sample fits.
+    """
+    if not len(source):
+        raise UserError("the training data is empty")
+    rows = _share(config.batch, processes)
+    dataset = grain.MapDataset.source(source)
+    if config.shuffle:
+        dataset = dataset.shuffle(seed=config.seed)
+    dataset = dataset.repeat(config.epochs)[process::processes]
+    dataset = dataset.map(_Elements(to_rows, config.length, -(-len(source) // processes)))
+    dataset = dataset.to_iter_dataset(_reading(config, ahead=8))
+    dataset = grain.experimental.FlatMapIterDataset(dataset, _Each())
+    dataset = PACKERS[config.packing](
+        dataset,
+        length_struct={"row": config.length, "counts": _most_documents(config)},
+        num_packing_bins=config.bins,
+        seed=config.seed,
+        max_sequences_per_bin=1 if config.packing == "none" else None,
+    )
+    dataset = dataset.map(lambda packed: _finished(packed["row"], packed["row_segment_ids"], packed["counts"], pad))
+    empty = _empty_row(config.length, pad)
+    dataset = dataset.batch(rows, batch_fn=lambda listed: stack([*listed, *[empty] * (rows - len(listed))]))
+    if config.prefetch:
+        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=config.prefetch)
+    return TrainBatches(iter(dataset))
+
+
+def evaluation_batches(
+    source: Sequence, to_rows: ToRows, config: PipelineConfig, pad: int, process: int = 0, processes: int = 1
+) -> TrainBatches:
+    """One pass in order, one document a row, padded; `seed`, `shuffle`, `epochs`, `packing` and `bins` have no part.
+
+    Every process gets the same number of batches: rows are missing (all padding, no weights) where samples are too
+    long and at the end. Arguments and errors as `train_batches`; a sample that `to_rows` splits is an error.
+    """
+    if not len(source):
+        raise UserError("the evaluation data is empty")
+    rows = _share(config.batch, processes)
+    total = -(-len(source) // config.batch) * rows
+    empty = _empty_row(config.length, pad)
+
+    def one(place: int) -> Batch:
+        index = place * processes + process
+        if index >= len(source):
+            return empty
+        made = to_rows(source[index])
+        if len(made) != 1:
+            raise ValueError(f"evaluation sample {index} became {len(made)} rows; do not split samples for evaluation")
+        if len(made[0]) > config.length:
+            return {**empty, "counts": Counts(samples=1, dropped=1).packed()}
+        return {**pack_rows(made, config.length, pad), "counts": _counts(made[0], samples=1).packed()}
+
+    dataset = grain.MapDataset.range(total).map(one).batch(rows, batch_fn=stack)
+    return TrainBatches(iter(dataset.to_iter_dataset(_reading(config, ahead=max(1, config.prefetch)))))
+
+
+class _Elements:
+    """Item -> what the packer packs: a list of {"row": int32 [N, features], "counts": int32 [1, counts]}.
+
+    A sample that is left out is an element of no tokens, so that its count is not lost.
+    """
+
+    def __init__(self, to_rows: ToRows, length: int, patience: int):
+        self._to_rows, self._length, self._patience = to_rows, length, patience
+        self._dropped, self._shortest, self._fits = 0, None, False
+
+    def __call__(self, item) -> list[dict[str, np.ndarray]]:
+        rows = self._to_rows(item)
+        kept = [row for row in rows if len(row) <= self._length]
+        if not kept:
+            self._left_out(rows)
+            return [_element(None, Counts(samples=1, dropped=1))]
+        self._fits = True
+        counts = [_counts(row) for row in kept]
+        counts[0] += Counts(samples=1, split=int(len(rows) > 1), dropped_pieces=len(rows) - len(kept))
+        return [_element(row, count) for row, count in zip(kept, counts, strict=True)]
+
+    def _left_out(self, rows) -> None:
+        """Once as many samples as an epoch has were all left out, the packer would wait for ever: say so instead."""
+        self._dropped += 1
+        self._shortest = min([self._shortest or 2**31, *map(len, rows)])
+        if not self._fits and self._dropped >= self._patience:
+            raise UserError(
+                f"all of the first {self._dropped} samples are longer than data.length {self._length} tokens (the "
+                f"shortest row has {self._shortest}); raise the length or split long samples"
+            )
+
+
+class _Each(grain.experimental.FlatMapTransform):
+    max_fan_out = 2**31
+
+    def flat_map(self, element):
+        return element
+
+
+def _element(row: Row | None, counts: Counts) -> dict[str, np.ndarray]:
+    columns = np.zeros((0, len(FEATURES)), np.int32) if row is None else np.stack([*features(row).values()], axis=1)
+    return {"row": columns, "counts": counts.packed()[None]}
+
+
+def _finished(columns, segment, counts, pad) -> Batch:
+    """A packed row: `columns` [S, features], `segment` [S] a number per document, `counts` [documents, counts]."""
+    joined = {name: columns[:, place] for place, name in enumerate(FEATURES)}
+    return {**finish(joined, segment, pad), "counts": counts.sum(axis=0)}
+
+
+def _empty_row(length: int, pad: int) -> Batch:
+    return {**pack_rows([], length, pad), "counts": Counts().packed()}
+
+
+def _counts(row: Row, samples: int = 0) -> Counts:
+    return Counts(samples=samples, documents=1, tokens=len(row), trained=int(row.trained.sum()))
+
+
+def _share(batch: int, processes: int) -> int:
+    if batch % processes:
+        raise UserError(f"data.batch is {batch}; it must divide by the {processes} processes")
+    return batch // processes
+
+
+def _most_documents(config: PipelineConfig) -> int:
+    """How many documents, those left out included, one packed row may hold: more than real ones ever do."""
+    return 64 + config.length // 8
+
+
+def _reading(config: PipelineConfig, ahead: int) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=ahead * config.threads)
