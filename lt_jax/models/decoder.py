@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lt_jax.attention import attention, prepare
+from lt_jax.errors import UserError
 from lt_jax.lifetimes import Lifetimes, causal
 from lt_jax.models import params as parameters
 from lt_jax.models import rope
@@ -109,6 +110,8 @@ def forward(
         remat: "none" keeps every activation, "dots" keeps matrix products only, "layer" keeps layer inputs only.
         sharding: where given, of the residual stream [B, S, E] between layers.
     """
+    if remat not in REMAT:
+        raise UserError(f"remat is {remat!r}; it is one of {', '.join(REMAT)}")
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     lifetimes = causal(*tokens.shape) if lifetimes is None else lifetimes
