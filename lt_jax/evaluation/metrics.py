@@ -116,23 +116,27 @@ class Paired:
 
 
 def paired(first: Sequence, second: Sequence) -> Paired:
-    """Compares two lists of `results.Record`, problem by problem (they must list the same problems in one order).
-
-    The interval of the difference is Agresti and Min's (2005): half a problem is added to each of the four cells of
-    the table, which keeps its promise also when the two disagree on few problems or none.
-    """
+    """Compares two lists of `results.Record`, problem by problem (they must list the same problems in one order)."""
     if [r.problem for r in first] != [r.problem for r in second]:
         raise ValueError("paired: the two lists are not about the same problems in the same order")
     a, b = (np.array([r.correct for r in records], bool) for records in (first, second))
-    only_first, only_second, total = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
+    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
+    ratios = {name: ratio([getattr(r.counts, name) for r in first], [getattr(r.counts, name) for r in second])
+              for name in ("peak", "dependency", "generated")}  # fmt: skip
+    return Paired(difference(only_first, only_second, len(a)), only_first, only_second, total=len(a), **ratios)
+
+
+def difference(only_first: int, only_second: int, total: int) -> Interval:
+    """Difference of two shares measured on the same `total` problems, from the problems that only one solved.
+
+    The interval is Agresti and Min's (2005): half a problem is added to each of the four cells of the table, which
+    keeps its promise also when the two disagree on few problems or none.
+    """
     one, two, n = only_first + 0.5, only_second + 0.5, total + 2
     middle = (one - two) / n
     half = Z95 * math.sqrt(max(one + two - (one - two) ** 2 / n, 0.0)) / n
     value = (only_first - only_second) / total if total else math.nan
-    difference = Interval(value, max(-1.0, middle - half), min(1.0, middle + half))
-    ratios = {name: ratio([getattr(r.counts, name) for r in first], [getattr(r.counts, name) for r in second])
-              for name in ("peak", "dependency", "generated")}  # fmt: skip
-    return Paired(difference, only_first, only_second, total=total, **ratios)
+    return Interval(value, max(-1.0, middle - half), min(1.0, middle + half))
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> Interval:

@@ -1,0 +1,92 @@
+"""Results as plain text, at most 100 columns wide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lt_jax.evaluation import metrics
+from lt_jax.evaluation.results import MethodResult, Results
+
+WIDTH = 100
+
+
+def table(results: Results) -> str:
+    """The whole evaluation: methods, comparisons with the first one, and accuracy by family."""
+    count = len(results.methods[0].records)
+    blocks = [f"{results.suite}: {count:,} problem{'s' * (count != 1)}", methods(results)]
+    if len(results.methods) > 1:
+        blocks.append("\n".join(compared(each, results.methods[0]) for each in results.methods[1:]))
+    if len(families(results)) > 1:
+        blocks.append(by_family(results))
+    return "\n\n".join(blocks + ([results.note] if results.note else []))
+
+
+def methods(results: Results) -> str:
+    """One line per method."""
+    base = metrics.summarise(results.methods[0].records)
+    head = ["method", "accuracy % (95%)", "peak", "of", "dependency", "of", "tokens", "compr.", "time s", "tokens/s"]
+    body = []
+    for each in results.methods:
+        s = metrics.summarise(each.records, each.seconds)
+        body.append([
+            each.name, accuracy(s.accuracy), number(s.peak.value), share(s.peak.value, base.peak.value),
+            number(s.dependency.value), share(s.dependency.value, base.dependency.value), number(s.generated.value),
+            f"{s.compressions:.1f}", number(each.seconds), number(s.tokens_per_second),
+        ])  # fmt: skip
+    return grid(head, body)
+
+
+def compared(first: MethodResult, second: MethodResult) -> str:
+    """A sentence on two methods that solved the same problems."""
+    p = metrics.paired(first.records, second.records)
+    d = p.difference
+    return (
+        f"{first.name} - {second.name}: accuracy {100 * d.value:+.1f} points (95%: {100 * d.low:+.1f} to "
+        f"{100 * d.high:+.1f}); only {first.name} solves {p.only_first}, only {second.name} {p.only_second}"
+    )
+
+
+def families(results: Results) -> list[str]:
+    """The families of the suite, in the order they first appear."""
+    return list(dict.fromkeys(record.family for record in results.methods[0].records))
+
+
+def by_family(results: Results) -> str:
+    """Accuracy, and peak, of every method on each family."""
+    head = ["family", "problems", *(f"{each.name} % / peak" for each in results.methods)]
+    body = []
+    for family in families(results):
+        parts = [[r for r in each.records if r.family == family] for each in results.methods]
+        summaries = [metrics.summarise(part) for part in parts]
+        cells = [f"{100 * s.accuracy.value:.1f} / {number(s.peak.value)}" for s in summaries]
+        body.append([family, str(len(parts[0])), *cells])
+    return grid(head, body)
+
+
+def accuracy(interval: metrics.Interval) -> str:
+    return f"{100 * interval.value:.1f} ({100 * interval.low:.1f}-{100 * interval.high:.1f})"
+
+
+def share(value: float, whole: float) -> str:
+    return f"{100 * value / whole:.0f}%" if whole else "-"
+
+
+def number(value: float | None) -> str:
+    """Whole above ten, with thousands marked; "-" for nothing."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    if abs(value) >= 1e7:
+        return f"{value / 1e6:,.1f}M"
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.1f}"
+
+
+def grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table: first column to the left, the others to the right. One wider than WIDTH loses the ends of its names."""
+    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+    widths[0] = max(min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)), 8)
+    cut = lambda text, width: text if len(text) <= width else text[: width - 3] + "..."
+    line = lambda row: "  ".join(
+        [f"{cut(row[0], widths[0]):<{widths[0]}}", *(f"{x:>{w}}" for x, w in zip(row[1:], widths[1:], strict=True))]
+    ).rstrip()
+    return "\n".join([line(head), "-" * min(sum(widths) + 2 * (len(widths) - 1), WIDTH), *map(line, body)])
