@@ -16,8 +16,7 @@ class Counts:
         documents: laid out and used: whole samples and pieces of split ones.
         split: samples that became several pieces.
         dropped: samples left out because they are too long.
-        dropped_pieces: pieces of split samples left out because they are still too long.
-        tokens: of the documents.
+        tokens: of the documents; a split sample's later pieces repeat some.
         trained: of these, targets that are trained.
         places: tokens and padding of the rows they were put into.
     """
@@ -26,7 +25,6 @@ class Counts:
     documents: int = 0
     split: int = 0
     dropped: int = 0
-    dropped_pieces: int = 0
     tokens: int = 0
     trained: int = 0
     places: int = 0
@@ -54,10 +52,8 @@ class Counts:
         parts = [f"{self.samples:,} samples", f"{self.documents:,} documents of {self.tokens:,} tokens"]
         if self.split:
             parts.append(f"{self.split:,} split")
-        if self.dropped or self.dropped_pieces:
+        if self.dropped:
             parts.append(f"{self.dropped:,} left out as too long")
-        if self.dropped_pieces:
-            parts.append(f"{self.dropped_pieces:,} pieces left out as too long")
         if self.places:
             parts.append(f"rows {self.fill:.1%} full")
         return ", ".join(parts)

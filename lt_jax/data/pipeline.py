@@ -1,11 +1,10 @@
 """From samples to batches with Grain: shuffle, slice per process, lay out, pack, batch, prefetch; exact to resume.
 
-    source ─ shuffle(seed), anew every epoch ─ repeat ─ slice per process ─ to_rows (threads) ─ pack ─ batch ─ prefetch
+    source ─ shuffle(seed), anew every epoch ─ repeat ─ slice per process ─ to_row (threads) ─ pack ─ batch ─ prefetch
 
-A source is any sequence with `len` and `[index]`: prepared traces, a list, problems made up from their index. `to_rows`
-turns an item into laid-out rows: one, several (a sample that was split), or one that is too long, which is left out
-and counted. The counts travel with the rows through Grain's packer, so they are exact over a resume as well, and
-whatever the prefetch has read ahead.
+A source is any sequence with `len` and `[index]`: prepared traces, a list, problems made up from their index. `to_row`
+lays an item out. A row that is too long is left out or split (`layout.limit`), and counted. The counts travel with the
+rows through Grain's packer, so they are exact over a resume as well, and whatever the prefetch has read ahead.
 
 The iterators are Grain's own kind (`get_state`, `set_state`; Orbax saves them as they are). Their state is that of one
 process among `processes`: resuming needs the same number of processes, not of devices.
@@ -23,6 +22,7 @@ import numpy as np
 
 from lt_jax.data.counts import Counts
 from lt_jax.errors import UserError
+from lt_jax.layout.limit import POLICIES, fit
 from lt_jax.layout.packing import FEATURES, features, finish, pack_rows, stack
 from lt_jax.layout.row import Row
 
@@ -31,7 +31,7 @@ PACKERS = {
     "first_fit": grain.experimental.FirstFitPackIterDataset,
     "none": grain.experimental.FirstFitPackIterDataset,  # one document a row
 }
-ToRows = Callable[[Any], Sequence[Row]]
+ToRow = Callable[[Any], Row]
 Batch = dict[str, np.ndarray]
 
 
@@ -46,6 +46,7 @@ class PipelineConfig:
         shuffle: whether to shuffle; each epoch has its own order.
         epochs: passes over the source; None for no end. Packed rows may join the end of one epoch and the start of the
             next. With several processes leave it None: their numbers of batches differ.
+        over_length: what becomes of samples of more than `length` tokens: "drop" or "split" (`layout.limit`).
         packing: a key of PACKERS.
         bins: rows that are packed at the same time. More waste less padding; resuming lays out as many rows again.
         threads: that lay samples out.
@@ -57,6 +58,7 @@ class PipelineConfig:
     seed: int = 0
     shuffle: bool = True
     epochs: int | None = None
+    over_length: str = "drop"
     packing: str = "best_fit"
     bins: int = 64
     threads: int = 2
@@ -70,6 +72,8 @@ class PipelineConfig:
             raise UserError(f"data.prefetch is {self.prefetch}; it must be 0 or more")
         if self.epochs is not None and self.epochs < 1:
             raise UserError(f"data.epochs is {self.epochs}; it must be at least 1, or None for no end")
+        if self.over_length not in POLICIES:
+            raise UserError(f"data.over_length is {self.over_length!r}; it must be one of {', '.join(POLICIES)}")
         if self.packing not in PACKERS:
             raise UserError(f"data.packing is {self.packing!r}; it must be one of {', '.join(PACKERS)}")
 
@@ -83,7 +87,7 @@ class TrainBatches(grain.DatasetIterator):
     def __init__(self, parent: grain.DatasetIterator):
         super().__init__(parent)
         self.counts = Counts()
-        weakref.finalize(self, parent.close)  # stops the threads before the interpreter takes their modules away
+        weakref.finalize(self, _shut, weakref.ref(self), parent)
 
     def __next__(self) -> Batch:
         batch = dict(next(self._parent))
@@ -98,14 +102,21 @@ class TrainBatches(grain.DatasetIterator):
         self.counts = Counts(**state["counts"])
 
 
+def _shut(owner: weakref.ref, parent: grain.DatasetIterator) -> None:
+    """Stops the threads and lets the iterators go, at exit before the interpreter takes away the modules they need."""
+    parent.close()
+    if owner() is not None:
+        owner()._parents = ()
+
+
 def train_batches(
-    source: Sequence, to_rows: ToRows, config: PipelineConfig, pad: int, process: int = 0, processes: int = 1
+    source: Sequence, to_row: ToRow, config: PipelineConfig, pad: int, process: int = 0, processes: int = 1
 ) -> TrainBatches:
     """The training iterator of one process.
 
     Args:
         source: random access; item i must be the same whenever it is asked for. Read from several threads.
-        to_rows: item -> rows; deterministic, safe to call from several threads (`rows.RowMaker`).
+        to_row: item -> row; deterministic, safe to call from several threads (`rows.RowMaker`).
         pad: id of the padding token.
         process, processes: `jax.process_index()` and `jax.process_count()`.
 
@@ -119,7 +130,7 @@ def train_batches(
     if config.shuffle:
         dataset = dataset.shuffle(seed=config.seed)
     dataset = dataset.repeat(config.epochs)[process::processes]
-    dataset = dataset.map(_Elements(to_rows, config.length, -(-len(source) // processes)))
+    dataset = dataset.map(_Elements(to_row, config, -(-len(source) // processes)))
     dataset = dataset.to_iter_dataset(_reading(config, ahead=8))
     dataset = grain.experimental.FlatMapIterDataset(dataset, _Each())
     dataset = PACKERS[config.packing](
@@ -138,12 +149,12 @@ def train_batches(
 
 
 def evaluation_batches(
-    source: Sequence, to_rows: ToRows, config: PipelineConfig, pad: int, process: int = 0, processes: int = 1
+    source: Sequence, to_row: ToRow, config: PipelineConfig, pad: int, process: int = 0, processes: int = 1
 ) -> TrainBatches:
     """One pass in order, one document a row, padded; `seed`, `shuffle`, `epochs`, `packing` and `bins` have no part.
 
     Every process gets the same number of batches: rows are missing (all padding, no weights) where samples are too
-    long and at the end. Arguments and errors as `train_batches`; a sample that `to_rows` splits is an error.
+    long, whatever `over_length` says, and at the end. Arguments and errors as `train_batches`.
     """
     if not len(source):
         raise UserError("the evaluation data is empty")
@@ -155,12 +166,10 @@ def evaluation_batches(
         index = place * processes + process
         if index >= len(source):
             return empty
-        made = to_rows(source[index])
-        if len(made) != 1:
-            raise ValueError(f"evaluation sample {index} became {len(made)} rows; do not split samples for evaluation")
-        if len(made[0]) > config.length:
+        row = to_row(source[index])
+        if len(row) > config.length:
             return {**empty, "counts": Counts(samples=1, dropped=1).packed()}
-        return {**pack_rows(made, config.length, pad), "counts": _counts(made[0], samples=1).packed()}
+        return {**pack_rows([row], config.length, pad), "counts": (_counts(row) + Counts(samples=1)).packed()}
 
     dataset = grain.MapDataset.range(total).map(one).batch(rows, batch_fn=stack)
     return TrainBatches(iter(dataset.to_iter_dataset(_reading(config, ahead=max(1, config.prefetch)))))
@@ -172,29 +181,30 @@ class _Elements:
     A sample that is left out is an element of no tokens, so that its count is not lost.
     """
 
-    def __init__(self, to_rows: ToRows, length: int, patience: int):
-        self._to_rows, self._length, self._patience = to_rows, length, patience
-        self._dropped, self._shortest, self._fits = 0, None, False
+    def __init__(self, to_row: ToRow, config: PipelineConfig, patience: int):
+        self._to_row, self._config, self._patience = to_row, config, patience
+        self._dropped, self._shortest, self._fits = 0, 2**31, False
 
     def __call__(self, item) -> list[dict[str, np.ndarray]]:
-        rows = self._to_rows(item)
-        kept = [row for row in rows if len(row) <= self._length]
-        if not kept:
-            self._left_out(rows)
+        whole = self._to_row(item)
+        rows = fit(whole, self._config.length, self._config.over_length)
+        if not rows:
+            self._left_out(len(whole))
             return [_element(None, Counts(samples=1, dropped=1))]
         self._fits = True
-        counts = [_counts(row) for row in kept]
-        counts[0] += Counts(samples=1, split=int(len(rows) > 1), dropped_pieces=len(rows) - len(kept))
-        return [_element(row, count) for row, count in zip(kept, counts, strict=True)]
+        counts = [_counts(row) for row in rows]
+        counts[0] += Counts(samples=1, split=int(len(rows) > 1))
+        return [_element(row, count) for row, count in zip(rows, counts, strict=True)]
 
-    def _left_out(self, rows) -> None:
+    def _left_out(self, length: int) -> None:
         """Once as many samples as an epoch has were all left out, the packer would wait for ever: say so instead."""
         self._dropped += 1
-        self._shortest = min([self._shortest or 2**31, *map(len, rows)])
+        self._shortest = min(self._shortest, length)
         if not self._fits and self._dropped >= self._patience:
             raise UserError(
-                f"all of the first {self._dropped} samples are longer than data.length {self._length} tokens (the "
-                f"shortest row has {self._shortest}); raise the length or split long samples"
+                f"all of the first {self._dropped} samples are longer than data.length {self._config.length} tokens "
+                f"(the shortest has {self._shortest}) and data.over_length {self._config.over_length!r} drops them; "
+                "raise the length"
             )
 
 
@@ -220,8 +230,8 @@ def _empty_row(length: int, pad: int) -> Batch:
     return {**pack_rows([], length, pad), "counts": Counts().packed()}
 
 
-def _counts(row: Row, samples: int = 0) -> Counts:
-    return Counts(samples=samples, documents=1, tokens=len(row), trained=int(row.trained.sum()))
+def _counts(row: Row) -> Counts:
+    return Counts(documents=1, tokens=len(row), trained=int(row.trained.sum()))
 
 
 def _share(batch: int, processes: int) -> int:
