@@ -2,7 +2,7 @@
 
 import textwrap
 
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from lt_jax.layout.special import SpecialTokens
 
@@ -15,11 +15,17 @@ def characters(text):
 
 
 def word_tokenizer(words="a b c", size=0):
-    """A word tokenizer that keeps white space as tokens; `size` fills its vocabulary up."""
-    known = ["<unk>", " ", "\n", "\n\n", *dict.fromkeys(words.split())]
+    """Words and white space as tokens, spelt in bytes as real tokenizers do; `size` fills the vocabulary up."""
+    known = ["<unk>", "Ġ", "Ċ", "ĊĊ", *dict.fromkeys(words.split())]
     known += [f"filler{number}" for number in range(size - len(known))]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(known)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(_regex(r"\n\n|\s|[^\s]+"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\n\n|\s|[^\s]+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
@@ -40,9 +46,3 @@ def assert_drawn(picture, function):
                 return
             column = line.find(lines[0], column + 1)
     raise AssertionError(f"not drawn in {function.__qualname__}:\n{picture}")
-
-
-def _regex(pattern):
-    from tokenizers import Regex
-
-    return Regex(pattern)

@@ -245,7 +245,7 @@ def test_memento_markers_without_partner_end_nothing(ids):
 
 
 def replay(scheme, prompt, sampled):
-    """Feeds sampled tokens and what the closing forces; returns tokens, deaths and sinces as a controller knows them."""
+    """Feeds sampled tokens and what the closing forces; returns tokens, deaths and sinces as a controller has them."""
     close = closing(scheme, TABLE, characters)
     tokens, death, since = list(prompt), [NEVER] * len(prompt), [0] * len(prompt)
     begin, output, count = len(tokens), None, 0
