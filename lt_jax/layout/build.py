@@ -174,5 +174,5 @@ def _joined(segments: Sequence[Segment], tokenize: Tokenize) -> list[int]:
         return list(tokenize("".join(segments)))
     ids: list[int] = []
     for segment in segments:
-        ids += tokenize(segment) if isinstance(segment, str) else segment
+        ids += list(tokenize(segment) if isinstance(segment, str) else segment)
     return [int(token) for token in ids]
