@@ -1,7 +1,7 @@
 """A trace as a laid-out row: the chat prompt, the thoughts, `layout.build_row`.
 
-    to_row = RowMaker(scheme=scheme, special=special, tokenizer=tokenizer, prompt=prompter("qwen"))
-    row = to_row(trace)
+to_row = RowMaker(scheme=scheme, special=special, tokenizer=tokenizer, prompt=prompter("qwen"))
+row = to_row(trace)
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ class RowMaker:
         scheme, special: the method.
         tokenizer: a `tokenizers` or `transformers` tokenizer.
         prompt: see `prompter`.
-        segment: how a response becomes thoughts, where the scheme works on thoughts: "paragraph", "sentence", or "ready"
-            (cut in the data: thoughts_list, Memento's blocks). None: as cut in the data where a trace has `segments`,
-            else by paragraphs.
+        segment: how a response becomes thoughts, where the scheme works on thoughts: "paragraph", "sentence", or
+            "ready" (cut in the data: thoughts_list, Memento's blocks). None: as cut in the data where a trace has
+            `segments`, else by paragraphs.
         minimum, maximum: thoughts are joined and cut to lie between these many tokens; 0 and None leave them be.
     """
 

@@ -1,7 +1,7 @@
 """Sources of samples: sequences that are read by index and hold nothing but what they must.
 
-Prepared traces (`builder.PreparedTraces`), lists and the embedded problems (`tasks.Problems`) are sources; these put them
-together.
+Prepared traces (`builder.PreparedTraces`), lists and the embedded problems (`tasks.Problems`) are sources; these put
+them together.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Part(Sequence):
 
 
 def hold_out(source: Sequence, count: int) -> tuple[Part, Part]:
-    """(training, held out): the last `count` items are held out. TFDS has shuffled prepared traces, so these are a sample.
+    """(training, held out): the last `count` items are held out, a random sample of prepared traces (TFDS shuffles).
 
     Raises:
         UserError: nothing would be left to train on.

@@ -16,7 +16,7 @@ from lt_jax.lifetimes import NEVER
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """A distribution of whole numbers; `edges` and `counts` are its histogram, counts[i] in [edges[i], edges[i + 1])."""
+    """A distribution of whole numbers; its histogram has counts[i] values in [edges[i], edges[i + 1])."""
 
     mean: float
     median: float
