@@ -1,0 +1,119 @@
+"""Attention of new queries over a cache that first takes their own keys in: the one place where the cache is read.
+
+`attend` is what the rest calls. `dense` is the definition, `blocks` walks over the slots in blocks and stops behind the
+longest row, so that its cost follows the keys that are there and not the capacity.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lt_jax.cache.kv_cache import SLOTS, pick
+
+NONE = -1e30  # a score no key can have; finite, so that a query that sees nothing gives zeros and not NaN
+
+
+def attend(q, k_new, v_new, keys, values, layer: int, rows, start, mask, bound, implementation=None):
+    """Writes the new keys and values into their slots, then attends.
+
+    Args:
+        q: [R, T, H, D].
+        k_new, v_new: [R, T, Hkv, D].
+        keys, values: [L, B, Hkv, C, D], the whole cache; updated in place where the caller lets go of them.
+        layer: which layer.
+        rows: [R] int32, the cache rows of the queries, or None for all B in order.
+        start: [R] int32, slot of each row's first new key; start + T must not pass C.
+        mask: [R, Kb, T, C] bool, visible (query, slot) pairs, new keys included; Kb is 1 or Hkv.
+        bound: [R] int32, slots at or after it are not visible to any query of the row.
+        implementation: a name of `IMPLEMENTATIONS`; None is the best for the platform.
+
+    Returns:
+        attended [R, T, H, D], zeros where a query sees nothing; keys; values.
+    """
+    keys = write(keys, k_new, layer, rows, start)
+    values = write(values, v_new, layer, rows, start)
+    run = IMPLEMENTATIONS[implementation or "blocks"]
+    return run(q, keys, values, layer, rows, mask, bound), keys, values
+
+
+def write(cached, new, layer: int, rows, start):
+    """cached [L, B, Hkv, C, D] with new [R, T, Hkv, D] in slots start.. of the given rows."""
+    batch, tokens = new.shape[:2]
+    new = new.astype(cached.dtype)
+    if tokens == 1 and batch > 1:
+        where = jnp.arange(batch) if rows is None else rows
+        return cached.at[layer, where, :, start].set(new[:, 0], mode="promise_in_bounds", unique_indices=True)
+    new = new.transpose(0, 2, 1, 3)
+    for r in range(batch):
+        row = r if rows is None else rows[r]
+        cached = lax.dynamic_update_slice(cached, new[None, r:r + 1], (layer, row, 0, start[r], 0))
+    return cached
+
+
+def grouped(q, kv_heads: int):
+    """[R, T, H, D] -> [R, Hkv, G * T, D], scaled: the queries that share a kv head together."""
+    r, t, h, d = q.shape
+    q = (q * d**-0.5).reshape(r, t, kv_heads, h // kv_heads, d)
+    return q.transpose(0, 2, 3, 1, 4).reshape(r, kv_heads, -1, d)
+
+
+def ungrouped(x, tokens: int, dtype):
+    """[R, Hkv, G * T, D] -> [R, T, H, D]."""
+    r, kv_heads, _, d = x.shape
+    return x.reshape(r, kv_heads, -1, tokens, d).transpose(0, 3, 1, 2, 4).reshape(r, tokens, -1, d).astype(dtype)
+
+
+def dense(q, keys, values, layer, rows, mask, bound):
+    """The definition: all slots at once."""
+    k, v = (pick(x[layer], rows, 0) for x in (keys, values))
+    q_ = grouped(q, k.shape[1])
+    scores = jnp.einsum("bhqd,bhsd->bhqs", q_, k, preferred_element_type=jnp.float32)
+    seen = _repeat(mask, scores.shape[2])
+    scores = jnp.where(seen, scores, NONE)
+    weights = jnp.where(seen, jnp.exp(scores - scores.max(-1, keepdims=True)), 0)
+    out = jnp.einsum("bhqs,bhsd->bhqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return ungrouped(out / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30), q.shape[1], q.dtype)
+
+
+def blocks(q, keys, values, layer, rows, mask, bound):
+    """Flash-style over blocks of `SLOTS` slots, up to the largest bound."""
+    heads, size = keys.shape[2], keys.shape[4]
+    q_ = grouped(q, heads)
+
+    def step(i, carry):
+        top, total, out = carry
+        k, v = (_block(x, layer, rows, i, heads, size) for x in (keys, values))
+        scores = jnp.einsum("bhqd,bhsd->bhqs", q_, k, preferred_element_type=jnp.float32)
+        seen = _repeat(lax.dynamic_slice_in_dim(mask, i * SLOTS, SLOTS, 3), q_.shape[2])
+        scores = jnp.where(seen, scores, NONE)
+        new = jnp.maximum(top, scores.max(-1))
+        weights = jnp.where(seen, jnp.exp(scores - new[..., None]), 0)
+        fade = jnp.exp(top - new)
+        part = jnp.einsum("bhqs,bhsd->bhqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return new, total * fade + weights.sum(-1), out * fade[..., None] + part
+
+    zero = jnp.zeros(q_.shape[:3], jnp.float32)
+    count = jnp.max((bound + SLOTS - 1) // SLOTS)
+    _, total, out = lax.fori_loop(0, count, step, (zero + NONE, zero, jnp.zeros(q_.shape, jnp.float32)))
+    return ungrouped(out / jnp.maximum(total, 1e-30)[..., None], q.shape[1], q.dtype)
+
+
+def _block(x, layer, rows, i, heads, size):
+    """Slots of block i of one layer, [R, Hkv, SLOTS, D]."""
+    cut = lambda row, n: lax.dynamic_slice(x, (layer, row, 0, i * SLOTS, 0), (1, n, heads, SLOTS, size))[0]
+    if rows is None:
+        return cut(0, x.shape[1])
+    return jnp.concatenate([cut(rows[r], 1) for r in range(rows.shape[0])])
+
+
+def _repeat(mask, queries: int):
+    """[R, Kb, T, S] -> [R, Kb, G * T, S], the order of `grouped`."""
+    r, kb, t, s = mask.shape
+    if queries == t:
+        return mask
+    return jnp.broadcast_to(mask[:, :, None], (r, kb, queries // t, t, s)).reshape(r, kb, queries, s)
+
+
+IMPLEMENTATIONS = {"dense": dense, "blocks": blocks}

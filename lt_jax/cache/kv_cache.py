@@ -1,0 +1,194 @@
+"""The attention cache: slots that hold keys and values, with the birth and the death of every key.
+
+A row's slots are in birth order. The first `length` of them are in use, the others are empty (birth -1). A key that
+dies is first given its `death`, so that the rule of `lifetimes.py` hides it, and then its slot is freed: `close` cuts
+one run of slots out of a row (a thought: its dead keys lie together), `compact` frees any set of slots. Both keep the
+birth order. Keys keep the rotation of their original position.
+
+What k and v hold beyond `length` is left over from before and never visible.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lt_jax import lifetimes
+from lt_jax.lifetimes import NEVER
+
+SLOTS = 64  # the capacity is a multiple of this; attention walks over the cache in blocks of it
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Slots of a batch of rows.
+
+    Attributes:
+        k, v: [L, B, Hkv, C, D].
+        birth, death: [Lb, B, Kb, C] int32; birth -1 marks an empty slot. Lb and Kb are 1 where all layers and all kv
+            heads agree on who lives (LightThinker, AnLLM, Memento), else L and Hkv.
+        length: [Lb, B] int32, slots in use, the same for every head of a layer.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    birth: jax.Array
+    death: jax.Array
+    length: jax.Array
+
+    @property
+    def capacity(self) -> int:
+        """Slots a row has, C."""
+        return self.k.shape[3]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(x.nbytes for x in jax.tree.leaves(self))
+
+
+def empty(layers, rows, kv_heads, capacity, head_dim, dtype=jnp.float32, *, each: bool = False) -> KVCache:
+    """A cache without keys; the capacity is rounded up to a multiple of `SLOTS`.
+
+    Args:
+        each: every layer and kv head has its own births and deaths.
+    """
+    capacity = -(-capacity // SLOTS) * SLOTS
+    keys = lambda: jnp.zeros((layers, rows, kv_heads, capacity, head_dim), dtype)
+    own = (layers, rows, kv_heads, capacity) if each else (1, rows, 1, capacity)
+    fill = lambda value: jnp.full(own, value, jnp.int32)
+    return KVCache(keys(), keys(), fill(-1), fill(NEVER), jnp.zeros(own[:2], jnp.int32))
+
+
+def pick(x: jax.Array, rows, axis: int = 1) -> jax.Array:
+    """The given rows of x along `axis`; None is all of them."""
+    return x if rows is None else jnp.take(x, rows, axis=axis)
+
+
+def put(x: jax.Array, rows, new: jax.Array) -> jax.Array:
+    """x [Lb, B, ...] with the given rows replaced; None is all of them."""
+    return new if rows is None else x.at[:, rows].set(new)
+
+
+def append(cache: KVCache, rows, first, count, death=None) -> tuple[KVCache, jax.Array]:
+    """Gives `count` new keys with births first, first + 1, ... the slots after each row's last one.
+
+    Only the books are kept here; attention writes the keys themselves, layer by layer.
+
+    Args:
+        rows: [R] int32, or None for all.
+        first, count: [R] int32.
+        death: [R, T] int32 of the new keys; None is NEVER.
+
+    Returns:
+        the cache, and the slots of the first new keys [Lb, R].
+    """
+    start = pick(cache.length, rows)
+    offset = jnp.arange(cache.capacity, dtype=jnp.int32) - start[:, :, None, None]
+    new = (offset >= 0) & (offset < count[:, None, None])
+    dies = NEVER
+    if death is not None:
+        place = jnp.clip(offset, 0, death.shape[1] - 1)
+        dies = jnp.take_along_axis(jnp.broadcast_to(death[None, :, None], (*place.shape[:3], death.shape[1])), place, -1)
+    birth = jnp.where(new, first[:, None, None] + offset, pick(cache.birth, rows))
+    death = jnp.where(new, dies, pick(cache.death, rows))
+    return dataclasses.replace(
+        cache,
+        birth=put(cache.birth, rows, birth),
+        death=put(cache.death, rows, death),
+        length=put(cache.length, rows, start + count),
+    ), start
+
+
+def drop(cache: KVCache, rows, first, end, death) -> KVCache:
+    """Ends the keys with births first..end-1 at index `death`; all [R] int32. An empty range drops nothing."""
+    birth, old = pick(cache.birth, rows), pick(cache.death, rows)
+    column = lambda x: x[:, None, None]
+    dead = (birth >= column(first)) & (birth < column(end))
+    return dataclasses.replace(cache, death=put(cache.death, rows, jnp.where(dead, jnp.minimum(old, column(death)), old)))
+
+
+def visible(cache: KVCache, rows, index, since=None, key_gist=None, query_gist=None, gist_rule="causal") -> jax.Array:
+    """The rule over the slots: queries `index` [R, T] -> bool [Lb, R, Kb, T, C]. See `lifetimes.visible`.
+
+    Args:
+        index: [R, T] int32; -1 sees nothing.
+        since: [R, T] or None.
+        key_gist: [Lb, R, 1, C], query_gist: [R, T], gist-block ids, unless "causal".
+    """
+    head = lambda x: None if x is None else x[None, :, None]
+    return lifetimes.visible(pick(cache.birth, rows), pick(cache.death, rows), head(index), head(since),
+                             key_gist, head(query_gist), gist_rule)
+
+
+def close(cache: KVCache, rows, start, end, tail: int, valid=None) -> KVCache:
+    """Cuts the slots start..end-1 out of each row; the keys behind them move down and keep their order.
+
+        slot     0 1 2 3 4 5 6 7                 0 1 2 3 4 5 6 7
+        before   X X s s w c o .     close 2..4  X X c o . . . .
+
+    Args:
+        rows: [R] int32. start, end: [Lb, R] int32 slots.
+        tail: static chunk in which keys are moved; the cost is smallest where it is the number of keys behind `end`,
+            and `length + tail` must not pass the capacity.
+        valid: [R] bool, rows to touch; None is all.
+    """
+    gap = end - start if valid is None else jnp.where(valid, end - start, 0)
+    length = pick(cache.length, rows)
+    slot = jnp.arange(cache.capacity, dtype=jnp.int32)
+    stays = slot < start[..., None, None]
+    moved = jnp.where(stays, slot, jnp.minimum(slot + gap[..., None, None], cache.capacity - 1))
+    used = slot < (length - gap)[..., None, None]
+    take = lambda x, blank: jnp.where(used, jnp.take_along_axis(x, jnp.broadcast_to(moved, x.shape), -1), blank)
+    birth, death = take(pick(cache.birth, rows), -1), take(pick(cache.death, rows), NEVER)
+    behind = length - end if valid is None else jnp.where(valid, length - end, 0)
+    chunks = jnp.max((behind + tail - 1) // tail)
+    move = lambda i, kv: _move(kv, rows, start + i * tail, start + gap + i * tail, tail)
+    k, v = lax.fori_loop(0, chunks, move, (cache.k, cache.v))
+    return KVCache(k, v, put(cache.birth, rows, birth), put(cache.death, rows, death),
+                   put(cache.length, rows, length - gap))
+
+
+def _move(kv, rows, to, origin, n: int):
+    """Copies n slots of every layer of each row from slot `origin` to slot `to`, both [Lb, R]."""
+    layers, _, heads, _, size = kv[0].shape
+    for own in range(to.shape[0]):  # one run for all layers, or one per layer
+        layer, depth = (own, 1) if to.shape[0] > 1 else (0, layers)
+        for r in range(rows.shape[0]):
+            part = lambda x, r=r, own=own, layer=layer, depth=depth: lax.dynamic_slice(
+                x, (layer, rows[r], 0, origin[own, r], 0), (depth, 1, heads, n, size))
+            # Without the barrier XLA fuses the read into the write, and copies the whole cache to be safe.
+            parts = lax.optimization_barrier(tuple(part(x) for x in kv))
+            kv = tuple(lax.dynamic_update_slice(x, new, (layer, rows[r], 0, to[own, r], 0))
+                       for x, new in zip(kv, parts, strict=True))
+    return kv
+
+
+def compact(cache: KVCache, index, rows=None) -> KVCache:
+    """Frees every slot whose key no query at or after `index` [R] sees; the others close ranks in birth order.
+
+    Layer by layer, so that the extra memory is one layer's keys.
+    """
+    birth, death = pick(cache.birth, rows), pick(cache.death, rows)
+    alive = (birth >= 0) & (death > index[:, None, None])
+    order = jnp.argsort(~alive, axis=-1, stable=True)
+    length = alive.sum(-1, dtype=jnp.int32)[:, :, 0]
+    used = jnp.arange(cache.capacity) < length[..., None, None]
+    take = lambda x, blank: jnp.where(used, jnp.take_along_axis(x, order, -1), blank)
+    layers = cache.k.shape[0]
+
+    def one(layer, kv):
+        place = order[jnp.minimum(layer, order.shape[0] - 1)]
+        def gather(x):
+            old = pick(lax.dynamic_index_in_dim(x, layer, 0, keepdims=False), rows, 0)
+            new = jnp.take_along_axis(old, jnp.broadcast_to(place, old.shape[:3])[..., None], 2)
+            return x.at[layer].set(new) if rows is None else x.at[layer, rows].set(new)
+        return tuple(gather(x) for x in kv)
+
+    k, v = lax.fori_loop(0, layers, one, (cache.k, cache.v))
+    return KVCache(k, v, put(cache.birth, rows, take(birth, -1)), put(cache.death, rows, take(death, NEVER)),
+                   put(cache.length, rows, length))

@@ -1,0 +1,126 @@
+"""What decoding is asked to do, and what it hands back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from lt_jax.decode.sample import Sampling
+from lt_jax.errors import UserError
+from lt_jax.layout.row import Row
+from lt_jax.lifetimes import Lifetimes
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """How an engine decodes; all of it is fixed when the engine is made, and compiled in.
+
+    Attributes:
+        rows: rows decoded side by side.
+        capacity: most keys a row may hold at once: prompt, kept and current thought together. A row that would need
+            more is finished as "capacity".
+        buffer: steps of a compiled block; rows are handed back and refilled, and tokens streamed, between blocks.
+        sampling: see `Sampling`.
+        max_thought: most tokens of a thought before the one that closes it; then it is closed by force. None: no limit.
+        stop: ids that end a row besides EOS.
+        closers: rows whose thoughts are closed in one pass; None is one in 16 of `rows`.
+        patience: steps a row may wait for others to share that pass.
+    """
+
+    rows: int = 1
+    capacity: int = 4096
+    buffer: int = 32
+    sampling: Sampling = Sampling()
+    max_thought: int | None = None
+    stop: tuple[int, ...] = ()
+    closers: int | None = None
+    patience: int = 4
+
+    def __post_init__(self):
+        for name in ("rows", "capacity", "buffer"):
+            if getattr(self, name) < 1:
+                raise UserError(f"decode.{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.max_thought is not None and self.max_thought < 1:
+            raise UserError(f"decode.max_thought is {self.max_thought}; it must be 1 or more, or None")
+        if self.closers is None:
+            object.__setattr__(self, "closers", max(1, self.rows // 16))
+        if not 1 <= self.closers <= self.rows:
+            raise UserError(f"decode.closers is {self.closers}; it must be from 1 to decode.rows ({self.rows})")
+        object.__setattr__(self, "stop", tuple(self.stop))
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt to go on from.
+
+    Attributes:
+        prompt: ids, or a `Row` of `layout.build_prompt` where the prompt itself is compressed.
+        max_new: most tokens to generate; gists, instruction and output tokens are free.
+        seed: of this row's own random numbers.
+        id: handed back with the completion; None is the place among the requests.
+    """
+
+    prompt: Sequence[int] | Row
+    max_new: int = 1024
+    seed: int = 0
+    id: object = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """A finished row. N response tokens, everything that was fed or sampled after the prompt; numpy.
+
+    Attributes:
+        id: of the request.
+        prompt: [P] int32, the prompt as fed.
+        tokens: [N] int32, the last one (EOS, if it came) included.
+        forced: [N] bool, fed and not sampled: gists, instruction, output tokens, and what ended a thought by force.
+        logp: [N] float32, log-prob of the sampled tokens, see `decode.sample`; 0 where forced.
+        visible: [N] int32, keys the token saw, itself included.
+        held: [N] int32, keys in the cache while it was fed. Closing a thought holds X + kept + thought + trigger +
+            gists + output token (LightThinker 5.1, Peak).
+        gist: [N] bool, gist token (or anchor).
+        closings: [K] int32, places in `tokens` of what closed each thought that was compressed.
+        death, since, block: [P + N] int32, the lifetimes as they were, see `lifetimes.Lifetimes`.
+        finish: "eos", "stop" (a stop id), "length" (`max_new`) or "capacity".
+        seconds: from the start of its prefill to its end.
+        gist_rule: of the scheme.
+    """
+
+    id: object
+    prompt: np.ndarray
+    tokens: np.ndarray
+    forced: np.ndarray
+    logp: np.ndarray
+    visible: np.ndarray
+    held: np.ndarray
+    gist: np.ndarray
+    closings: np.ndarray
+    death: np.ndarray
+    since: np.ndarray
+    block: np.ndarray
+    finish: str
+    seconds: float
+    gist_rule: str = "causal"
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def compressions(self) -> int:
+        """Thoughts that were compressed."""
+        return len(self.closings)
+
+    @property
+    def row(self) -> np.ndarray:
+        """[P + N] int32, prompt and response."""
+        return np.concatenate([self.prompt, self.tokens])
+
+    def lifetimes(self) -> Lifetimes:
+        """Of prompt and response as a batch of one: a masked forward under them sees what decoding saw."""
+        block = None if self.gist_rule == "causal" else jnp.asarray(self.block)[None]
+        return Lifetimes(jnp.asarray(self.death)[None], jnp.asarray(self.since)[None], block, self.gist_rule)

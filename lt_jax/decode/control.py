@@ -1,0 +1,168 @@
+"""The state machine of a row: what it feeds next, when its thought is closed, when it is finished. Vectorised over rows.
+
+A token is sampled (or forced) first and fed later. A row whose waiting token closes a thought is `pending`: it is fed
+together with what must follow it, in a pass of its own. Every other live row takes the ordinary step. There are no
+counters over the batch; what a row does follows from its own state.
+
+Differences from the reference loop (LightThinker 4.1): it is per row; a thought that grows too long is closed by force;
+the last token of a row is fed too, so that its reads are counted and its key is in the cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lt_jax.decode.sample import Sampling, sample
+from lt_jax.layout.closing import Closing
+
+FINISHES = (None, "eos", "stop", "length", "capacity")
+EOS, STOP, LENGTH, CAPACITY = 1, 2, 3, 4
+NONE = -1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Rows, [B] each, int32 unless said.
+
+    Attributes:
+        alive: bool, the row has a token to feed.
+        token, logp, forced: that token, its log-prob (float32), and whether it was forced (bool).
+        index: its index in the row.
+        finish: reason why it is the row's last token, or 0; an index into `FINISHES`.
+        left: tokens that may still be sampled after it.
+        thought: index of the first token of the open thought. Memento: of the open block, or NONE.
+        shut: memento: index after the open block's end marker, or NONE.
+        closings: thoughts closed so far.
+        waits: steps that the row has been waiting to close a thought.
+        seed: uint32, the row's own.
+    """
+
+    alive: jax.Array
+    token: jax.Array
+    logp: jax.Array
+    forced: jax.Array
+    index: jax.Array
+    finish: jax.Array
+    left: jax.Array
+    thought: jax.Array
+    shut: jax.Array
+    closings: jax.Array
+    waits: jax.Array
+    seed: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What is the same for all rows, see `DecodeConfig`; `close` is None for vanilla."""
+
+    close: Closing | None
+    gist_rule: str
+    eos: int
+    stop: tuple[int, ...]
+    max_thought: int | None
+    capacity: int
+    sampling: Sampling
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of one decoding pass."""
+        return 1 if self.close is None else len(self.close)
+
+    @property
+    def dying(self) -> int:
+        """Leading tokens of a closing that die with the thought: trigger and instruction."""
+        return int(np.sum(np.cumprod(self.close.death == self.close.thought_dies)))
+
+
+def idle(rows: int) -> State:
+    """No row alive."""
+    zeros = {field.name: jnp.zeros(rows, jnp.int32) for field in dataclasses.fields(State)}
+    flags = {name: jnp.zeros(rows, bool) for name in ("alive", "forced")}
+    return State(**zeros | flags | {"logp": jnp.zeros(rows), "seed": jnp.zeros(rows, jnp.uint32)})
+
+
+def begin(rules: Rules, index, left, seed) -> State:
+    """State of rows [R] whose prompts, of `index` tokens, have just been fed; `advance` gives them their first token."""
+    memento = rules.close is not None and rules.close.opens is not None
+    zero = jnp.zeros_like(index)
+    thought = zero + NONE if memento else index
+    return State(zero == 0, zero, zero.astype(jnp.float32), zero != 0, index, zero, left, thought, zero + NONE, zero,
+                 zero, seed)
+
+
+def closes(rules: Rules, state: State) -> jax.Array:
+    """[B] bool: the waiting token closes the open thought."""
+    close = rules.close
+    if close is None:
+        return jnp.zeros_like(state.alive)
+    if close.every:
+        return state.index - state.thought + 1 >= close.every
+    ends = state.token == close.tokens[0]
+    return ends if close.opens is None else ends & (state.shut >= 0)
+
+
+def pending(rules: Rules, state: State) -> jax.Array:
+    """[B] bool: rows that wait for a pass of their own. A row's very last token is fed alone."""
+    return state.alive & (state.finish == 0) & closes(rules, state)
+
+
+def dead_range(rules: Rules, state: State) -> tuple[jax.Array, jax.Array]:
+    """Births first..end-1 that die when the waiting token closes the thought; contiguous, at the end of the row."""
+    if rules.close.opens is not None:
+        return state.thought, state.shut
+    output = rules.close.replaces_output & (state.closings > 0)  # the last output token stands before the thought
+    return state.thought - output, state.index + rules.dying
+
+
+def fed(rules: Rules, state: State) -> State:
+    """After the waiting token has been fed by the ordinary step: memento's markers are noted, the index moves on."""
+    if rules.close is None or rules.close.opens is None:
+        return dataclasses.replace(state, index=state.index + 1)
+    opens = state.token == rules.close.opens
+    shuts = (state.token == rules.close.shuts) & (state.thought >= 0) & (state.shut < 0)
+    thought = jnp.where(opens, state.index, state.thought)
+    shut = jnp.where(opens, NONE, jnp.where(shuts, state.index + 1, state.shut))
+    return dataclasses.replace(state, index=state.index + 1, thought=thought, shut=shut)
+
+
+def closed(rules: Rules, state: State) -> State:
+    """After the thought has been closed and all tokens of the closing have been fed."""
+    index = state.index + len(rules.close)
+    none = jnp.full_like(index, NONE)
+    thought = index if rules.close.opens is None else none
+    return dataclasses.replace(state, index=index, thought=thought, shut=none, closings=state.closings + 1,
+                               waits=jnp.zeros_like(state.waits))
+
+
+def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array) -> State:
+    """Gives every row its next token and decides whether that is the last one.
+
+    Args:
+        state: `index` is that of the token to come.
+        logits: [B, V] float32.
+        length: [B] keys held before that token.
+    """
+    token, logp = sample(logits, state.seed, state.index, rules.sampling)
+    eos, stop = token == rules.eos, jnp.isin(token, jnp.asarray(rules.stop, jnp.int32)) if rules.stop else False
+    forced = jnp.zeros_like(state.alive)
+    if rules.max_thought is not None:
+        close = rules.close
+        forced = (state.index - state.thought >= rules.max_thought) & ~(eos | stop)
+        forced &= token != (close.tokens[0] if close.opens is None else close.shuts)
+        if close.opens is not None:
+            forced &= (state.thought >= 0) & (state.shut < 0)
+        token = jnp.where(forced, close.tokens[0] if close.opens is None else close.shuts, token)
+        logp = jnp.where(forced, 0, logp)
+    left = state.left - 1
+    new = dataclasses.replace(state, token=token, logp=logp, forced=forced, left=left)
+    full = (length + 1 >= rules.capacity) | (closes(rules, new) & (length + rules.longest > rules.capacity))
+    reasons = ((eos, EOS), (stop, STOP), (left <= 0, LENGTH), (full, CAPACITY))
+    finish = jnp.zeros_like(token)
+    for holds, reason in reversed(reasons):
+        finish = jnp.where(holds, reason, finish)
+    return dataclasses.replace(new, finish=finish)

@@ -1,0 +1,233 @@
+"""The engine: prompts in, completions out, rows refilled as they finish.
+
+Between two compiled blocks the host hands finished rows back and feeds waiting prompts into their rows. The next block
+is sent off before the last one's log is read, so that the host's work hides behind it. Rows do not touch each other:
+what a row generates does not depend on who shares the batch with it (but for rounding, where the platform's matrix
+product rounds differently for another number of rows).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lt_jax import cache as slots
+from lt_jax.decode import control
+from lt_jax.decode.block import decode_block, prefill, slack
+from lt_jax.decode.config import Completion, DecodeConfig, Request
+from lt_jax.decode.control import Rules
+from lt_jax.decode.passes import Feed
+from lt_jax.decode.record import Record
+from lt_jax.decode.weights import prepare
+from lt_jax.errors import UserError
+from lt_jax.layout.closing import closing
+from lt_jax.layout.row import Row
+from lt_jax.layout.scheme import Scheme
+from lt_jax.layout.special import SpecialTokens
+from lt_jax.models.config import DecoderConfig
+
+PIECES = (16, 32, 64, 128, 256, 512)  # lengths a piece of prompt is padded to
+TOGETHER = 512  # tokens of prompt fed in one pass
+
+
+class Engine:
+    """Decodes requests with one model under one scheme.
+
+    Compiles one decode block, and one prefill for each (piece length, number of rows) it meets.
+    """
+
+    def __init__(self, params: dict, model: DecoderConfig, scheme: Scheme, special: SpecialTokens,
+                 config: DecodeConfig = DecodeConfig(), tokenize: Callable | None = None):
+        """Args:
+            params: of `models/params.py`; see `load` to change them later.
+            tokenize: text -> ids, needed for `scheme.instruction` only.
+
+        Raises:
+            UserError: the scheme, the token table and the config do not go together.
+        """
+        close = closing(scheme, special, tokenize)
+        self.rules = Rules(close, scheme.gist_rule, special.eos, config.stop, config.max_thought, config.capacity,
+                           config.sampling)
+        _check(scheme, model, config, self.rules)
+        self.model, self.scheme, self.config = model, scheme, config
+        fixed = dict(model=model, rules=self.rules)
+        self.block = jax.jit(functools.partial(decode_block, **fixed, config=config), donate_argnums=(1, 2))
+        self.prefill = jax.jit(functools.partial(prefill, **fixed), static_argnames=("final", "compress"),
+                               donate_argnums=(1, 2))
+        self.load(params)
+        self.state = control.idle(config.rows)
+        self.cache = slots.empty(model.layers, config.rows, model.kv_heads, config.capacity + slack(self.rules),
+                                 model.head_dim, model.dtype)
+
+    def load(self, params: dict) -> None:
+        """Takes new parameters of the same shapes; nothing is compiled again. Rows under way go on with them."""
+        self.weights = jax.jit(prepare, static_argnums=1)(params, self.model)
+
+    def run(self, requests: Iterable[Request], stream: Callable[[Record, int], None] | None = None
+            ) -> Iterator[Completion]:
+        """Completions in the order in which they finish.
+
+        Args:
+            requests: read as rows become free; may be endless.
+            stream: called after each block with every live row's record and the place in it where the news begins.
+
+        Raises:
+            UserError: a prompt is empty or does not fit the capacity.
+        """
+        waiting = enumerate(requests)
+        records: dict[int, Record] = {}
+        more = self._fill(waiting, records, range(self.config.rows))
+        sent = self._send(records, more)
+        try:
+            while records:
+                alive, finish = np.asarray(self.state.alive), np.asarray(self.state.finish)
+                then = dict(records)
+                done = {row: records.pop(row) for row in then if not alive[row]}
+                now = time.perf_counter()
+                if more and done:
+                    more = self._fill(waiting, records, sorted(set(range(self.config.rows)) - set(records)))
+                log, written = sent
+                sent = self._send(records, more)
+                log, written = np.asarray(log), np.asarray(written)
+                for row, record in then.items():
+                    news = len(record)
+                    record.extend(log[row, : written[row]])
+                    if stream is not None:
+                        stream(record, news)
+                for row, record in done.items():
+                    yield record.completion(control.FINISHES[finish[row]], now)
+        finally:  # also when the caller stops asking: whatever is under way is forgotten
+            self.state = dataclasses.replace(self.state, alive=jnp.zeros_like(self.state.alive))
+
+    def _send(self, records: dict[int, Record], more: bool):
+        """Starts the next block, if any row is under way; returns its log, which is not there yet."""
+        if not records:
+            return None
+        # With prompts waiting, an eighth of the rows finished is worth a stop; otherwise only the end of all is.
+        enough = max(1, len(records) // 8) if more else len(records)
+        self.state, self.cache, *log = self.block(self.weights, self.state, self.cache, np.int32(enough))
+        return log
+
+    def complete(self, requests: Iterable[Request]) -> list[Completion]:
+        """All completions, in the order of the requests."""
+        numbered = [dataclasses.replace(request, id=(number, request.id)) for number, request in enumerate(requests)]
+        found = {c.id[0]: dataclasses.replace(c, id=numbered[c.id[0]].id[1]) for c in self.run(numbered)}
+        return [found[number] for number in range(len(numbered))]
+
+    def _fill(self, waiting, records: dict[int, Record], free) -> bool:
+        """Feeds prompts into the free rows; False when there are no prompts left."""
+        new: dict[int, Record] = {}
+        for row in free:
+            number, request = next(waiting, (None, None))
+            if request is None:
+                break
+            new[row] = self._record(request, number)
+        records.update(new)
+        for rows in _alike(new, self.cache.capacity):
+            self._feed([(row, new[row]) for row in rows])
+        return len(new) == len(free)
+
+    def _record(self, request: Request, number: int) -> Record:
+        record = Record(request, number if request.id is None else request.id, self.rules, time.perf_counter())
+        length, room = len(record.prompt), self.config.capacity
+        if not length:
+            raise UserError(f"request {record.id}: the prompt is empty")
+        if length + 1 > room:
+            raise UserError(f"request {record.id}: a prompt of {length} tokens does not fit; the capacity is {room} "
+                            "keys, and the response needs at least one")
+        if request.max_new < 1:
+            raise UserError(f"request {record.id}: max_new is {request.max_new}; it must be 1 or more")
+        return record
+
+    def _feed(self, group: list[tuple[int, Record]]) -> None:
+        """Prefills rows whose prompts are cut into the same pieces."""
+        prompts = [record.prompt_row for _, record in group]
+        rows = jnp.asarray([row for row, _ in group], jnp.int32)
+        left = jnp.asarray([record.request.max_new for _, record in group], jnp.int32)
+        seed = jnp.asarray([record.request.seed & 0xFFFFFFFF for _, record in group], jnp.uint32)
+        starts = [0] * len(group)
+        cut = pieces(prompts[0], self.cache.capacity)
+        for number, piece in enumerate(cut):
+            final = number == len(cut) - 1
+            stops = [len(p) if final else start + piece.take for p, start in zip(prompts, starts, strict=True)]
+            feed = _feed_of(prompts, rows, starts, stops, piece.padded, self.scheme)
+            self.state, self.cache = self.prefill(self.weights, self.state, self.cache, feed, left, seed, final=final,
+                                                  compress=self.scheme.prompt is not None)
+            starts = stops
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """`take` tokens of a prompt, fed in a pass of `padded` tokens."""
+
+    take: int
+    padded: int
+
+
+def pieces(prompt: Row, capacity: int) -> list[Piece]:
+    """Cuts a prompt into pieces that are padded to `PIECES`, never through a gist block."""
+    out, start = [], 0
+    while start < len(prompt):
+        rest = len(prompt) - start
+        fitting = [n for n in PIECES if n >= rest and start + n <= capacity]
+        if fitting:
+            return [*out, Piece(rest, fitting[0])]
+        padded = max(n for n in PIECES if n <= rest)
+        take = padded
+        while take and prompt.gist[start + take] >= 0 and prompt.gist[start + take] == prompt.gist[start + take - 1]:
+            take -= 1
+        if not take:
+            raise UserError(f"a gist block of the prompt is longer than {padded} tokens")
+        out.append(Piece(take, padded))
+        start += take
+    return out
+
+
+def _alike(records: dict[int, Record], capacity: int) -> list[list[int]]:
+    """Rows whose prompts can be fed together, in groups of 1, 2, 4 ... rows, so that few shapes are compiled."""
+    by_shape = collections.defaultdict(list)
+    for row, record in records.items():
+        cut = pieces(record.prompt_row, capacity)
+        by_shape[(*cut[:-1], cut[-1].padded)].append(row)
+    groups = []
+    for shape, rows in by_shape.items():
+        while rows:
+            size = min(len(rows), max(1, TOGETHER // shape[-1]))
+            size = 1 << (size.bit_length() - 1)
+            groups.append(rows[:size])
+            rows = rows[size:]
+    return groups
+
+
+def _feed_of(prompts, rows, starts, stops, padded: int, scheme: Scheme) -> Feed:
+    def column(name, blank):
+        out = np.full((len(prompts), padded), blank, np.int32)
+        for r, (prompt, start, stop) in enumerate(zip(prompts, starts, stops, strict=True)):
+            out[r, :stop - start] = getattr(prompt, name)[start:stop]
+        return jnp.asarray(out)
+
+    first = jnp.asarray(starts, jnp.int32)
+    count = jnp.asarray(np.subtract(stops, starts), jnp.int32)
+    if scheme.prompt is None:
+        return Feed(column("tokens", 0), first, count, rows)
+    gist = column("gist", -1) if scheme.gist_rule != "causal" else None
+    return Feed(column("tokens", 0), first, count, rows, column("death", 0), column("since", 0), gist)
+
+
+def _check(scheme: Scheme, model: DecoderConfig, config: DecodeConfig, rules: Rules) -> None:
+    if config.max_thought is not None and (rules.close is None or rules.close.every):
+        raise UserError("decode.max_thought is set, but "
+                        + ("vanilla has no thoughts" if rules.close is None else "scheme.step already bounds a thought"))
+    if config.capacity <= rules.longest:
+        raise UserError(f"decode.capacity is {config.capacity}; closing a thought alone takes {rules.longest} keys")
+    ids = [rules.eos, *rules.stop] + ([] if rules.close is None else [int(t) for t in rules.close.tokens])
+    if max(ids) >= model.vocab_size:
+        raise UserError(f"token id {max(ids)} of the token table is outside the model's vocabulary of "
+                        f"{model.vocab_size}; grow the vocabulary first")

@@ -1,0 +1,84 @@
+"""One pass of new tokens through the model and into the cache: prefill, the closing of a thought and the ordinary step."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from lt_jax import cache as slots
+from lt_jax.cache import KVCache
+from lt_jax.decode.weights import finish, qkv
+from lt_jax.models import rope
+from lt_jax.models.config import DecoderConfig
+from lt_jax.models.decoder import embed, final_norm, logits
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """Tokens to feed, [R, T] int32; row r feeds its first `count[r]`, the rest is padding.
+
+    Attributes:
+        tokens: [R, T].
+        first: [R] index of each row's first token.
+        count: [R], 0 for a row that must not change.
+        rows: [R] cache rows, or None for all in order.
+        death: [R, T] of the new keys, or None (NEVER).
+        since: [R, T], or None (0).
+        gist: [R, T] gist-block ids, or None; needed unless the gist rule is "causal".
+    """
+
+    tokens: jax.Array
+    first: jax.Array
+    count: jax.Array
+    rows: jax.Array | None = None
+    death: jax.Array | None = None
+    since: jax.Array | None = None
+    gist: jax.Array | None = None
+
+
+def run(weights: dict, config: DecoderConfig, cache: KVCache, feed: Feed, *, gist_rule="causal", ending=None):
+    """Feeds the tokens: their keys join the cache, and every token sees what the rule lets it see.
+
+    Args:
+        ending: (first, end, death), [R] each: keys with births first..end-1 die at `death`, already in this pass.
+
+    Returns:
+        logits [R, V] float32 of each row's last token, cache, visible [R, T] int32 (keys each token saw, itself
+        included), held [R] int32 (keys in the cache in this pass).
+    """
+    rows, tokens = feed.rows, feed.tokens
+    offset = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    # Nothing is packed here: the RoPE position of a token is its index in the row, and stays so when others die.
+    index = feed.first[:, None] + offset
+    cache, start = slots.append(cache, rows, feed.first, feed.count, feed.death)
+    if ending is not None:
+        cache = slots.drop(cache, rows, *ending)
+    query = jnp.where(offset < feed.count[:, None], index, -1)
+    gists = (None, None) if gist_rule == "causal" else (_slot_gists(cache, start, feed), feed.gist)
+    mask = slots.visible(cache, rows, query, feed.since, *gists, gist_rule)
+    held = slots.kv_cache.pick(cache.length, rows)
+    bound = jnp.where(feed.count > 0, held, 0)
+    angles = rope.table(config, index)
+    x = embed(weights, config, tokens)
+    keys, values = cache.k, cache.v
+    for number, layer in enumerate(weights["layers"]):
+        own = min(number, mask.shape[0] - 1)
+        q, k, v = qkv(layer, config, x, angles)
+        attended, keys, values = slots.attend(q, k, v, keys, values, number, rows, start[own], mask[own], bound[own])
+        x = finish(layer, config, x, attended)
+    last = jnp.maximum(feed.count - 1, 0)
+    x = x[:, 0] if tokens.shape[1] == 1 else jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
+    seen = jnp.max(jnp.sum(mask, -1, dtype=jnp.int32), (0, 2))
+    out = logits(weights, config, final_norm(weights, config, x))
+    return out, dataclasses.replace(cache, k=keys, v=values), seen, jnp.max(held, 0)
+
+
+def _slot_gists(cache: KVCache, start, feed: Feed):
+    """[Lb, R, 1, C]: the gist-block ids of this pass's keys in their slots. A block never spans two passes."""
+    offset = jnp.arange(cache.capacity, dtype=jnp.int32) - start[:, :, None]
+    own = jnp.take_along_axis(jnp.broadcast_to(feed.gist, (start.shape[0], *feed.gist.shape)),
+                              jnp.clip(offset, 0, feed.gist.shape[1] - 1), -1)
+    return jnp.where((offset >= 0) & (offset < feed.count[:, None]), own, -1)[:, :, None]

@@ -1,0 +1,104 @@
+"""Choosing the next token: greedy, temperature, top-k, top-p; with the log-prob of the distribution really sampled from.
+
+Against the usual code nothing is sorted. The least probability that top-k or top-p lets through is found by bisection
+over the bits of a float (30 passes over the vocabulary, exact; tokens as probable as the last one let through are let
+through too), and the draw inverts the cumulative distribution in two levels with one uniform number per row. That number
+depends on the row's seed and the token's index only, so a row draws the same tokens whatever else is in the batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lt_jax.errors import UserError
+
+LANES = 128  # the vocabulary is a multiple of this
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How to choose. Temperature 0 is greedy; top_k 0 and top_p 1 let every token through; top-k comes first."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
+        if self.top_k < 0:
+            raise UserError(f"top_k is {self.top_k}; it must be 0 (off) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if not self.temperature and (self.top_k or self.top_p < 1):
+            raise UserError("top_k and top_p need a temperature above 0; at temperature 0 decoding is greedy")
+
+
+def sample(logits: jax.Array, seeds: jax.Array, index: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+    """Draws one token per row.
+
+    Args:
+        logits: [R, V] float32.
+        seeds: [R] uint32, each row's own seed.
+        index: [R] int32, the index the token will have in its row.
+
+    Returns:
+        tokens [R] int32 and logp [R] float32: the log-prob under the tempered and truncated distribution; for greedy,
+        under the model's own (temperature 1), as a point mass would only say 0.
+    """
+    if not sampling.temperature:
+        token = jnp.argmax(logits, -1).astype(jnp.int32)
+        return token, jnp.max(logits, -1) - jax.nn.logsumexp(logits, -1)
+    weights = jnp.exp((logits - jnp.max(logits, -1, keepdims=True)) / sampling.temperature)
+    if sampling.top_k:
+        weights = _at_least(weights, _threshold(weights, lambda w: w > 0, float(sampling.top_k)))
+    if sampling.top_p < 1:
+        weights = _at_least(weights, _threshold(weights, lambda w: w, sampling.top_p * weights.sum(-1)))
+    uniform = jax.vmap(lambda seed, i: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), i)))(seeds, index)
+    token = invert(weights, uniform)
+    own = jnp.take_along_axis(weights, token[:, None], -1)[:, 0]
+    return token, jnp.log(own) - jnp.log(weights.sum(-1))
+
+
+def _at_least(weights, least):
+    return jnp.where(weights >= least[:, None], weights, 0)
+
+
+def _threshold(weights, measure, target):
+    """[R]: the largest w such that the tokens with weights >= w together measure at least `target`."""
+    bits = lax.bitcast_convert_type(weights, jnp.int32)  # of non-negative floats: in the same order as the floats
+
+    def halve(_, bounds):
+        low, high = bounds  # at least `target` is at or above low, less than it at or above high
+        middle = low + (high - low) // 2
+        enough = jnp.sum(jnp.where(bits >= middle[:, None], measure(weights), 0), -1) >= target
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    low = jnp.zeros(weights.shape[0], jnp.int32)
+    high = jnp.max(bits, -1) + 1
+    low, _ = lax.fori_loop(0, 31, halve, (low, high))
+    return lax.bitcast_convert_type(low, jnp.float32)
+
+
+def invert(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """[R]: the token at the point `uniform` in [0, 1) of the cumulative distribution of weights [R, V] >= 0."""
+    chunks = weights.reshape(weights.shape[0], -1, LANES)
+    group, rest = _find(chunks.sum(-1), uniform)
+    inside = jnp.take_along_axis(chunks, group[:, None, None], 1)[:, 0]
+    lane, _ = _find(inside, rest)
+    return group * LANES + lane
+
+
+def _find(weights, uniform):
+    """The place of `uniform` in [R, N], and how far into that place it is, in [0, 1). Never a place of weight 0."""
+    cumulative = jnp.cumsum(weights, -1)
+    total = cumulative[:, -1]
+    target = jnp.minimum(uniform * total, jnp.nextafter(total, jnp.zeros_like(total)))
+    place = jnp.argmax(cumulative > target[:, None], -1).astype(jnp.int32)
+    own = jnp.take_along_axis(weights, place[:, None], -1)[:, 0]
+    before = jnp.take_along_axis(cumulative, place[:, None], -1)[:, 0] - own
+    return place, jnp.clip((target - before) / own, 0, 1 - 2**-24)
