@@ -1,0 +1,144 @@
+// A small pool of helper threads for loops of a few microseconds.
+//
+// The caller works too and never depends on a helper: items are claimed one by one, a helper that comes late finds nothing
+// left, and where the pool is in use by another caller (several XLA devices in one process) the loop runs on the caller
+// alone. Helpers spin for a short while after a loop, because in decoding the next one comes within microseconds, and
+// then sleep.
+#pragma once
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace lt {
+
+inline void pause_cpu() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+class Pool {
+ public:
+  using Body = void (*)(const void* argument, int64_t item);
+
+  static Pool& get() {
+    static Pool* pool = new Pool();  // never destroyed: helpers may outlive static destructors
+    return *pool;
+  }
+
+  int threads() const { return helpers_ + 1; }
+
+  // Calls body(argument, i) once for every i in [0, items), in any order, on any of the threads.
+  void run(int64_t items, Body body, const void* argument) {
+    if (items <= 1 || helpers_ == 0 || busy_.exchange(true, std::memory_order_acquire)) {
+      for (int64_t i = 0; i < items; ++i) body(argument, i);
+      return;
+    }
+    body_.store(body, std::memory_order_relaxed);
+    argument_.store(argument, std::memory_order_relaxed);
+    items_.store(static_cast<uint32_t>(items), std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
+    const uint32_t loop = static_cast<uint32_t>(word_.load(std::memory_order_relaxed) >> 32) + 1;
+    word_.store(static_cast<uint64_t>(loop) << 32, std::memory_order_seq_cst);
+    if (sleeping_.load(std::memory_order_seq_cst) > 0) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      wake_.notify_all();
+    }
+    work(loop);
+    for (int spins = 0; done_.load(std::memory_order_acquire) != static_cast<uint32_t>(items); ++spins) {
+      if (spins < 2000) pause_cpu();
+      else sched_yield();
+    }
+    busy_.store(false, std::memory_order_release);
+  }
+
+ private:
+  Pool() {
+    helpers_ = std::min(available_cpus(), kMostThreads) - 1;
+    for (int i = 0; i < helpers_; ++i) std::thread([this] { help(); }).detach();
+  }
+
+  static int available_cpus() {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof(set), &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+    return std::max(1u, std::thread::hardware_concurrency());
+  }
+
+  // Claims items of this loop until none is left. The loop's number and the next item share one word, so that a helper
+  // that wakes late can never claim an item of a later loop with an earlier loop's body.
+  void work(uint32_t loop) {
+    const Body body = body_.load(std::memory_order_relaxed);
+    const void* argument = argument_.load(std::memory_order_relaxed);
+    const uint32_t items = items_.load(std::memory_order_relaxed);
+    uint64_t word = word_.load(std::memory_order_acquire);
+    while ((word >> 32) == loop && static_cast<uint32_t>(word) < items) {
+      if (!word_.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel)) continue;
+      body(argument, static_cast<uint32_t>(word));
+      done_.fetch_add(1, std::memory_order_release);
+      word = word_.load(std::memory_order_acquire);
+    }
+  }
+
+  void help() {
+    uint32_t seen = 0;
+    while (true) {
+      const uint32_t loop = next_loop(seen);
+      work(loop);
+      seen = loop;
+    }
+  }
+
+  uint32_t next_loop(uint32_t seen) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(kSpinMicroseconds);
+    do {
+      for (int i = 0; i < 32; ++i) {
+        const uint32_t loop = static_cast<uint32_t>(word_.load(std::memory_order_acquire) >> 32);
+        if (loop != seen) return loop;
+        pause_cpu();
+      }
+      sched_yield();  // a spinning helper must not keep a core from a thread that has work
+    } while (std::chrono::steady_clock::now() < until);
+    std::unique_lock<std::mutex> lock(mutex_);
+    sleeping_.fetch_add(1, std::memory_order_seq_cst);
+    uint32_t loop = seen;
+    wake_.wait(lock, [&] { return (loop = static_cast<uint32_t>(word_.load(std::memory_order_seq_cst) >> 32)) != seen; });
+    sleeping_.fetch_sub(1, std::memory_order_seq_cst);
+    return loop;
+  }
+
+  static constexpr int kMostThreads = 16;
+  static constexpr int kSpinMicroseconds = 100;
+
+  int helpers_ = 0;
+  std::atomic<bool> busy_{false};
+  std::atomic<Body> body_{nullptr};
+  std::atomic<const void*> argument_{nullptr};
+  std::atomic<uint32_t> items_{0};
+  alignas(64) std::atomic<uint64_t> word_{0};  // number of the loop << 32 | next item
+  alignas(64) std::atomic<uint32_t> done_{0};
+  std::atomic<int> sleeping_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
+template <typename F>
+void parallel_for(int64_t items, const F& body) {
+  Pool::get().run(items, [](const void* f, int64_t i) { (*static_cast<const F*>(f))(i); }, &body);
+}
+
+}  // namespace lt
