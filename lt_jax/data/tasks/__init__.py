@@ -1,6 +1,6 @@
 """Embedded problems: reasoning-gym questions with every step worked out, as an endless, seeded stream.
 
-Each family module has `SOURCE` (the reasoning-gym dataset), `settings(steps)` and `trace(item, first)`, which works a
+Each family module has `SOURCE` (the reasoning-gym dataset), `settings(steps)` and `work(item, first)`, which works a
 reasoning-gym item out, or returns None where the item does not suit. Steps are numbered from `first`.
 """
 
@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 
 from lt_jax.data.tasks import base_conversion, chain_sum, count_bits, gcd, leg_counting, products
-from lt_jax.data.tasks.trace import Trace
+from lt_jax.data.tasks.worked import Worked
 
 FAMILIES = {m.SOURCE: m for m in (chain_sum, products, leg_counting, gcd, count_bits, base_conversion)}
 _TRIES = 4096
@@ -41,7 +41,7 @@ class Problems(Sequence):
     def __len__(self) -> int:
         return self._size
 
-    def __getitem__(self, index: int) -> Trace:
+    def __getitem__(self, index: int) -> Worked:
         if not 0 <= index < self._size:
             raise IndexError(index)
         name = self._families[index % len(self._families)]
@@ -50,7 +50,7 @@ class Problems(Sequence):
             first = 1 + (draw.randrange(self._shift + 1) if self._shift and draw.random() < 0.5 else 0)
             item = self._datasets[name][draw.getrandbits(60)]
             extra = {"steps": self._steps} if name == gcd.SOURCE else {}
-            trace = FAMILIES[name].trace(item, first, **extra)
-            if trace is not None and trace.held_out == self._held_out:
-                return trace
+            worked = FAMILIES[name].work(item, first, **extra)
+            if worked is not None and worked.held_out == self._held_out:
+                return worked
         raise RuntimeError(f"no {name} problem of {self._steps} steps in {_TRIES} tries")

@@ -6,7 +6,7 @@ import re
 from itertools import accumulate
 
 from lt_jax.data.tasks import columns
-from lt_jax.data.tasks.trace import Trace, boxed
+from lt_jax.data.tasks.worked import Worked, boxed
 
 SOURCE = "chain_sum"
 
@@ -15,7 +15,7 @@ def settings(steps: tuple[int, int]) -> dict:
     return {"min_terms": steps[0], "max_terms": steps[1], "min_digits": 1, "max_digits": 3}
 
 
-def trace(item: dict, first: int = 1) -> Trace | None:
+def work(item: dict, first: int = 1) -> Worked | None:
     """The worked trace, or None where a partial sum leaves 0..9999."""
     terms = [int(t.replace(" ", "")) for t in re.findall(r"[+-]? ?\d+", item["metadata"]["expression"])]
     if not all(0 <= total < columns.LIMIT for total in accumulate(terms)):
@@ -25,4 +25,4 @@ def trace(item: dict, first: int = 1) -> Trace | None:
     for i, term in enumerate(terms, first):
         thoughts.append(f"{i})" + (columns.add(total, term) if term >= 0 else columns.subtract(total, -term)))
         total += term
-    return Trace(SOURCE, question, (*thoughts, boxed(total)), item["answer"])
+    return Worked(SOURCE, question, (*thoughts, boxed(total)), item["answer"])

@@ -2,7 +2,7 @@
 
 A column is written `abc=xy`: digits a and b and the incoming carry c give the outgoing carry x and the digit y.
 
-    0988-0891 810=07 891=19 981=00 000=00 =0097         8-1=7;  8-9 borrows;  9-8-borrow=0;  0
+    0988-0891 810=07 890=19 981=00 000=00 =0097         8-1=7;  8-9 borrows: 9;  9-8-1=0;  0
     0336*4    640=24 342=14 341=13 041=01 =1344         6*4=24;  3*4+2=14;  3*4+1=13;  0*4+1=1
     0473/2    00=00 04=20 07=31 13=61 =0236,1           from the left: remainder and digit = quotient digit, remainder
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lt_jax.data.tasks import columns
-from lt_jax.data.tasks.trace import Trace, boxed
+from lt_jax.data.tasks.worked import Worked, boxed
 
 SOURCE = "count_bits"
 
@@ -12,11 +12,11 @@ def settings(steps: tuple[int, int]) -> dict:
     return {"min_n": 2 ** (steps[0] - 1), "max_n": min(2 ** steps[1], columns.LIMIT) - 1}
 
 
-def trace(item: dict, first: int = 1) -> Trace | None:
+def work(item: dict, first: int = 1) -> Worked | None:
     n = item["metadata"]["number"]
     question = f"Bits {first}){columns.fixed(n)}"
     thoughts, count = [], 0
     while n:
         thoughts.append(f"{first + len(thoughts)}){columns.halve(n)} {count:02d}+{n % 2}={count + n % 2:02d}")
         count, n = count + n % 2, n // 2
-    return Trace(SOURCE, question, (*thoughts, boxed(count)), item["answer"])
+    return Worked(SOURCE, question, (*thoughts, boxed(count)), item["answer"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lt_jax.data.tasks import columns
-from lt_jax.data.tasks.trace import Trace, boxed
+from lt_jax.data.tasks.worked import Worked, boxed
 
 SOURCE = "gcd"
 
@@ -12,16 +12,24 @@ def settings(steps: tuple[int, int]) -> dict:
     return {"min_numbers": 2, "max_numbers": 2, "min_value": 10, "max_value": 999, "_steps": steps}
 
 
-def trace(item: dict, first: int = 1, steps: tuple[int, int] = (1, 99)) -> Trace | None:
+def work(item: dict, first: int = 1, steps: tuple[int, int] = (1, 99)) -> Worked | None:
     """The worked trace, or None where Euclid needs fewer or more subtractions than `steps` allows."""
     high, low = sorted(item["metadata"]["numbers"], reverse=True)
+    if not steps[0] <= subtractions(high, low) <= steps[1]:
+        return None
     question = f"Gcd {first})" + " ".join(columns.fixed(n) for n in item["metadata"]["numbers"])
     thoughts = []
-    while high != low and len(thoughts) <= steps[1]:
+    while high != low:
         difference = high - low
         text = f"{first + len(thoughts)})" + columns.subtract(high, low)
         high, low = max(difference, low), min(difference, low)
         thoughts.append(f"{text} {columns.fixed(high)},{columns.fixed(low)}")
-    if not steps[0] <= len(thoughts) <= steps[1]:
-        return None
-    return Trace(SOURCE, question, (*thoughts, boxed(high)), item["answer"])
+    return Worked(SOURCE, question, (*thoughts, boxed(high)), item["answer"])
+
+
+def subtractions(high: int, low: int) -> int:
+    """How many subtractions Euclid needs until both numbers are equal: the sum of the quotients, less one."""
+    total = -1
+    while low:
+        total, high, low = total + high // low, low, high % low
+    return total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lt_jax.data.tasks import columns
-from lt_jax.data.tasks.trace import Trace, boxed
+from lt_jax.data.tasks.worked import Worked, boxed
 
 SOURCE = "leg_counting"
 
@@ -12,7 +12,7 @@ def settings(steps: tuple[int, int]) -> dict:
     return {"min_animals": steps[0], "max_animals": steps[1], "min_instances": 1, "max_instances": 9}
 
 
-def trace(item: dict, first: int = 1) -> Trace | None:
+def work(item: dict, first: int = 1) -> Worked | None:
     """The worked trace, or None where an animal has more than nine legs."""
     from reasoning_gym.arithmetic.leg_counting import ANIMALS
 
@@ -25,4 +25,4 @@ def trace(item: dict, first: int = 1) -> Trace | None:
         legs = ANIMALS[name] * count
         thoughts.append(f"{i}){count} {name}*{ANIMALS[name]}={legs:02d} " + columns.add(total, legs))
         total += legs
-    return Trace(SOURCE, question, (*thoughts, boxed(total)), item["answer"])
+    return Worked(SOURCE, question, (*thoughts, boxed(total)), item["answer"])

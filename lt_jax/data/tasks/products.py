@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lt_jax.data.tasks import columns
-from lt_jax.data.tasks.trace import Trace, boxed
+from lt_jax.data.tasks.worked import Worked, boxed
 
 SOURCE = "products"
 
@@ -12,7 +12,7 @@ def settings(steps: tuple[int, int]) -> dict:
     return {"min_terms": steps[0], "max_terms": steps[1], "min_digits": 1, "max_digits": 1}
 
 
-def trace(item: dict, first: int = 1) -> Trace | None:
+def work(item: dict, first: int = 1) -> Worked | None:
     """The worked trace, or None where the product needs more than four digits or is zero."""
     factors = [int(f) for f in item["metadata"]["expression"].split(" * ")]
     if not 0 < int(item["answer"]) < columns.LIMIT:
@@ -22,4 +22,4 @@ def trace(item: dict, first: int = 1) -> Trace | None:
     for i, factor in enumerate(factors, first):
         thoughts.append(f"{i})" + columns.times_digit(total, factor))
         total *= factor
-    return Trace(SOURCE, question, (*thoughts, boxed(total)), item["answer"])
+    return Worked(SOURCE, question, (*thoughts, boxed(total)), item["answer"])

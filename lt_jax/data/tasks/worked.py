@@ -1,4 +1,4 @@
-"""A worked trace: the question, the thoughts that solve it one step at a time, and the answer."""
+"""A worked problem: the question, the thoughts that solve it one step at a time, and the answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 
 
 @dataclasses.dataclass(frozen=True)
-class Trace:
+class Worked:
     """One reasoning-gym problem with its solution worked out.
 
     Attributes:

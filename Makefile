@@ -1,0 +1,35 @@
+# The two commands: `make demo` and `make test`. Everything lives in .venv; PYTHON may name any Python >= 3.11.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# A long-lived heap of huge pages: XLA's CPU buffers are otherwise mapped and unmapped at every step.
+MALLOC = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+
+.PHONY: demo test lint base clean
+
+demo: $(VENV)/installed
+	$(MALLOC) $(BIN)/python launch/demo.py --config=configs/demo.py
+
+test: $(VENV)/installed-dev
+	$(MALLOC) $(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+
+# The small base model that ships in lt_jax/assets/base: about two hours on two cores.
+base: $(VENV)/installed
+	$(MALLOC) $(BIN)/python launch/train.py --config=configs/base.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
