@@ -49,7 +49,7 @@ class PipelineConfig:
         over_length: what becomes of samples of more than `length` tokens: "drop" or "split" (`layout.limit`).
         packing: a key of PACKERS.
         bins: rows that are packed at the same time. More waste less padding; resuming lays out as many rows again.
-        threads: that lay samples out.
+        threads: that lay samples out; 0 leaves it to the one that packs.
         prefetch: batches made ahead.
     """
 
@@ -65,11 +65,9 @@ class PipelineConfig:
     prefetch: int = 2
 
     def __post_init__(self):
-        for name in ("length", "batch", "bins", "threads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.prefetch < 0:
-            raise UserError(f"data.prefetch is {self.prefetch}; it must be 0 or more")
+        for name, least in (("length", 1), ("batch", 1), ("bins", 1), ("threads", 0), ("prefetch", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least {least}")
         if self.epochs is not None and self.epochs < 1:
             raise UserError(f"data.epochs is {self.epochs}; it must be at least 1, or None for no end")
         if self.over_length not in POLICIES:
