@@ -1,67 +1,39 @@
 """One counter for every method: closed forms of the paper, intervals, comparisons."""
 
-import dataclasses
 import math
 
 import numpy as np
 import pytest
 
+from lt_jax.decode import Completion
 from lt_jax.evaluation import metrics
 from lt_jax.evaluation.results import Record
 from lt_jax.evaluation.run import curve
-from lt_jax.evaluation.trace import matrix, retrace
+from lt_jax.evaluation.trace import outline
+from lt_jax.layout.build import build_row
 from lt_jax.layout.closing import closing
-from lt_jax.layout.row import Role
 from lt_jax.layout.scheme import Scheme
-from lt_jax.layout.special import SpecialTokens
-from lt_jax.lifetimes import draw
-
-SPECIAL = SpecialTokens(eos=1, pad=0, trigger=90, output=91, gists=(80, 81, 82), memento=(70, 71, 72, 73))
+from tests.scripted import SPECIAL, completion, encode
 
 
-@dataclasses.dataclass
-class Done:
-    """The fields of `decode.Completion` that the counter reads."""
-
-    prompt_length: int
-    forced: np.ndarray
-    visible: np.ndarray
-    held: np.ndarray
-    compressions: int = 0
-    seconds: float = 1.0
+def counted(scheme, prompt, thoughts, add_eos=True):
+    """Counts of a completion laid out as in training: thoughts of the given numbers of tokens."""
+    row = build_row(scheme, SPECIAL, [9] * prompt, [[5] * length for length in thoughts], encode, add_eos)
+    return metrics.count(completion(row, scheme))
 
 
-def counted(scheme, prompt, tokens, forced):
-    """The completion as an engine that honours the layout's lifetimes would count it."""
-    rule = closing(scheme, SPECIAL)
-    row = retrace(range(100, 100 + prompt), tokens, forced, rule, SPECIAL.eos)
-    seen = matrix(row, scheme.gist_rule)[prompt:].sum(1)
-    # One pass feeds a closing token and all its forced tokens, so the whole pass is held while it runs.
-    held, i = [], 0
-    index = np.arange(len(row))
-    while i < len(tokens):
-        j = i + 1
-        while j < len(tokens) and forced[j]:
-            j += 1
-        alive = int(((index < prompt + i) & (row.death > prompt + i)).sum())
-        held += [alive + j - i] * (j - i)
-        i = j
-    compressions = 0 if rule is None else len({t for t in row.thought[row.role == Role.GIST].tolist()})
-    return Done(prompt, np.array(forced, bool), seen, np.array(held), compressions)
-
-
-def lightthinker(thoughts, n_gist=2):
-    """Tokens and forced flags of thoughts of the given lengths (trigger included), then EOS."""
-    tokens, forced = [], []
-    for length in thoughts:
-        tokens += [5] * (length - 1) + [90, *(80, 81, 82)[:n_gist], 91]
-        forced += [False] * length + [True] * (n_gist + 1)
-    return [*tokens, 1], [*forced, False]
+def budgeted(prompt, seen):
+    """A completion of a method that keeps at most so many keys."""
+    seen = np.asarray(seen, np.int32)
+    n, blank = len(seen), np.zeros(prompt + len(seen), np.int32)
+    nothing = np.zeros(n, bool)
+    return Completion(0, blank[:prompt], blank[prompt:], nothing, np.zeros(n, np.float32), seen, seen, nothing,
+                      np.zeros(0, int), blank, blank, blank, "eos", 1.0)  # fmt: skip
 
 
 @pytest.mark.parametrize("prompt, out", [(300, 200), (7, 1), (1, 50)])
 def test_vanilla_closed_form(prompt, out):
-    counts = metrics.count(counted(Scheme("vanilla"), prompt, [5] * (out - 1) + [1], [False] * out))
+    counts = counted(Scheme("vanilla"), prompt, [out - 1])
     assert counts.dependency == prompt * out + out * (out + 1) // 2 == metrics.keep_all(prompt, out)
     assert counts.peak == prompt + out
     assert (counts.generated, counts.forced) == (out, 0)
@@ -69,84 +41,65 @@ def test_vanilla_closed_form(prompt, out):
 
 def test_reference_value_where_its_evaluator_is_negative():
     # spec 5: P=300, O=200 under a budget of 1024 gives -57,950 in the released evaluator, 80,100 by definition
-    seen = np.minimum(300 + np.arange(1, 201), 1024)
-    assert metrics.count(Done(300, np.zeros(200, bool), seen, seen)).dependency == 80_100
+    assert metrics.count(budgeted(300, np.minimum(300 + np.arange(1, 201), 1024))).dependency == 80_100
 
 
 @pytest.mark.parametrize("prompt, out, budget", [(100, 900, 256), (300, 200, 300), (50, 50, 100)])
 def test_h2o_closed_form(prompt, out, budget):
-    seen = np.minimum(prompt + np.arange(1, out + 1), budget)
-    done = Done(prompt, np.zeros(out, bool), seen, seen)
+    counts = metrics.count(budgeted(prompt, np.minimum(prompt + np.arange(1, out + 1), budget)))
     paper = (2 * prompt * budget + 2 * out * budget - prompt**2 - budget**2) / 2
     # The paper integrates; the sum over whole tokens is half a token more for every step the cache grows.
-    assert metrics.count(done).dependency == paper + (budget - prompt) / 2
-    assert metrics.count(done).peak == budget
+    assert counts.dependency == paper + (budget - prompt) / 2
+    assert counts.peak == budget
 
 
 @pytest.mark.parametrize("n_gist", [1, 3])
 def test_lightthinker_closed_form(n_gist):
     prompt, thoughts = 11, [4, 7, 2]
-    tokens, forced = lightthinker(thoughts, n_gist)
-    counts = metrics.count(counted(Scheme(n_gist=n_gist), prompt, tokens, forced))
+    counts = counted(Scheme(n_gist=n_gist), prompt, thoughts)
     # Spec 5: every sampled token adds L_P + |current thought so far| + kept; a trigger adds |C| + 1 to what is kept.
     expected, kept, peak = 0, 0, 0
     for length in thoughts:
-        expected += sum(prompt + kept + j for j in range(1, length + 1))
-        peak = max(peak, prompt + kept + length + n_gist + 1)
+        expected += sum(prompt + kept + j for j in range(1, length + 2))  # the trigger is the thought's last token
+        peak = max(peak, prompt + kept + length + 1 + n_gist + 1)
         kept += n_gist + 1
-    expected += prompt + kept + 1  # EOS
-    assert counts.dependency == expected
+    assert counts.dependency == expected + prompt + kept + 1  # and EOS
     assert counts.peak == peak
-    assert (counts.generated, counts.forced, counts.compressions) == (sum(thoughts) + 1, 3 * (n_gist + 1), 3)
+    assert (counts.generated, counts.forced, counts.compressions) == (sum(thoughts) + 4, 3 * (n_gist + 1), 3)
 
 
 def test_anllm_keeps_one_slot_a_thought():
-    prompt, thoughts = 6, [3, 5]  # the anchor is the last token of each
-    tokens = [5, 5, 80, 5, 5, 5, 5, 80, 1]
-    counts = metrics.count(counted(Scheme("anllm"), prompt, tokens, [False] * 9))
+    prompt, thoughts = 6, [2, 4]
+    counts = counted(Scheme("anllm"), prompt, thoughts)
     expected = kept = 0
     for length in thoughts:
-        expected += sum(prompt + kept + j for j in range(1, length)) + length  # the anchor sees its own thought only
+        expected += sum(prompt + kept + j for j in range(1, length + 1))
+        expected += length + 1  # the anchor is sampled, and sees its own thought only
         kept += 1
     assert counts.dependency == expected + prompt + kept + 1
     assert (counts.compressions, counts.forced) == (2, 0)
 
 
-def test_retrace_draws_the_rule():
-    tokens, forced = lightthinker([3, 3], n_gist=1)
-    row = retrace([100], tokens, forced, closing(Scheme(n_gist=1), SPECIAL), 1)
-    assert draw(matrix(row), row.letters) == """\
-    x s s w c o s s w c o e
-x   1 . . . . . . . . . . .
-s   1 1 . . . . . . . . . .
-s   1 1 1 . . . . . . . . .
-w   1 1 1 1 . . . . . . . .
-c   1 1 1 1 1 . . . . . . .
-o   1 . . . 1 1 . . . . . .
-s   1 . . . 1 1 1 . . . . .
-s   1 . . . 1 1 1 1 . . . .
-w   1 . . . 1 1 1 1 1 . . .
-c   1 . . . 1 1 1 1 1 1 . .
-o   1 . . . 1 1 . . . 1 1 .
-e   1 . . . 1 1 . . . 1 1 1"""
+MEMENTO = [5, *SPECIAL.memento[:1], 6, 6, *SPECIAL.memento[1:3], 7, *SPECIAL.memento[3:], 8]
 
 
-def test_retrace_memento_and_token_level():
-    tokens = [5, 70, 5, 5, 71, 72, 6, 73, 1]
-    row = retrace([100, 101], tokens, [False] * 9, closing(Scheme("memento"), SPECIAL), 1)
-    assert row.letters == "xx" + row.letters[2] + "ssss" + row.letters[7:9] + "ce"
-    alive = matrix(row)
-    assert alive[9, :10].all()  # summary_end still sees the block
-    assert alive[10].tolist() == [True] * 3 + [False] * 4 + [True] * 4
-    scheme = Scheme(level="token", step=2, n_gist=1)
-    row = retrace([100], [5, 6, 80, 91, 7, 8, 80, 91, 9], [0, 0, 1, 1, 0, 0, 1, 1, 0], closing(scheme, SPECIAL), 1)
-    assert row.letters == "xsscosscos"
-    assert row.death[1:3].tolist() == [4, 4] and row.death[5:7].tolist() == [8, 8]
-
-
-def test_cut_off_block_is_not_a_compression():
-    row = retrace([100], [5, 90], [False, False], closing(Scheme(n_gist=1), SPECIAL), 1)
-    assert row.letters == "xss" and matrix(row)[-1].all()
+@pytest.mark.parametrize(
+    "scheme, segments, eos",
+    [
+        (Scheme("vanilla"), [[5, 6]], True),
+        (Scheme(n_gist=2), [[5, 6], [7], [8, 8, 8]], True),
+        (Scheme(n_gist=1, exclude_continue=True, see_current=True), [[5, 6], [7]], False),
+        (Scheme("anllm"), [[5, 6], [7]], True),
+        (Scheme(level="token", step=3, n_gist=2), [[5, 6, 7, 8, 9, 10, 11]], False),
+        (Scheme("memento"), [MEMENTO + MEMENTO], True),
+    ],
+    ids=["vanilla", "lightthinker", "options", "anllm", "token", "memento"],
+)
+def test_outline_is_the_training_row(scheme, segments, eos):
+    row = build_row(scheme, SPECIAL, [9, 9, 9], segments, encode, eos)
+    role, thought = outline(completion(row, scheme), closing(scheme, SPECIAL))
+    assert role.tolist() == row.role.tolist()
+    assert thought.tolist() == row.thought.tolist()
 
 
 def test_wilson():
@@ -200,8 +153,7 @@ def test_ratio_of_means():
 
 
 def test_summary_saving_is_one_for_vanilla():
-    done = counted(Scheme("vanilla"), 9, [5] * 29 + [1], [False] * 30)
-    whole = Record(0, "all", "q", "a", "t", "a", True, "eos", metrics.count(done))
+    whole = Record(0, "all", "q", "a", "t", "a", True, "eos", counted(Scheme("vanilla"), 9, [29]))
     summary = metrics.summarise([whole], seconds=2.0)
     assert summary.saving == 1.0 and summary.tokens_per_second == 15.0 and summary.unfinished == 0.0
 

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lt_jax.decode import Completion
+
 Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 
 
@@ -54,18 +56,16 @@ class Counts:
     seconds: float
 
 
-def count(completion) -> Counts:
-    """Counts of one `decode.Completion`."""
-    forced = np.asarray(completion.forced, bool)
-    visible, held = np.asarray(completion.visible, np.int64), np.asarray(completion.held, np.int64)
+def count(done: Completion) -> Counts:
+    """What a completion cost."""
     return Counts(
-        prompt=int(completion.prompt_length),
-        generated=int((~forced).sum()),
-        forced=int(forced.sum()),
-        compressions=int(completion.compressions),
-        peak=int(max(held.max(initial=0), completion.prompt_length)),
-        dependency=int(visible[~forced].sum()),
-        seconds=float(completion.seconds),
+        prompt=done.prompt_length,
+        generated=int((~done.forced).sum()),
+        forced=int(done.forced.sum()),
+        compressions=done.compressions,
+        peak=max(int(done.held.max(initial=0)), done.prompt_length),
+        dependency=int(done.visible[~done.forced].sum(dtype=np.int64)),
+        seconds=float(done.seconds),
     )
 
 
@@ -157,6 +157,7 @@ class Summary:
 
     `saving` is the dependency the same lengths would cost with every key kept, over the dependency measured: 1 for
     vanilla. `tokens_per_second` is sampled tokens over the wall time of the whole run, None for a part of one.
+    `unfinished` is the share that ran out of tokens or of capacity.
     """
 
     problems: int
@@ -191,5 +192,5 @@ def summarise(records: Sequence, seconds: float | None = None) -> Summary:
         saving=whole / spent if spent else math.nan,
         seconds=seconds,
         tokens_per_second=tokens / seconds if seconds else None,
-        unfinished=float(np.mean([record.finish != "eos" for record in records])) if records else math.nan,
+        unfinished=sum(record.finish in ("length", "capacity") for record in records) / max(len(records), 1),
     )

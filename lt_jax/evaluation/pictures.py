@@ -15,7 +15,7 @@ from lt_jax.lifetimes import visible
 
 # Okabe and Ito's palette, darkened to read as lines and text on white; the baseline is grey.
 METHOD_COLOURS = ("#6b7280", "#00735c", "#c2410c", "#1d5fa8", "#a21caf", "#8a6d00", "#b91c1c")
-THOUGHT, GIST, PROMPT, TEXT = "#e3a857", "#00735c", "#9aa3ae", "#4a7fb5"
+THOUGHT, GIST, PROMPT, TEXT, DEAD = "#e3a857", "#00735c", "#9aa3ae", "#4a7fb5", "#f0ede6"
 ROLE_COLOURS = {
     Role.PROMPT: PROMPT, Role.THOUGHT: THOUGHT, Role.TRIGGER: "#b45309", Role.INSTRUCTION: "#d9c7a3", Role.GIST: GIST,
     Role.OUTPUT: "#58b09c", Role.TEXT: TEXT, Role.EOS: INK, Role.PAD: FAINT,
@@ -74,7 +74,7 @@ def lifetimes(sample: Sample, side: float = 540) -> str:
     left, top = 56.0, 58.0
     unit = side / n
     place = Scale(0, n, 0, side)
-    parts = [tag("path", d=_stairs(0, n, 0, 1, n, unit), fill="#f0ede6")]
+    parts = [tag("path", d=_stairs(0, n, 0, 1, n, unit), fill=DEAD)]
     for region in regions(seen, sample.role):
         parts.append(tag("path", d=_stairs(*region, unit), fill=ROLE_COLOURS[Role(sample.role[region[0]])]))
     for value in range(0, n, _round_step(n)):
@@ -83,7 +83,9 @@ def lifetimes(sample: Sample, side: float = 540) -> str:
     parts.append(tag("path", d=f"M0 0H{side:.1f}M0 0V{side:.1f}", stroke=SOFT, fill="none"))
     parts.append(tag("g", id="cross", pointer_events="none"))
     share = seen.sum() / (n * (n + 1) / 2)
-    used = [role for role in ROLE_COLOURS if int(role) in set(sample.role)]
+    used = {ROLE_NAMES[role]: shade for role, shade in ROLE_COLOURS.items() if int(role) in set(sample.role)}
+    if share < 0.999:
+        used["already dead"] = DEAD
     return picture(
         side + left + 24, side + top + 44,
         text(left + side / 2, 20, "key: index of the token that is seen", text_anchor="middle"),
@@ -109,12 +111,11 @@ def _round_step(n: int) -> int:
     return next(step for step in (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10**9) if n / step <= 8)
 
 
-def _legend(roles: Sequence[Role], x: float, y: float) -> str:
+def _legend(shades: dict[str, str], x: float, y: float) -> str:
     parts = []
-    for role in roles:
-        parts += [tag("rect", x=x, y=y - 9, width=10, height=10, rx=2, fill=ROLE_COLOURS[role]),
-                  text(x + 15, y, ROLE_NAMES[role])]  # fmt: skip
-        x += 31 + 6.6 * len(ROLE_NAMES[role])
+    for name, shade in shades.items():
+        parts += [tag("rect", x=x, y=y - 9, width=10, height=10, rx=2, fill=shade), text(x + 15, y, name)]
+        x += 29 + 6.4 * len(name)
     return "".join(parts)
 
 
@@ -125,7 +126,8 @@ def bars(sample: Sample, width: float = 560) -> str:
     groups = [("prompt", np.flatnonzero(role == Role.PROMPT))]
     groups += [(f"thought {t + 1}", np.flatnonzero(thought == t)) for t in range(thought.max(initial=-1) + 1)]
     rest = np.flatnonzero((thought < 0) & (role != Role.PROMPT))
-    groups += [("text", rest)] if len(rest) else []
+    if len(rest):
+        groups.append(("end" if (role[rest] == Role.EOS).all() else "text", rest))
     high = max(9.0, min(26.0, 480 / len(groups)))
     left, top = 84.0, 34.0
     x, parts = Scale(0, n, left, width - 30), []
@@ -142,7 +144,8 @@ def bars(sample: Sample, width: float = 560) -> str:
                 shade = INK if kind in (Role.THOUGHT, Role.PROMPT) else "#ffffff"
                 parts.append(text(x(start) + 6, y + high / 2 + 4, str(len(run)), 11, shade))
     bottom = Scale(0, 1, top + len(groups) * high + 4, top)
-    frame = axes(x, bottom, "token index (time)", "tokens of each part that are alive", y_about=0, y_label=lambda _: "")
+    words = "bars: from birth to death; numbers: tokens of a bar"
+    frame = axes(x, bottom, "token index (time)", words, y_about=0, y_label=lambda _: "")
     return picture(width, top + len(groups) * high + 52, frame, *parts, title="Lifetimes of the keys of one sample")
 
 
@@ -168,14 +171,15 @@ def over_time(results: Results, problem: int | None = None, width: float = 1100)
         c = method.curve
         means.append((method.name, colour(number), c.at, c.mean, (c.low, c.high)))
     half = width / 2
-    panels = [_panel(lines, half, x, name) for lines, x, name in (
-        (singles, 0.0, "one problem"), (means, half, f"mean of {len(results.methods[0].records):,} problems, 10 to 90 %")
-    ) if lines]  # fmt: skip
+    count = len(results.methods[0].records)
+    wanted = [(singles, 0.0, "one problem"), (means, half, f"mean of {count:,} problems, shaded 10 to 90 %")]
+    panels = [_panel(lines, half, x, name) for lines, x, name in wanted if lines]
     return picture(width, 360, *panels, title="Visible keys over time")
 
 
 def _panel(lines, width: float, left: float, name: str) -> str:
-    x = Scale(0, max((max(at, default=1) for _, _, at, _, _ in lines), default=1), left + 58, left + width - 96)
+    margin = 24 + 7.4 * max(len(line[0]) for line in lines)
+    x = Scale(0, max((max(at, default=1) for _, _, at, _, _ in lines), default=1), left + 58, left + width - margin)
     top = max(max([*values, *(band[1] if band else [])], default=1) for _, _, _, values, band in lines)
     y = Scale(0, top * 1.04, 304, 54)
     parts = [text(x.start - 36, 22, name, 13, INK, font_weight=600),
@@ -203,7 +207,7 @@ def accuracy_peak(results: Results, width: float = 620) -> str:
     floor = max(0.0, math.floor(low * 20 - 0.2) / 20)
     ceiling = 1.0 if max(p[2].high for p in points) > floor + 0.02 else floor + 0.05
     reach = max(p[3].high if math.isfinite(p[3].high) else p[3].value for p in points)
-    x, y = Scale(0, reach * 1.06, 62, width - 100), Scale(floor, ceiling, 290, 54)
+    x, y = Scale(0, reach * 1.06, 62, width - 70), Scale(floor, ceiling, 290, 54)
     parts = [axes(x, y, "peak: most tokens in context at once, mean over problems", "accuracy, %",
                   y_label=lambda value: f"{100 * value:.0f}")]  # fmt: skip
     for name, shade, right, peak in points:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from lt_jax.data import answers
 from lt_jax.data.problem import Problem
+from lt_jax.decode import Completion
 from lt_jax.evaluation import metrics
 from lt_jax.evaluation.results import Curve, MethodResult, Record, Results, Sample
 from lt_jax.evaluation.suites import Suite
-from lt_jax.evaluation.trace import retrace
+from lt_jax.evaluation.trace import outline
 from lt_jax.layout.closing import Closing, closing
+from lt_jax.layout.row import Row
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
 
@@ -29,8 +31,8 @@ class Contender:
         name: what tables call it.
         model: where its weights came from, for the record.
         scheme, special: as the engine has them.
-        complete: runs prompts (lists of ids) and yields `decode.Completion`s in any order; `id` is the prompt's number.
-        encode: a problem as prompt ids.
+        complete: runs prompts and yields their completions in any order; `id` is the prompt's number.
+        encode: a problem as a prompt: ids, or a `layout.Row` where the prompt is compressed.
         decode: ids as text, special tokens left out.
         pieces: ids as one text per id, special tokens written out.
         tokenize: text -> ids, for a scheme with an instruction.
@@ -40,8 +42,8 @@ class Contender:
     model: str
     scheme: Scheme
     special: SpecialTokens
-    complete: Callable
-    encode: Callable[[Problem], Sequence[int]]
+    complete: Callable[[Sequence], Iterable[Completion]]
+    encode: Callable[[Problem], Sequence[int] | Row]
     decode: Callable[[Sequence[int]], str]
     pieces: Callable[[Sequence[int]], list[str]]
     tokenize: Callable | None = None
@@ -61,7 +63,7 @@ def evaluate(contenders: Sequence[Contender], suite: Suite, *, samples: int = 4,
 
 
 def _run(contender: Contender, suite: Suite, samples: int, progress) -> MethodResult:
-    prompts = [list(contender.encode(problem)) for problem in suite.problems]
+    prompts = [contender.encode(problem) for problem in suite.problems]
     rule = closing(contender.scheme, contender.special, contender.tokenize)
     records, kept, seen, right, judging = {}, {}, {}, 0, 0.0
     started = time.perf_counter()
@@ -69,12 +71,11 @@ def _run(contender: Contender, suite: Suite, samples: int, progress) -> MethodRe
         if done.id in records:
             raise ValueError(f"{contender.name}: completion {done.id} came twice")
         received = time.perf_counter()
-        tokens, forced = np.asarray(done.tokens), np.asarray(done.forced, bool)
-        record = _record(contender, done.id, suite.problems[done.id], tokens[~forced], done)
-        records[done.id], seen[done.id] = record, np.asarray(done.visible)[~forced]
+        record = _record(contender, suite.problems[done.id], done)
+        records[done.id], seen[done.id] = record, done.visible[~done.forced]
         right += record.correct
         if done.id < samples:
-            kept[done.id] = _sample(contender, done, prompts[done.id], rule)
+            kept[done.id] = _sample(contender, done, rule)
         judging += time.perf_counter() - received
         progress(contender.name, len(records), right, len(prompts))
     seconds = time.perf_counter() - started - judging
@@ -87,23 +88,26 @@ def _run(contender: Contender, suite: Suite, samples: int, progress) -> MethodRe
     )  # fmt: skip
 
 
-def _record(contender: Contender, number: int, problem: Problem, sampled, done) -> Record:
-    text = contender.decode(sampled.tolist())
+def _record(contender: Contender, problem: Problem, done: Completion) -> Record:
+    text = contender.decode(done.tokens[~done.forced].tolist())
     given, correct = answers.judge(problem, text)
-    return Record(number, problem.family, problem.question, problem.answer, text, given, correct, done.finish,
+    return Record(done.id, problem.family, problem.question, problem.answer, text, given, correct, done.finish,
                   metrics.count(done))  # fmt: skip
 
 
-def _sample(contender: Contender, done, prompt: list[int], rule: Closing | None) -> Sample:
-    tokens, forced = np.asarray(done.tokens).tolist(), np.asarray(done.forced, bool).tolist()
-    row = retrace(prompt, tokens, forced, rule, contender.special.eos)
+def _sample(contender: Contender, done: Completion, rule: Closing | None) -> Sample:
+    role, thought = outline(done, rule)
     return Sample(
         problem=done.id,
-        pieces=contender.pieces([*prompt, *tokens]),
-        forced=[True] * len(prompt) + forced,
-        visible=[*range(1, len(prompt) + 1), *np.asarray(done.visible).tolist()],
-        gist_rule=contender.scheme.gist_rule,
-        **{name: getattr(row, name).tolist() for name in ("role", "death", "since", "gist", "thought")},
+        pieces=contender.pieces(done.row.tolist()),
+        role=role.tolist(),
+        thought=thought.tolist(),
+        death=done.death.tolist(),
+        since=done.since.tolist(),
+        gist=done.block.tolist(),
+        forced=[True] * done.prompt_length + done.forced.tolist(),
+        visible=[*range(1, done.prompt_length + 1), *done.visible.tolist()],
+        gist_rule=done.gist_rule,
     )
 
 

@@ -1,4 +1,4 @@
-"""Small SVG drawing: elements as strings, linear scales, axes with round ticks. No style sheet, so a file stands alone."""
+"""Small SVG drawing: elements as strings, linear scales, axes with round ticks. A picture needs no style sheet."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round values within [low, high], 1, 2 or 5 times a power of ten apart."""
     raw = (high - low) / max(about, 1) or 1.0
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    step = min((m * power for m in (1, 2, 5, 10)), key=lambda each: abs(math.log(each / raw)))
     first = math.ceil(low / step - 1e-9)
     return [round(k * step, 10) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 

@@ -38,12 +38,13 @@ def methods(results: Results) -> str:
 
 
 def compared(first: MethodResult, second: MethodResult) -> str:
-    """A sentence on two methods that solved the same problems."""
+    """Two lines on two methods that solved the same problems."""
     p = metrics.paired(first.records, second.records)
     d = p.difference
     return (
         f"{first.name} - {second.name}: accuracy {100 * d.value:+.1f} points (95%: {100 * d.low:+.1f} to "
-        f"{100 * d.high:+.1f}); only {first.name} solves {p.only_first}, only {second.name} {p.only_second}"
+        f"{100 * d.high:+.1f})\n    solved by {first.name} only {p.only_first}, by {second.name} only {p.only_second}; "
+        f"peak {100 * p.peak.value:.0f}%, dependency {100 * p.dependency.value:.0f}%"
     )
 
 

@@ -1,0 +1,165 @@
+"""One HTML file that shows an evaluation: no network, no fonts or scripts from elsewhere."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from importlib import resources
+from pathlib import Path
+
+from lt_jax.evaluation import metrics, pictures, table
+from lt_jax.evaluation.results import MethodResult, Results, Sample, write_whole
+from lt_jax.layout.row import Role
+
+SHOWN_TOKENS = 6000  # of one sample; a longer one is shown up to here
+
+
+def write(results: Results, path: str | Path) -> None:
+    """Writes the report, whole or not at all."""
+    write_whole(path, page(results))
+
+
+def page(results: Results) -> str:
+    """The report as text."""
+    read = lambda name: resources.files("lt_jax.evaluation").joinpath(name).read_text(encoding="utf-8")
+    sections = [_header(results), _methods(results), _over_time(results), _trade(results), _samples(results)]
+    return (
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>{_text(results.suite)}</title><style>{read('report.css')}</style></head>\n<body><main>"
+        + "\n".join(section for section in sections if section)
+        + f"</main><script>{read('report.js')}</script></body></html>\n"
+    )
+
+
+def _text(value) -> str:
+    return html.escape(str(value))
+
+
+def _header(results: Results) -> str:
+    count = len(results.methods[0].records)
+    lines = "".join(f"<p class=lead>{_headline(each, results.methods[0])}</p>" for each in results.methods[1:])
+    note = f"<p class=note>{_text(results.note)}</p>" if results.note else ""
+    return (
+        f"<header><p class=kicker>Evaluation &middot; {count:,} problem{'s' * (count != 1)}</p>"
+        f"<h1>{_text(results.suite)}</h1>{lines}{note}</header>"
+    )
+
+
+def _headline(method: MethodResult, base: MethodResult) -> str:
+    p = metrics.paired(method.records, base.records)
+    d = p.difference
+    right = [metrics.summarise(each.records).accuracy.value for each in (method, base)]
+    return (
+        f"<b>{_text(method.name)}</b> solves {100 * right[0]:.1f}&nbsp;% where {_text(base.name)} solves "
+        f"{100 * right[1]:.1f}&nbsp;% ({100 * d.value:+.1f} points, 95&nbsp;% interval {100 * d.low:+.1f} to "
+        f"{100 * d.high:+.1f}), with {100 * p.peak.value:.0f}&nbsp;% of the peak and "
+        f"{100 * p.dependency.value:.0f}&nbsp;% of the dependency."
+    )
+
+
+def _methods(results: Results) -> str:
+    base = metrics.summarise(results.methods[0].records)
+    head = ["method", "accuracy, %", "95 %", "peak", "of base", "dependency", "of base", "tokens", "compressions",
+            "unfinished", "time, s", "tokens/s"]  # fmt: skip
+    body = []
+    for number, each in enumerate(results.methods):
+        s = metrics.summarise(each.records, each.seconds)
+        body.append([
+            _name(number, each), f"{100 * s.accuracy.value:.1f}", _interval(s.accuracy), table.number(s.peak.value),
+            table.share(s.peak.value, base.peak.value), table.number(s.dependency.value),
+            table.share(s.dependency.value, base.dependency.value), table.number(s.generated.value),
+            f"{s.compressions:.1f}", f"{100 * s.unfinished:.1f} %", table.number(each.seconds),
+            table.number(s.tokens_per_second),
+        ])  # fmt: skip
+    words = (
+        "Means over the problems. <b>Peak</b>: the most tokens in context at once. <b>Dependency</b>: the sum, over "
+        "the tokens sampled, of the keys each could see, the area under the curves below. <b>Time</b>: wall time of "
+        "the whole run, batched."
+    )
+    return f"<section><h2>Methods</h2>{_table(head, body)}<p class=note>{words}</p></section>"
+
+
+def _name(number: int, method: MethodResult) -> str:
+    return f'<i class=dot style="background:{pictures.colour(number)}"></i>{_text(method.name)}'
+
+
+def _interval(interval: metrics.Interval) -> str:
+    return f"{100 * interval.low:.1f} &ndash; {100 * interval.high:.1f}"
+
+
+def _table(head: list[str], body: list[list[str]]) -> str:
+    """A table of ready HTML cells."""
+    cells = lambda row, kind: "".join(f"<{kind}>{cell}</{kind}>" for cell in row)
+    rows = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in body)
+    return f"<div class=scroll><table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{rows}</tbody></table></div>"
+
+
+def _over_time(results: Results) -> str:
+    words = (
+        "How many keys the newest token can see, after every sampled token. Each drop is a thought that has been "
+        "replaced by its gist; the area under a line is the dependency."
+    )
+    return f"<section><h2>Visible keys over time</h2><p>{words}</p>{pictures.over_time(results)}</section>"
+
+
+def _trade(results: Results) -> str:
+    families = table.families(results)
+    picture = f"<div><h2>Accuracy against peak</h2>{pictures.accuracy_peak(results)}</div>"
+    if len(families) < 2:
+        return f"<section>{picture}</section>"
+    head = ["family", "problems", *(_name(number, each) for number, each in enumerate(results.methods))]
+    body = []
+    for family in families:
+        parts = [[r for r in each.records if r.family == family] for each in results.methods]
+        summaries = [metrics.summarise(part) for part in parts]
+        body.append([_text(family), f"{len(parts[0]):,}"] + [
+            f"{100 * s.accuracy.value:.1f}<small>{_interval(s.accuracy)}</small><small>peak {s.peak.value:,.0f}"
+            "</small>"
+            for s in summaries
+        ])  # fmt: skip
+    grid = _table(head, body)
+    layout = "class=two" if len(results.methods) <= 3 else ""
+    return f"<section {layout}>{picture}<div><h2>Accuracy by family, %</h2>{grid}</div></section>"
+
+
+def _samples(results: Results) -> str:
+    shown = pictures.compressing(results)
+    if shown is None:
+        return ""
+    data = {
+        "methods": [{"name": each.name, "samples": [_sample(each, sample) for sample in each.samples]}
+                    for each in results.methods],
+        "roles": {int(role): name for role, name in pictures.ROLE_NAMES.items()},
+    }  # fmt: skip
+    first = results.methods.index(shown)
+    sample = shown.samples[0]
+    script = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return (
+        f"<section><h2>One sample, {_text(shown.name)}: who sees whom</h2><p>Every row of the picture is a token "
+        "looking back, every column a token being seen, coloured while it is alive. Where full attention would still "
+        "see a token that is dead here, it is grey. Point at the picture to read the tokens.</p>"
+        f'<div class=two><div id=lifetimes data-method={first}>{pictures.lifetimes(sample)}</div>'
+        f"<div>{pictures.bars(sample)}<p id=readout class=readout>&nbsp;</p></div></div></section>"
+        "<section><h2>Samples, token by token</h2><p>Struck out: tokens that are dead at the chosen moment. "
+        "<i class=gist></i> gist token, <i class=out></i> output token, <i class=cut></i> trigger. Move the slider, or "
+        "click on a token, to see what the model could see when it wrote it.</p>"
+        "<div id=controls></div><div id=sample></div></section>"
+        f'<script type="application/json" id=data>{script}</script>'
+    )
+
+
+def _sample(method: MethodResult, sample: Sample) -> dict:
+    """What the page needs of a sample; deaths as null where a token lives on."""
+    n = min(len(sample.death), SHOWN_TOKENS)
+    record = method.records[sample.problem]
+    alive = lambda death: death if death < len(sample.death) else None
+    return {
+        "pieces": sample.pieces[:n], "role": sample.role[:n], "death": [alive(d) for d in sample.death[:n]],
+        "since": sample.since[:n], "thought": sample.thought[:n], "visible": sample.visible[:n],
+        "prompt": sample.role.index(next((r for r in sample.role if r != Role.PROMPT), Role.PROMPT)),
+        "cut": len(sample.death) - n, "problem": sample.problem, "given": record.given, "answer": record.answer,
+        "correct": record.correct, "peak": record.counts.peak,
+        "dependency": record.counts.dependency if math.isfinite(record.counts.dependency) else None,
+    }  # fmt: skip

@@ -1,0 +1,177 @@
+"""Tables, pictures and the report, of contenders that recite worked solutions."""
+
+import dataclasses
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from lt_jax.errors import UserError
+from lt_jax.evaluation import pictures, report, results, table
+from lt_jax.evaluation.run import evaluate
+from lt_jax.evaluation.svg import Scale, spread, ticks
+from lt_jax.layout.build import build_row
+from lt_jax.layout.scheme import Scheme
+from tests.scripted import SPECIAL, encode, matrix, three
+
+
+@pytest.fixture(scope="module")
+def found():
+    contenders, suite = three()
+    return evaluate(contenders, suite, samples=2, note="recited")
+
+
+def test_evaluate_judges_and_counts(found):
+    vanilla, light, anllm = found.methods
+    assert [sum(r.correct for r in m.records) for m in found.methods] == [22, 22, 20]
+    wrong = light.records[9]
+    assert not wrong.correct and wrong.given == "1" + wrong.answer
+    assert light.records[0].text.rstrip().endswith(f"boxed{{{light.records[0].given}}}")
+    for a, b in zip(light.records, vanilla.records, strict=True):
+        assert a.counts.peak < b.counts.peak and a.counts.dependency < b.counts.dependency
+    assert [s.problem for s in anllm.samples] == [0, 1] and len(anllm.records) == 24
+
+
+def test_samples_keep_lifetimes(found):
+    for method in found.methods:
+        for sample in method.samples:
+            assert pictures.mask(sample).sum(1).tolist() == sample.visible
+            assert len(sample.pieces) == len(sample.role) == len(sample.death)
+
+
+def test_saved_and_loaded(found, tmp_path):
+    path = tmp_path / "new" / "results.json"
+    results.save(found, path)
+    assert results.load(path) == found
+    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+
+
+def test_bad_results_files(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        results.load(tmp_path / "none.json")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(UserError, match="broken JSON"):
+        results.load(tmp_path / "broken.json")
+    (tmp_path / "old.json").write_text('{"version": 0}')
+    with pytest.raises(UserError, match="evaluate again"):
+        results.load(tmp_path / "old.json")
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results.os, "fsync", full)
+    with pytest.raises(UserError, match=r"report.html: cannot be written: No space left"):
+        results.write_whole(path, "new")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_table_fits_and_says_it_all(found):
+    printed = table.table(found)
+    assert max(map(len, printed.splitlines())) <= table.WIDTH
+    assert re.search(r"^vanilla +91\.7 \(74\.2-97\.7\)", printed, re.MULTILINE)
+    assert "LightThinker - vanilla: accuracy +0.0 points" in printed
+    for family in table.families(found):
+        assert re.search(rf"^{family} +12 ", printed, re.MULTILINE)
+
+
+def test_table_cuts_long_names_not_numbers():
+    printed = table.grid(["method", "x" * 60], [["m" * 90, "1"]])
+    assert all(len(line) <= table.WIDTH for line in printed.splitlines())
+    assert printed.endswith(" 1") and "mmm..." in printed
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Scheme("vanilla"),
+        Scheme(n_gist=2),
+        Scheme(n_gist=3, see_current=True, gist_rule="bidirectional"),
+        Scheme(n_gist=3, gist_rule="diagonal"),
+        Scheme("anllm"),
+    ],
+    ids=["vanilla", "lightthinker", "bidirectional", "diagonal", "anllm"],
+)
+def test_regions_are_the_mask(scheme):
+    row = build_row(scheme, SPECIAL, [1] * 5, [[2] * 6, [3], [4] * 9], encode)
+    seen = matrix(row, scheme.gist_rule)
+    drawn = np.zeros_like(seen, int)
+    regions = pictures.regions(seen, row.role.tolist())
+    for first, last, since, step, until in regions:
+        assert len(set(row.role[first:last].tolist())) == 1
+        for key in range(first, last):
+            drawn[since + step * (key - first) : until, key] += 1
+    np.testing.assert_array_equal(drawn, seen)
+    assert len(regions) < 40
+
+
+def test_stairs_are_exact():
+    # Three keys seen from queries 0, 1 and 2 on until 4, one pixel a token.
+    assert pictures._stairs(0, 3, 0, 1, 4, 1.0) == (
+        "M0.00 0.00H1.00V1.00H2.00V2.00H3.00V4.00H0.00Z"
+    )  # fmt: skip
+
+
+def test_pictures_are_whole_svg(found):
+    drawn = pictures.all_pictures(found)
+    assert sorted(drawn) == ["accuracy_peak.svg", "lifetime_bars.svg", "lifetimes.svg", "visible_keys.svg"]
+    for text in drawn.values():
+        root = ElementTree.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.find("{*}title").text
+        assert "nan" not in text and "inf" not in text
+    assert "vanilla" in drawn["visible_keys.svg"] and "keys visible to the newest token" in drawn["visible_keys.svg"]
+
+
+class Reader(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.links, self.scripts, self.inside = [], {}, None
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.links += [value for name, value in attrs.items() if name in ("src", "href", "xlink:href", "action")]
+        self.inside = attrs.get("id", tag) if tag == "script" else None
+
+    def handle_data(self, data):
+        if self.inside:
+            self.scripts[self.inside] = self.scripts.get(self.inside, "") + data
+
+
+def test_report_is_one_file(found, tmp_path):
+    report.write(found, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    reader = Reader()
+    reader.feed(text)
+    assert reader.links == [] and "@import" not in text and "url(" not in text
+    assert set(re.findall(r"https?://[^\"' )]*", text)) == {"http://www.w3.org/2000/svg"}
+    data = json.loads(reader.scripts["data"])
+    assert [m["name"] for m in data["methods"]] == ["vanilla", "LightThinker", "AnLLM"]
+    sample = data["methods"][1]["samples"][0]
+    assert "".join(sample["pieces"][: sample["prompt"]]) == found.methods[1].records[0].question
+    assert sample["death"][0] is None and min(d for d in sample["death"] if d) > sample["prompt"]
+
+
+def test_report_does_not_run_what_a_model_wrote(found):
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    method = found.methods[1]
+    sample = dataclasses.replace(method.samples[0], pieces=[evil] * len(method.samples[0].pieces))
+    changed = dataclasses.replace(method, name=evil, samples=[sample])
+    reader = Reader()
+    reader.feed(report.page(results.Results(evil, [changed])))
+    assert reader.links == []
+    assert json.loads(reader.scripts["data"])["methods"][0]["samples"][0]["pieces"][0] == evil
+
+
+def test_ticks_and_labels():
+    assert ticks(0, 523, 5) == [0, 100, 200, 300, 400, 500]
+    assert ticks(0.75, 1.0, 5) == [0.75, 0.8, 0.85, 0.9, 0.95, 1.0]
+    placed = spread([10, 11, 50], 15, 0, 60)
+    assert placed == [10, 25, 50] and spread([58, 59], 15, 0, 60) == [45, 60]
+    assert Scale(0, 10, 100, 200)(5) == 150
