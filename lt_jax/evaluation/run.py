@@ -36,6 +36,7 @@ class Contender:
         decode: ids as text, special tokens left out.
         pieces: ids as one text per id, special tokens written out.
         tokenize: text -> ids, for a scheme with an instruction.
+        warm: called with the prompts before the clock starts, to compile.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Contender:
     decode: Callable[[Sequence[int]], str]
     pieces: Callable[[Sequence[int]], list[str]]
     tokenize: Callable | None = None
+    warm: Callable[[Sequence], None] | None = None
 
 
 def evaluate(contenders: Sequence[Contender], suite: Suite, *, samples: int = 4, note: str = "",
@@ -65,6 +67,8 @@ def evaluate(contenders: Sequence[Contender], suite: Suite, *, samples: int = 4,
 def _run(contender: Contender, suite: Suite, samples: int, progress) -> MethodResult:
     prompts = [contender.encode(problem) for problem in suite.problems]
     rule = closing(contender.scheme, contender.special, contender.tokenize)
+    if contender.warm is not None:
+        contender.warm(prompts)
     records, kept, seen, right, judging = {}, {}, {}, 0, 0.0
     started = time.perf_counter()
     for done in contender.complete(prompts):

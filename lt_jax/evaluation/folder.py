@@ -1,0 +1,177 @@
+"""A checkpoint folder opened for decoding: weights, tokenizer, scheme, prompts in, text out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lt_jax.data.problem import Problem
+from lt_jax.data.rows import Prompter, prompter
+from lt_jax.decode import DecodeConfig, Engine, Request
+from lt_jax.errors import UserError
+from lt_jax.evaluation.run import Contender
+from lt_jax.layout.build import build_prompt
+from lt_jax.layout.card import NAME, Card, read_card
+from lt_jax.layout.encode import encoder
+from lt_jax.layout.row import Row
+from lt_jax.layout.scheme import Scheme
+from lt_jax.layout.special import SpecialTokens
+from lt_jax.models import huggingface
+from lt_jax.models.config import DecoderConfig
+
+WARM_TOKENS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """A model with all that is needed to ask it something.
+
+    Attributes:
+        params, model: weights and their config.
+        scheme, special: how it writes.
+        tokenizer: a `transformers` tokenizer.
+        prompt: (question, system, history) -> chat prompt, see `data.rows.prompter`.
+        origin: where the weights came from.
+        stop: ids that end an answer besides `special.eos`.
+    """
+
+    params: dict
+    model: DecoderConfig
+    scheme: Scheme
+    special: SpecialTokens
+    tokenizer: Any
+    prompt: Prompter
+    origin: str = ""
+    stop: tuple[int, ...] = ()
+
+    @property
+    def tokenize(self) -> Callable[[str], list[int]]:
+        return encoder(self.tokenizer)
+
+    def ask(self, question: str, system: str = "") -> Row:
+        """A question as the prompt of a request."""
+        return build_prompt(self.scheme, self.special, self.prompt(question, system), self.tokenize)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Ids as text, special tokens left out."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """One text per id, special tokens written out; the bytes of one character stand with its last token."""
+        out, waiting = [], []
+        for token in ids:
+            waiting.append(int(token))
+            text = self.tokenizer.decode(waiting, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            whole = not text.endswith("\ufffd") or len(waiting) == 4
+            out.append(text if whole else "")
+            waiting = [] if whole else waiting
+        return out
+
+    def engine(self, config: DecodeConfig) -> Engine:
+        config = dataclasses.replace(config, stop=tuple(sorted({*config.stop, *self.stop})))
+        return Engine(self.params, self.model, self.scheme, self.special, config, self.tokenize)
+
+
+def load_tokenizer(folder: str | Path):
+    """The `transformers` tokenizer of a folder. Raises UserError if it has none or a broken one."""
+    from transformers import AutoTokenizer
+
+    folder = Path(folder)
+    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+        raise UserError(f"{folder}: no tokenizer.json; a checkpoint folder needs its tokenizer")
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # any file of the tokenizer may be broken in any way
+        raise UserError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())[:200]}") from None
+
+
+def open_folder(folder: str | Path, method: str | None = None, *, dtype: str = "float32", chat: str | None = None,
+                system: str | None = None, prefix: str | None = None) -> Writer:  # fmt: skip
+    """Opens a Hugging Face folder, as this library exports it (with `lt_jax.json`) or any other.
+
+    Args:
+        method: how to decode: the method the folder was trained for (None), or "vanilla", which any model can.
+        dtype: of weights and computation.
+        chat, system, prefix: in place of the folder's own.
+
+    Raises:
+        UserError: the folder cannot be read, or was not trained for `method`.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder; give a checkpoint folder")
+    huggingface.read_config(folder)  # its complaints come before the tokenizer's
+    tokenizer = load_tokenizer(folder)
+    card = read_card(folder, tokenizer)
+    if card is None:
+        card = _plain(folder, tokenizer, method)
+    elif method == "vanilla" and card.scheme.method != "vanilla":
+        card = dataclasses.replace(card, scheme=Scheme("vanilla"))
+    elif method is not None and method != card.scheme.method:
+        able = " or ".join(dict.fromkeys((card.scheme.method, "vanilla")))
+        raise UserError(f"{folder}: trained for {card.scheme.method}; it can be decoded as {able}, not as {method}")
+    params, model = huggingface.load(folder, dtype, compute_dtype=dtype)
+    own = lambda given, otherwise: otherwise if given is None else given
+    ask = prompter(own(chat, card.chat), tokenizer, own(system, card.system), own(prefix, card.prefix))
+    stop = _stops(Path(folder)) - {card.special.eos}
+    return Writer(params, model, card.scheme, card.special, tokenizer, ask, str(folder), tuple(sorted(stop)))
+
+
+def _stops(folder: Path) -> set[int]:
+    """The end tokens of generation_config.json; Qwen's chat models have two."""
+    path = folder / "generation_config.json"
+    try:
+        eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not a JSON object ({error})") from None
+    return {int(i) for i in (eos if isinstance(eos, list) else [eos]) if i is not None}
+
+
+def _plain(folder, tokenizer, method: str | None) -> Card:
+    """The card of a model that was not trained here."""
+    if method not in (None, "vanilla"):
+        raise UserError(
+            f"{folder}: has no {NAME}, so its tokenizer has no special tokens for {method}; train it with "
+            "launch/train.py, or describe a released checkpoint with launch/convert.py --table"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{folder}: the tokenizer names no eos_token, so an answer would never end")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    special = SpecialTokens(eos=tokenizer.eos_token_id, pad=pad)
+    return Card(Scheme("vanilla"), special, "own" if tokenizer.chat_template else "plain")
+
+
+def contender(name: str, writer: Writer, config: DecodeConfig, *, max_new: int, seed: int = 0) -> Contender:
+    """A contender that answers with `writer`, decoding as `config` says.
+
+    Args:
+        max_new: most tokens sampled for a problem.
+        seed: problem i is decoded with seed + i.
+    """
+    engine = writer.engine(config)
+
+    def complete(prompts):
+        return engine.run(Request(prompt, max_new, seed + i, i) for i, prompt in enumerate(prompts))
+
+    def warm(prompts):
+        for _ in engine.run(Request(prompt, min(WARM_TOKENS, max_new)) for prompt in prompts[: config.rows]):
+            pass
+
+    return Contender(
+        name, writer.origin, writer.scheme, writer.special, complete, lambda problem: _ask(writer, problem),
+        writer.text, writer.pieces, writer.tokenize, warm,
+    )  # fmt: skip
+
+
+def _ask(writer: Writer, problem: Problem) -> Row:
+    return writer.ask(question(problem), problem.system)
+
+
+def question(problem: Problem) -> str:
+    """What the model is asked: the question, with lettered options under it if it has choices."""
+    if not problem.choices:
+        return problem.question
+    options = (f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(problem.choices))
+    return problem.question + "\n\n" + "\n".join(options)
