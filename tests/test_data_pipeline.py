@@ -1,5 +1,6 @@
 """The Grain pipeline: what a batch holds, shuffling, slicing, exact resumption, what is too long."""
 
+import dataclasses
 import itertools
 import json
 
@@ -7,14 +8,18 @@ import grain
 import numpy as np
 import pytest
 
+from lt_jax.data import builder
 from lt_jax.data.counts import Counts
 from lt_jax.data.pipeline import PACKERS, PipelineConfig, evaluation_batches, train_batches
+from lt_jax.data.sources import Joined, Mapped, worked
+from lt_jax.data.tasks import Problems
 from lt_jax.errors import UserError
 from lt_jax.layout.build import build_row
 from lt_jax.layout.packing import pack_rows
 from lt_jax.layout.scheme import Scheme
 from lt_jax.lifetimes import NEVER
 from tests.layout_tools import TABLE
+from tests.test_data_rows import maker
 
 SCHEME = Scheme(n_gist=2, see_current=True)
 PAD = 0
@@ -250,6 +255,21 @@ def test_evaluation_leaves_out_what_is_too_long_and_counts_it():
 def test_settings_that_cannot_be(bad, said):
     with pytest.raises(UserError, match=said):
         config(**bad)
+
+
+def test_from_a_file_through_tfds_to_batches_and_from_problems_made_up_by_index(tmp_path):
+    path = tmp_path / "traces.jsonl"
+    records = [{"question": f"{number}?", "response": "a\n\nb" * (number % 3 + 1)} for number in range(9)]
+    path.write_text("\n".join(map(json.dumps, records)))
+    prepared = builder.open_prepared(builder.prepare(path, tmp_path / "data"))
+    problems = Mapped(Problems(24, steps=(2, 3)), worked)
+    for source in (prepared, problems, Joined(prepared, problems)):
+        settings = config(length=512, batch=2, bins=2)
+        reference = train_batches(source, maker(), settings, PAD)
+        expected = take(reference, 4)
+        assert reference.counts.dropped == 0 and reference.counts.trained > 0
+        threaded = dataclasses.replace(settings, threads=3, prefetch=1)
+        assert_same(take(train_batches(source, maker(), threaded, PAD), 4), expected)
 
 
 def test_counts_add_and_survive_a_packer():

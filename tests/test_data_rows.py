@@ -1,0 +1,159 @@
+"""Traces as rows, sources put together, and the numbers of a data set."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lt_jax.data.rows import RowMaker, prompter, ready_thoughts
+from lt_jax.data.sources import Joined, Mapped, Part, hold_out, worked
+from lt_jax.data.stats import Spread, measure
+from lt_jax.data.tasks.worked import Worked
+from lt_jax.data.traces import Trace
+from lt_jax.errors import UserError
+from lt_jax.layout.build import build_row
+from lt_jax.layout.row import Role
+from lt_jax.layout.scheme import Scheme
+from lt_jax.lifetimes import NEVER
+from tests.layout_tools import TABLE, characters
+from tests.test_data_traces import MARKED
+
+TRACE = Trace("q?", "one\n\ntwo. three\n\nfour", "sys")
+
+
+class Characters:
+    """A tokenizer of single characters; Memento's markers are one token each."""
+
+    def encode(self, text, add_special_tokens=False):
+        ids = []
+        for number, marker in enumerate(("<|block_start|>", "<|block_end|>", "<|summary_start|>", "<|summary_end|>")):
+            text = text.replace(marker, chr(0xE000 + number))
+        for character in text:
+            number = ord(character) - 0xE000
+            ids += [TABLE.memento[number]] if 0 <= number < 4 else characters(character)
+        return ids
+
+
+def maker(scheme=None, **more):
+    scheme = scheme or Scheme(n_gist=2)
+    return RowMaker(scheme=scheme, special=TABLE, tokenizer=Characters(), prompt=prompter("plain"), **more)
+
+
+def text(ids):
+    return "".join(chr(token - 20) if token >= 20 else "#" for token in ids)
+
+
+def test_a_trace_is_laid_out_as_build_row_does_with_its_paragraphs():
+    row = maker()(TRACE)
+    by_hand = build_row(
+        Scheme(n_gist=2), TABLE, "sysq?", ["one\n\n", "two. three\n\n", "four"], characters, add_eos=True
+    )
+    for name in vars(row):
+        np.testing.assert_array_equal(getattr(row, name), getattr(by_hand, name), err_msg=name)
+    assert text(row.tokens[row.role == Role.THOUGHT]) == "onetwo. threefour"
+    assert row.tokens[-1] == TABLE.eos and maker()(Trace("q", "r", add_eos=False)).tokens[-1] != TABLE.eos
+
+
+@pytest.mark.parametrize(
+    "scheme, more, pieces",
+    [
+        (None, {}, ["one\n\n", "two. three\n\n", "four"]),
+        (None, {"segment": "sentence"}, ["one\n\n", "two.", " three\n\n", "four"]),
+        (None, {"minimum": 6}, ["one\n\ntwo. three\n\nfour"]),
+        (None, {"minimum": 4, "maximum": 8}, ["one\n\n", "two.", " three\n\n", "four"]),
+        (Scheme(method="vanilla"), {}, ["one\n\ntwo. three\n\nfour"]),
+        (Scheme(level="token", step=3, n_gist=1), {}, ["one\n\ntwo. three\n\nfour"]),
+    ],
+)
+def test_how_a_response_is_cut(scheme, more, pieces):
+    cut = maker(scheme, **more).segments(TRACE)
+    assert "".join(cut) == TRACE.response
+    assert cut == pieces
+
+
+def test_thoughts_cut_in_the_data_are_taken_as_they_are_unless_told_otherwise():
+    trace = Trace("q", "aa. b\n\nc", segments=("aa. b", "c"))
+    assert maker().segments(trace) == ["aa. b\n\n", "c"]
+    assert maker(segment="sentence").segments(trace) == ["aa.", " b\n\n", "c"]
+    assert maker(Scheme(method="vanilla")).segments(trace) == ["aa. b\n\nc"]
+    with pytest.raises(UserError, match="has neither thoughts nor blocks"):
+        maker(segment="ready").segments(TRACE)
+
+
+def test_memento_traces_serve_every_method():
+    trace = Trace("q", MARKED)
+    row = maker(Scheme(method="memento"))(trace)
+    dying = (row.death != NEVER) & (row.role == Role.THOUGHT)
+    assert text(row.tokens[dying]) == "#one two##three#" and row.trained[row.prompt_length :].all()
+    vanilla = maker(Scheme(method="vanilla"))(trace)
+    assert text(vanilla.tokens) == "q<think>\none twothree rest</think>\nfive#"
+    assert ready_thoughts(trace) == ["<think>\none two", "three", " rest</think>\nfive"]
+    assert maker(segment="ready").segments(trace) == ready_thoughts(trace)
+
+
+def test_prompts_have_a_system_turn_a_prefix_and_a_history_only_where_they_can():
+    assert prompter("plain", system="S", prefix="P ")("q", "", ()).text == "SP q"
+    assert prompter("plain", system="S")("q", "own", ()).text == "ownq"
+    assert "<|im_start|>user\nq<|im_end|>" in prompter("qwen")("q", "", ()).text
+    with pytest.raises(UserError, match="several exchanges .last question: 'q'. does not fit the chat template 'qwen'"):
+        prompter("qwen")("q", "", (("user", "a"), ("assistant", "b")))
+    with pytest.raises(UserError, match="chat template 'alpaca': it must be one of qwen, llama, plain, own"):
+        prompter("alpaca")
+    with pytest.raises(UserError, match="needs the model's tokenizer"):
+        prompter("own")
+
+
+def test_the_tokenizers_own_template_shows_the_history():
+    class Templated:
+        chat_template = "some"
+
+        def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+            return "".join(f"<{message['role']}>{message['content']}" for message in messages) + "<assistant>"
+
+    prompt = prompter("own", Templated(), prefix="P ")("q", "s", (("user", "a"), ("assistant", "b")))
+    assert prompt.text == "<system>s<user>a<assistant>b<user>P q<assistant>"
+
+
+@pytest.mark.parametrize(
+    "bad, said", [({"segment": "line"}, "data.segment is 'line'"), ({"maximum": 3, "minimum": 4}, "data.maximum is 3")]
+)
+def test_settings_that_cannot_be(bad, said):
+    with pytest.raises(UserError, match=said):
+        maker(**bad)
+
+
+def test_sources_are_read_by_index():
+    joined = Joined([1, 2], [], [3])
+    assert [joined[index] for index in range(len(joined))] == list(joined) == [1, 2, 3]
+    assert list(Mapped(joined, lambda number: number * 10)) == [10, 20, 30]
+    train, held_out = hold_out(list(range(10)), 3)
+    assert list(train) == list(range(7)) and list(held_out) == [7, 8, 9]
+    assert list(Part(range(5), 1, 3)) == [1, 2]
+    for wrong in (lambda: hold_out([1], 1), lambda: Part([1], 0, 2)):
+        with pytest.raises(UserError):
+            wrong()
+
+
+def test_worked_problems_are_traces():
+    trace = worked(Worked("sums", "1+2+3?", ("1) 1+2=3", "Answer \\boxed{6}"), "6"))
+    assert maker().segments(trace) == ["1) 1+2=3\n\n", "Answer \\boxed{6}"]
+    assert trace.answer == "6" and trace.source == "sums"
+
+
+def test_statistics_of_a_small_set_by_hand():
+    stats = measure([TRACE, Trace("q", "a\n\nb")], maker(), length=30)
+    assert stats.samples == stats.of == 2
+    assert stats.row.largest == 5 + 17 + 3 * 4 + 1 and stats.prompt.smallest == 1
+    assert stats.tokens == 35 + (1 + 2 + 2 * 4 + 1) and stats.trained == (17 + 3 + 1) + (2 + 2 + 1)
+    assert (stats.thoughts.largest, stats.thought.largest, stats.thought.smallest) == (3, 11, 2)
+    assert stats.lasting == pytest.approx((3 * 3 + 1 + 2 * 3 + 1) / (30 + 11))
+    assert stats.lengths.dropped == 1 and sum(stats.row.counts) == 2
+    assert "1 dropped" in stats.describe() and json.dumps(stats.to_dict())
+
+
+def test_statistics_sample_evenly_and_need_data():
+    stats = measure([Trace("q", "a" * size) for size in range(1, 101)], maker(), 1000, most=10)
+    assert stats.samples == 10 and stats.of == 100 and stats.thought.largest == 92
+    with pytest.raises(UserError, match="the data is empty"):
+        measure([], maker(), 10)
+    assert Spread.of([]).counts[0] == 1
