@@ -1,0 +1,235 @@
+"""Checkpoint folders: out and in with the same bytes, sharded files, tokenizers, one clear line for bad ones."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import numpy as library
+
+from lt_jax.errors import UserError
+from lt_jax.models import huggingface, params, safetensors
+from lt_jax.models.config import Llama3Scaling, LoraConfig
+from lt_jax.models.presets import PRESETS
+
+CONFIG = PRESETS["tiny"].replace(vocab_size=200, vocab_padded=256, tie_embeddings=False)
+
+
+def make(config=CONFIG, dtype=jnp.float32, seed=0):
+    return jax.jit(params.init, static_argnums=(1, 2))(jax.random.key(seed), config, dtype)
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def unpadded(tree, config):
+    """The tree with zeros where a loaded one has its padding."""
+    out = {**tree, "embed": tree["embed"].at[config.vocab_size :].set(0)}
+    return out | {"head": tree["head"].at[:, config.vocab_size :].set(0)} if "head" in tree else out
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return huggingface.save(tmp_path / "model", make(), CONFIG)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("max_file_bytes", [10**9, 50_000], ids=["one file", "many files"])
+def test_export_import_export_keeps_every_byte(tmp_path, dtype, max_file_bytes):
+    tree = make(dtype=dtype)
+    one, two = tmp_path / "one", tmp_path / "two"
+    huggingface.save(one, tree, CONFIG, max_file_bytes=max_file_bytes)
+    back, config = huggingface.load(one)
+    same(back, unpadded(tree, CONFIG))
+    assert config.replace(extra="{}") == CONFIG
+    huggingface.save(two, back, config, max_file_bytes=max_file_bytes)
+    names = sorted(p.name for p in one.iterdir())
+    assert names == sorted(p.name for p in two.iterdir()) and (len(names) > 5) == (max_file_bytes < 10**9)
+    for name in names:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_our_format_is_the_format(tmp_path):
+    """Files we write are read by the safetensors library with the same values, and the other way round."""
+    values = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(3, ml_dtypes.bfloat16), "c": np.int64(3)}
+    values = {name: np.asarray(value) for name, value in values.items()}
+    safetensors.write(tmp_path / "x", [(n, v.shape, v.dtype, lambda v=v: v) for n, v in values.items()])
+    same(library.load_file(tmp_path / "x"), values)
+    library.save_file(values, tmp_path / "y")
+    same(safetensors.read(tmp_path / "y"), values)
+
+
+def test_vocabulary_is_unpadded_and_dtype_converted(folder, tmp_path):
+    raw = json.loads((folder / "config.json").read_text())
+    assert raw["vocab_size"] == 200 and raw["torch_dtype"] == "float32"
+    tensors = safetensors.read_folder(folder)
+    assert tensors["model.embed_tokens.weight"].shape == (200, 64) and tensors["lm_head.weight"].shape == (200, 64)
+    tree, config = huggingface.load(folder, jnp.bfloat16, compute_dtype="bfloat16")
+    assert config.dtype == "bfloat16" and tree["embed"].shape == (256, 64) and tree["embed"].dtype == jnp.bfloat16
+    huggingface.save(tmp_path / "half", make(), CONFIG, dtype=jnp.bfloat16)
+    assert json.loads((tmp_path / "half/config.json").read_text())["torch_dtype"] == "bfloat16"
+    same(huggingface.load(tmp_path / "half")[0], tree)
+
+
+def test_lora_is_merged_on_export(tmp_path):
+    from lt_jax.models import lora
+
+    tree, config = lora.add(make(), CONFIG, LoraConfig(rank=2, rows=(190, 10)), jax.random.key(1))
+    tree["layers"]["q"]["lora_b"] += 1.0
+    tree["new_rows"]["head"] += 1.0
+    huggingface.save(tmp_path / "m", tree, config)
+    back, loaded = huggingface.load(tmp_path / "m")
+    assert loaded.lora is None
+    same(back, unpadded(lora.merge(tree, config)[0], CONFIG))
+
+
+def test_tokenizer_and_further_files(tmp_path):
+    """The tokenizer travels with the model, and `transformers` reads it; a folder without one is an error."""
+    from tokenizers import Tokenizer, models
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    core = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="b")
+    one = huggingface.save(tmp_path / "one", make(), CONFIG, tokenizer, files={"notes.json": '{"x": 1}'})
+    two = huggingface.save(tmp_path / "two", make(), CONFIG, one)
+    assert (two / "tokenizer.json").read_bytes() == (one / "tokenizer.json").read_bytes()
+    assert AutoTokenizer.from_pretrained(two)("a")["input_ids"] == [0]
+    assert json.loads((one / "notes.json").read_text()) == {"x": 1}
+    with pytest.raises(UserError, match="tokenizer.json: no such file"):
+        huggingface.save(tmp_path / "three", make(), CONFIG, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_config_is_read_in_the_forms_of_transformers_4_and_5(tmp_path):
+    from transformers import AutoConfig
+
+    for name in ("qwen2.5-7b", "qwen3-0.6b", "llama-3.2-1b", "r1-distill-qwen-7b"):
+        config = PRESETS[name]
+        raw = huggingface.to_hf(config, "bfloat16")
+        assert huggingface.from_hf(raw).replace(extra="{}") == config
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        new = AutoConfig.from_pretrained(tmp_path).to_dict()
+        assert "rope_parameters" in new
+        again = huggingface.from_hf(new)
+        assert again.replace(extra="{}") == config
+        out = huggingface.to_hf(again, "bfloat16")
+        assert out["rope_parameters"] == new["rope_parameters"] and "rope_theta" not in out
+    assert PRESETS["llama-3.2-1b"].rope_scaling == Llama3Scaling(32.0, 1.0, 4.0, 8192)
+
+
+def edit(folder, **changes):
+    raw = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if v != "absent"}))
+
+
+def edit_tensors(folder, change):
+    tensors = dict(library.load_file(folder / "model.safetensors"))
+    change(tensors)
+    library.save_file(tensors, folder / "model.safetensors")
+
+
+def truncate(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+
+
+Q0 = "model.layers.0.self_attn.q_proj.weight"
+BAD = {
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
+    "config no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
+    "family": (lambda f: edit(f, model_type="gpt2"), "'gpt2' is not supported; supported are llama, qwen2, qwen3"),
+    "no family": (lambda f: edit(f, model_type="absent"), "model_type None is not supported"),
+    "no size": (lambda f: edit(f, hidden_size="absent"), "hidden_size is None; it must be a number"),
+    "size is text": (lambda f: edit(f, vocab_size="many"), "vocab_size is 'many'; it must be a number"),
+    "rope": (lambda f: edit(f, rope_scaling={"rope_type": "yarn"}), "rope scaling 'yarn' is not supported"),
+    "llama3 rope": (lambda f: edit(f, rope_scaling={"rope_type": "llama3"}), "llama3 rope scaling has no factor"),
+    "activation": (lambda f: edit(f, hidden_act="gelu"), "hidden_act = 'gelu' is not supported"),
+    "sliding": (lambda f: edit(f, use_sliding_window=True), "use_sliding_window = True is not supported"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "neither model.safetensors nor"),
+    "truncated": (lambda f: truncate(f / "model.safetensors", 5000), "model.safetensors: truncated, 5,000 bytes of"),
+    "truncated header": (lambda f: truncate(f / "model.safetensors", 100), "truncated, 100 bytes where the header"),
+    "empty": (lambda f: truncate(f / "model.safetensors", 0), "not a safetensors file (no header)"),
+    "text": (lambda f: (f / "model.safetensors").write_text("version https://git-lfs"), "not a safetensors file"),
+    "missing": (lambda f: edit_tensors(f, lambda t: t.pop(Q0)), f"tensor {Q0} is missing"),
+    "shape": (
+        lambda f: edit_tensors(f, lambda t: t.update({Q0: t[Q0][:-1].copy()})),
+        f"tensor {Q0} has shape [63, 64], expected [64, 64]",
+    ),
+    "vocabulary": (lambda f: edit(f, vocab_size=201), "embed_tokens.weight has shape [200, 64], expected [201, 64]"),
+    "strange": (
+        lambda f: edit_tensors(f, lambda t: t.update(extra=np.zeros(1, np.float32))),
+        "tensor extra (of 1 such) has no place in a qwen2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_folder_gets_one_clear_line(case, folder):
+    spoil, message = BAD[case]
+    spoil(folder)
+    with pytest.raises(UserError) as error:
+        huggingface.load(folder)
+    assert message in str(error.value) and str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_bad_sharded_folders(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        huggingface.load(tmp_path / "nowhere")
+    folder = huggingface.save(tmp_path / "many", make(), CONFIG, max_file_bytes=50_000)
+    first = sorted(folder.glob("model-*"))[0]
+    content = first.read_bytes()
+    first.unlink()
+    with pytest.raises(UserError, match=f"{first.name}: no such file"):
+        huggingface.load(folder)
+    library.save_file({"x": np.zeros(1)}, first)
+    with pytest.raises(UserError, match=r"tensor model\..* is missing, which model.safetensors.index.json says"):
+        huggingface.load(folder)
+    first.write_bytes(content)
+    huggingface.load(folder)
+    (folder / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(UserError, match="not a safetensors index"):
+        huggingface.load(folder)
+
+
+def test_save_replaces_only_checkpoints_and_only_when_asked(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "thesis.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="is no checkpoint folder"):
+            huggingface.save(target, make(), CONFIG, overwrite=overwrite)
+    (target / "thesis.txt").unlink()
+    huggingface.save(target, make(seed=0), CONFIG)
+    with pytest.raises(UserError, match="a checkpoint is there already"):
+        huggingface.save(target, make(seed=1), CONFIG)
+    huggingface.save(target, make(seed=1), CONFIG, overwrite=True)
+    same(huggingface.load(target)[0], unpadded(make(seed=1), CONFIG))
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_full_disk_leaves_the_old_checkpoint_and_no_rest(tmp_path, monkeypatch):
+    huggingface.save(tmp_path / "model", make(seed=0), CONFIG)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(safetensors.os, "fsync", full)
+    with pytest.raises(UserError, match=r"model: could not be written \(No space left on device\); nothing was left"):
+        huggingface.save(tmp_path / "model", make(seed=1), CONFIG, overwrite=True)
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    same(huggingface.load(tmp_path / "model")[0], unpadded(make(seed=0), CONFIG))
+
+
+def test_a_model_without_a_family_is_not_exported(tmp_path):
+    odd = PRESETS["tiny"].replace(qk_norm=True)
+    with pytest.raises(UserError, match="qkv_bias=True and qk_norm=True is no qwen2"):
+        huggingface.save(tmp_path / "odd", make(odd), odd)
+    assert not list(tmp_path.iterdir())
