@@ -13,9 +13,9 @@ from lt_jax.data.rows import Prompter, prompter
 from lt_jax.decode import DecodeConfig, Engine, Request
 from lt_jax.errors import UserError
 from lt_jax.evaluation.run import Contender
-from lt_jax.layout.build import build_prompt
 from lt_jax.layout.card import NAME, Card, read_card
 from lt_jax.layout.encode import encoder
+from lt_jax.layout.prompt import build_prompt
 from lt_jax.layout.row import Row
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens

@@ -47,7 +47,7 @@ def from_files(paths, *, name: str, format: str | None = None, limit: int = 0, s
         _problem(trace, f"{name}, problem {number}", system, prefix)
         for number, trace in enumerate(read_traces(paths, format, evaluation=True), 1)
     ]
-    return Suite(name, _limited(problems, limit, seed))
+    return Suite(name, limited(problems, limit, seed))
 
 
 def from_tfds(dataset: str, *, split: str = "test", data_dir: str | None = None, name: str = "", limit: int = 0,
@@ -71,7 +71,7 @@ def from_tfds(dataset: str, *, split: str = "test", data_dir: str | None = None,
         problems.append(_problem(convert(_text(record), None, where, evaluation=True), where, system, prefix))
     if not problems:
         raise UserError(f"TFDS {dataset}, split {split}: empty")
-    return Suite(name or f"{dataset}:{split}", _limited(problems, limit, seed))
+    return Suite(name or f"{dataset}:{split}", limited(problems, limit, seed))
 
 
 def embedded(size: int, *, seed: int = 0, steps: tuple[int, int] = (6, 12), families: Sequence[str] = tuple(FAMILIES),
@@ -106,7 +106,7 @@ def _problem(trace: Trace, where: str, system: str, prefix: str) -> Problem:
     return Problem(prefix + trace.question, answer, str(family), choices, system=trace.system or system)
 
 
-def _limited(problems: list[Problem], limit: int, seed: int) -> tuple[Problem, ...]:
+def limited(problems: list[Problem], limit: int, seed: int) -> tuple[Problem, ...]:
     if not limit or limit >= len(problems):
         return tuple(problems)
     return tuple(problems[i] for i in sorted(random.Random(seed).sample(range(len(problems)), limit)))

@@ -1,0 +1,68 @@
+"""Evaluates methods on a suite of problems: prints a table, writes results.json, table.txt, report.html and pictures.
+
+    python launch/evaluate.py --config=configs/eval_math.py --config.model.path=DIR --config.suite.path=problems.jsonl
+    python launch/evaluate.py --results=runs/eval_math/results.json --out=DIR     (draws an old evaluation again)
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import flags
+from ml_collections import config_flags
+
+from launch.main import resolved, run
+from lt_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "an evaluation, such as configs/eval_math.py")
+RESULTS = flags.DEFINE_string("results", None, "a results.json to print and draw again instead")
+OUT = flags.DEFINE_string("out", None, "folder for the files; config.out if not given")
+
+
+def main(argv) -> None:
+    if RESULTS.value is None:
+        config = resolved(CONFIG, example="configs/eval_math.py")
+        from lt_jax.evaluation import job
+
+        job.run(eval_config(config, OUT.value))
+        return
+    if OUT.value is None:
+        raise UserError("--results needs --out=DIR, where the files shall go")
+    from lt_jax.evaluation import job, results, table
+
+    found = results.load(RESULTS.value)
+    print(table.table(found))
+    job.write(found, OUT.value)
+
+
+def eval_config(config, out: str | None = None):
+    """The `EvalConfig` of a config file. Empty texts in it mean "the model's own"."""
+    from lt_jax.decode import Sampling
+    from lt_jax.evaluation.job import ContenderConfig, EvalConfig, SuiteConfig
+
+    contenders = {}
+    for name, each in config.contenders.items():
+        values = {key: value for key, value in each.items() if value != ""}
+        contenders[name] = ContenderConfig(**{"path": config.model.path, **values})
+    decode = config.decode
+    return EvalConfig(
+        suite=SuiteConfig(**config.suite),
+        contenders=contenders,
+        out=out or config.out,
+        dtype=config.model.dtype,
+        rows=decode.rows,
+        capacity=decode.capacity,
+        buffer=decode.buffer,
+        max_new=decode.max_new,
+        sampling=Sampling(decode.temperature, decode.top_k, decode.top_p),
+        seed=decode.seed,
+        samples=config.samples,
+        note=config.note,
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,145 @@
+"""A whole evaluation from one config: open the folders, run the suite, print the table, write the files."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from lt_jax.decode import DecodeConfig, Sampling
+from lt_jax.errors import UserError
+from lt_jax.evaluation import pictures, report, results, suites, table
+from lt_jax.evaluation.folder import contender, open_folder
+from lt_jax.evaluation.run import evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteConfig:
+    """Where the problems come from: exactly one of `path`, `tfds` and `embedded`.
+
+    Attributes:
+        path: file or folder, see `suites.from_files`; `format` of `data.traces.FORMATS`, "" to see it.
+        tfds: data set name, see `suites.from_tfds`; `split` and `data_dir` of it.
+        embedded: number of embedded problems, with `steps` (least, most) and `families` (empty: all).
+        name: what the tables call it.
+        limit: problems to keep, drawn by `seed`; 0 keeps all.
+    """
+
+    path: str = ""
+    format: str = ""
+    tfds: str = ""
+    split: str = "test"
+    data_dir: str = ""
+    embedded: int = 0
+    steps: tuple[int, int] = (6, 12)
+    families: tuple[str, ...] = ()
+    name: str = ""
+    limit: int = 0
+    seed: int = 0
+
+    def __post_init__(self):
+        given = [name for name in ("path", "tfds", "embedded") if getattr(self, name)]
+        if len(given) != 1:
+            raise UserError(f"suite: give one of path, tfds and embedded; given are {', '.join(given) or 'none'}")
+
+    def open(self) -> suites.Suite:
+        if self.path:
+            return suites.from_files(self.path, name=self.name or Path(self.path).stem, format=self.format or None,
+                                     limit=self.limit, seed=self.seed)  # fmt: skip
+        if self.tfds:
+            return suites.from_tfds(self.tfds, split=self.split, data_dir=self.data_dir or None, name=self.name,
+                                    limit=self.limit, seed=self.seed)  # fmt: skip
+        extra = {"families": tuple(self.families)} if self.families else {}
+        suite = suites.embedded(self.embedded, seed=self.seed, steps=tuple(self.steps), name=self.name, **extra)
+        return dataclasses.replace(suite, problems=suites.limited(list(suite.problems), self.limit, self.seed))
+
+
+@dataclasses.dataclass(frozen=True)
+class ContenderConfig:
+    """One method: `method` None is what the folder was trained for; None elsewhere is the folder's own."""
+
+    path: str
+    method: str | None = None
+    chat: str | None = None
+    system: str | None = None
+    prefix: str | None = None
+    max_thought: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """An evaluation.
+
+    Attributes:
+        contenders: name -> what it is, the baseline first.
+        out: folder for results.json, table.txt, report.html and the pictures.
+        dtype: of weights and computation.
+        rows, capacity, buffer: see `DecodeConfig`; max_new: most tokens sampled for a problem.
+        samples: completions per method kept token by token for the report.
+    """
+
+    suite: SuiteConfig
+    contenders: Mapping[str, ContenderConfig]
+    out: str
+    dtype: str = "float32"
+    rows: int = 8
+    capacity: int = 4096
+    buffer: int = 32
+    max_new: int = 2048
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    samples: int = 4
+    note: str = ""
+
+
+def run(config: EvalConfig, say=print) -> results.Results:
+    """Evaluates, prints the table and writes the files; every folder and the suite are opened before the first run."""
+    suite = config.suite.open()
+    if not config.contenders:
+        raise UserError("contenders: there must be at least one")
+    opened, ready = {}, []
+    for name, each in config.contenders.items():
+        if not each.path:
+            raise UserError(f"contenders.{name}: which model? give model.path or contenders.{name}.path")
+        key = dataclasses.astuple(dataclasses.replace(each, max_thought=0))
+        if key not in opened:
+            opened[key] = open_folder(each.path, each.method, dtype=config.dtype, chat=each.chat, system=each.system,
+                                      prefix=each.prefix)  # fmt: skip
+        decode = DecodeConfig(rows=min(config.rows, len(suite)), capacity=config.capacity, buffer=config.buffer,
+                              sampling=config.sampling, max_thought=each.max_thought or None)  # fmt: skip
+        ready.append(contender(name, opened[key], decode, max_new=config.max_new, seed=config.seed))
+    found = evaluate(ready, suite, samples=config.samples, note=config.note, progress=Progress())
+    say("\n" + table.table(found))
+    write(found, config.out)
+    say(f"\nwritten to {config.out}: results.json, table.txt, report.html and the pictures")
+    return found
+
+
+def write(found: results.Results, out: str | Path) -> None:
+    """Writes everything about an evaluation into a folder, file by file whole or not at all."""
+    out = Path(out)
+    results.save(found, out / "results.json")
+    results.write_whole(out / "table.txt", table.table(found) + "\n")
+    report.write(found, out / "report.html")
+    for name, picture in pictures.all_pictures(found).items():
+        results.write_whole(out / name, picture)
+
+
+class Progress:
+    """One line that is rewritten on a terminal; a line per tenth of the work elsewhere. Goes to stderr."""
+
+    def __init__(self, file=None):
+        self.file, self.started, self.name = file or sys.stderr, 0.0, None
+
+    def __call__(self, name: str, solved: int, right: int, total: int) -> None:
+        now = time.monotonic()
+        if name != self.name:
+            self.name, self.started, self.first = name, now, solved
+        left = (now - self.started) / max(solved - self.first, 1) * (total - solved)
+        line = f"{name}: {solved:,} of {total:,} problems, {100 * right / solved:.1f} % right, {left:.0f} s left"
+        if self.file.isatty():
+            print(f"\r\x1b[K{line}", end="\n" if solved == total else "", file=self.file, flush=True)
+        elif solved == total or solved % max(total // 10, 1) == 0:
+            print(line, file=self.file, flush=True)
