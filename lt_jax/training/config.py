@@ -21,6 +21,7 @@ class OptimizerConfig:
         end_fraction: learning rate at the last step, as a fraction of the peak.
         b1, b2, eps, weight_decay: of AdamW; norms and biases do not decay.
         clip: largest global norm of the gradient; 0 does not clip.
+        adam_rate: under Muon, the learning rate of what AdamW trains, as a fraction of Muon's.
     """
 
     name: str = "adamw"
@@ -32,6 +33,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip: float = 1.0
+    adam_rate: float = 1.0
 
     def __post_init__(self):
         if self.name not in OPTIMIZERS:
@@ -40,6 +42,8 @@ class OptimizerConfig:
             raise UserError(f"optim.learning_rate is {self.learning_rate}; it must be above 0")
         if self.warmup < 0 or self.clip < 0 or self.weight_decay < 0 or not 0 <= self.end_fraction <= 1:
             raise UserError("optim: warmup, clip and weight_decay must not be negative, and 0 <= end_fraction <= 1")
+        if not self.adam_rate > 0 or (self.name == "adamw" and self.adam_rate != 1):
+            raise UserError(f"optim.adam_rate is {self.adam_rate}; it must be above 0, and is for muon only")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,6 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
 from typing import Protocol, TextIO
 
 from lt_jax.errors import UserError
@@ -135,9 +134,3 @@ def describe(values: dict[str, float]) -> str:
     number = lambda name, v: f"{v:,.0f}" if name == "tokens_per_second" else f"{v:.4g}"
     wanted = [name for name in values if name in SHOWN or name.startswith("eval")]
     return "  ".join(f"{short.get(name, name)} {number(name, values[name])}" for name in wanted)
-
-
-def write_all(writers: Sequence[Writer], step: int, values: dict[str, float]) -> None:
-    """Hands one step's values to every writer."""
-    for writer in writers:
-        writer.write(step, values)

@@ -57,6 +57,7 @@ def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransf
 
     return contrib.muon(
         rate,
+        adam_learning_rate=lambda step: config.adam_rate * rate(step),
         adam_b1=config.b1,
         adam_b2=config.b2,
         eps=config.eps,

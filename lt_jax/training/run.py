@@ -1,18 +1,26 @@
-"""The training loop: batches in, a trained state out; logs, evaluates, saves and stops in between."""
+"""The training loop: batches in, a trained model out; logs, evaluates, saves, resumes and stops in between."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from lt_jax.errors import UserError
 from lt_jax.models.config import DecoderConfig
-from lt_jax.training import metrics as writing
-from lt_jax.training import optimizer, state, step
+from lt_jax.training import mesh as meshes
+from lt_jax.training import optimizer, step
+from lt_jax.training import state as states
+from lt_jax.training.checkpoint import Checkpoints, describe
 from lt_jax.training.config import TrainConfig
 from lt_jax.training.metrics import Writer
 from lt_jax.training.state import TrainState
@@ -20,14 +28,19 @@ from lt_jax.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """What a run leaves: the final state and the metrics of every logging step, as (step, {name: value})."""
+    """What a run leaves.
+
+    Attributes:
+        state: the final state.
+        params: the whole parameter tree, trained and frozen.
+        history: metrics of every logging and evaluation step of this process, (step, {name: value}).
+        finished: False if the run was asked to stop (SIGTERM) and saved before its last step.
+    """
 
     state: TrainState
+    params: dict
     history: tuple[tuple[int, dict[str, float]], ...]
-
-    @property
-    def params(self) -> dict:
-        return self.state.params
+    finished: bool
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -43,57 +56,142 @@ def train(
     *,
     eval_data: Callable[[], Iterable[dict]] | None = None,
     evaluate: Callable[[dict, int], dict[str, float]] | None = None,
-    writers: Sequence[Writer] = (),
+    writers: Sequence[Writer] | Callable[[int], Sequence[Writer]] = (),
+    folder: str | os.PathLike | None = None,
+    resolved=None,
+    mesh: Mesh | None = None,
+    keep_params: bool = True,
 ) -> TrainResult:
-    """Trains `params` for `config.steps` steps.
+    """Trains `params` until step `config.steps`; goes on from the newest checkpoint if `folder` has one.
 
     Args:
-        params: start values; their buffers are given up to the run.
-        data: endless iterator of batches, see `lt_jax.training.step`.
+        params: start values.
+        data: endless iterator of batches, see `lt_jax.training.step`. With `folder` it must be Grain's kind, so that
+            its place is saved too.
         eval_data: makes a finite pass over held-out batches, for eval_loss and eval_accuracy.
         evaluate: any further evaluation, (params, step) -> {name: value}.
-        writers: where metrics go.
+        writers: where metrics go, or a function that makes the writers when told the step the run starts from.
+        folder: of the checkpoints; None saves nothing.
+        resolved: JSON values kept in the checkpoints, see `checkpoint.describe`.
+        mesh: None makes one over all devices from `config.mesh`.
+        keep_params: False lets the run overwrite the arrays of `params`, which saves one copy of what is trained.
 
     Raises:
-        UserError: the data ended, or the loss is not a number.
+        UserError: the data ended, the loss is not a number, the mesh does not divide the model or the batch, the
+            checkpoint is of another run, the disk is full.
     """
+    mesh = meshes.make(config.mesh) if mesh is None else mesh
     tx = optimizer.make(config.optim, config.steps)
-    rate = optimizer.schedule(config.optim, config.steps)
-    train_step, eval_step = step.make_step(model, config, tx), step.make_eval_step(model, config)
-    train_state = state.create(params, model, tx, jax.random.key(config.seed))
-    window, history, since = [], [], time.monotonic()
-
-    for done in range(1, config.steps + 1):
-        train_state, values = train_step(train_state, next_batch(data, done))
-        window.append(values)
-        if len(window) > 1:  # one step behind: the device stays busy, the host never runs far ahead
-            window[-2] = jax.device_get(window[-2])
-        if due(done, config.log_every, config.steps):
-            window[-1] = jax.device_get(window[-1])
-            values = summary(window, done, time.monotonic() - since)
-            values["learning_rate"] = float(rate(done - 1))
-            window = []
-            history.append((done, values))
-            writing.write_all(writers, done, values)
-            since = time.monotonic()
-        if due(done, config.eval_every, config.steps) and (eval_data or evaluate):
-            values = {}
-            if eval_data:
-                values |= eval_loss(eval_step, train_state.params, eval_data())
-            if evaluate:
-                values |= {f"eval_{name}": float(v) for name, v in evaluate(train_state.params, done).items()}
-            history.append((done, values))
-            writing.write_all(writers, done, values)
-            since = time.monotonic()
-    return TrainResult(train_state, tuple(history))
+    state, frozen = states.create(params, model, tx, jax.random.key(config.seed), mesh, keep_params)
+    del params
+    with contextlib.ExitStack() as stack:
+        saving = None
+        if folder is not None:
+            saving = _Saving(stack.enter_context(Checkpoints(folder, config.keep)), data)
+            saving.about = describe(model, config, frozen, resolved)
+            state = saving.resume(state)
+        loop = _Loop(config, model, tx, mesh, state, frozen, data)
+        loop.writers = writers(loop.done) if callable(writers) else writers
+        for writer in loop.writers:
+            stack.callback(writer.close)
+        loop.saving, loop.eval_data, loop.evaluate = saving, eval_data, evaluate
+        with stop_signal() as asked:
+            finished = loop.run(asked)
+    return TrainResult(loop.state, states.merge(loop.state.trained, frozen), tuple(loop.history), finished)
 
 
-def next_batch(data: Iterator[dict], done: int) -> dict:
-    """The next batch, or a UserError if the data is at its end."""
-    try:
-        return next(data)
-    except StopIteration:
-        raise UserError(f"the training data ended before step {done}; let it repeat or train less") from None
+class _Saving:
+    """Checkpoints of one run together with its data iterator."""
+
+    def __init__(self, checkpoints: Checkpoints, data):
+        if not hasattr(data, "get_state"):
+            raise TypeError("a run with a folder needs a data iterator with get_state and set_state, such as Grain's")
+        self.checkpoints, self.data, self.about = checkpoints, data, {}
+
+    def resume(self, state: TrainState) -> TrainState:
+        return state if self.checkpoints.latest is None else self.checkpoints.restore(state, self.about, self.data)
+
+    def save(self, state: TrainState) -> None:
+        self.checkpoints.save(state, self.about, self.data)
+
+
+class _Loop:
+    """The loop's variables, so that each thing it does is a short method."""
+
+    def __init__(self, config, model, tx, mesh, state, frozen, data):
+        self.config, self.mesh, self.state, self.frozen, self.data = config, mesh, state, frozen, data
+        self.train_step = step.make_step(model, config, tx, mesh, state)
+        self.eval_step = step.make_eval_step(model, config, mesh)
+        self.rate = optimizer.schedule(config.optim, config.steps)
+        self.done = int(state.step)
+        self.history, self.window, self.since = [], [], time.monotonic()
+        self.writers: Sequence[Writer] = ()
+        self.saving = self.eval_data = self.evaluate = None
+
+    def run(self, asked: threading.Event) -> bool:
+        """Steps to the end, or until a stop is asked for; True if the end was reached."""
+        last = self.config.steps
+        while self.done < last:
+            self.step()
+            if due(self.done, self.config.log_every, last):
+                self.log()
+            if due(self.done, self.config.eval_every, last):
+                self.measure()
+            stopping = stop_agreed(asked, self.done)
+            if self.saving and (stopping or due(self.done, self.config.save_every, last)):
+                self.log()  # never save a state whose loss was not looked at
+                self.saving.save(self.state)
+            if stopping and self.done < last:
+                return False
+        return True
+
+    def step(self) -> None:
+        """One optimizer step. Its metrics are fetched one step later: the device stays busy, the host near it."""
+        batch = self.next_batch()
+        self.state, values = self.train_step(self.state, self.frozen, batch)
+        self.done += 1
+        self.window.append(values)
+        if len(self.window) > 1:
+            self.window[-2] = jax.device_get(self.window[-2])
+
+    def next_batch(self) -> dict:
+        try:
+            batch = next(self.data)
+        except StopIteration:
+            raise UserError(
+                f"the training data ended before step {self.done + 1}; let it repeat or train less"
+            ) from None
+        if not self.history and not self.window:
+            rows, length = batch["tokens"].shape
+            meshes.check_batch(self.mesh, rows * jax.process_count(), length, self.config)
+        return meshes.place_batch(self.mesh, batch)
+
+    def log(self) -> None:
+        """Hands the metrics of the steps since the last time to the writers."""
+        if not self.window:
+            return
+        window, self.window = jax.device_get(self.window), []
+        values = summary(window, self.done, time.monotonic() - self.since)
+        values["learning_rate"] = float(self.rate(self.done - 1))
+        self.note(values)
+
+    def measure(self) -> None:
+        """Evaluates, and hands the results to the writers."""
+        values = {}
+        if self.eval_data:
+            batches = (meshes.place_batch(self.mesh, batch) for batch in self.eval_data())
+            values |= eval_loss(lambda batch: self.eval_step(self.state.trained, self.frozen, batch), batches)
+        if self.evaluate:
+            params = states.merge(self.state.trained, self.frozen)
+            values |= {f"eval_{name}": float(v) for name, v in self.evaluate(params, self.done).items()}
+        if values:
+            self.note(values)
+
+    def note(self, values: dict[str, float]) -> None:
+        self.history.append((self.done, values))
+        for writer in self.writers:
+            writer.write(self.done, values)
+        self.since = time.monotonic()
 
 
 def summary(window: list[dict], last: int, seconds: float) -> dict[str, float]:
@@ -111,23 +209,45 @@ def summary(window: list[dict], last: int, seconds: float) -> dict[str, float]:
                 "lower optim.learning_rate, or look at the data of that step"
             )
     trained = np.array([values["trained"] for values in window], np.float64)
-    mean = lambda name, by: float(np.average([values[name] for values in window], weights=by if by.any() else None))
-    even = np.ones(len(window))
+    weights = trained if trained.any() else None
+    mean = lambda name, by=None: float(np.average([values[name] for values in window], weights=by))
+    tokens = float(sum(values["tokens"] for values in window))
     return {
-        "loss": mean("loss", trained),
-        "accuracy": mean("accuracy", trained),
-        "grad_norm": mean("grad_norm", even),
-        "tokens": float(sum(values["tokens"] for values in window)),
+        "loss": mean("loss", weights),
+        "accuracy": mean("accuracy", weights),
+        "grad_norm": mean("grad_norm"),
+        "tokens": tokens,
         "trained_tokens": float(trained.sum()),
-        "tokens_per_second": float(sum(values["tokens"] for values in window)) / max(seconds, 1e-9),
+        "tokens_per_second": tokens / max(seconds, 1e-9),
     }
 
 
-def eval_loss(eval_step: Callable, params: dict, batches: Iterable[dict]) -> dict[str, float]:
+def eval_loss(eval_step: Callable, batches: Iterable[dict]) -> dict[str, float]:
     """Token-mean loss and accuracy over all of `batches`."""
-    totals = [jax.device_get(eval_step(params, batch)) for batch in batches]
+    totals = [jax.device_get(eval_step(batch)) for batch in batches]
     if not totals:
         raise UserError("the evaluation data is empty")
     total = {name: sum(float(part[name]) for part in totals) for name in totals[0]}
     weight = max(total["weights"], 1.0)
     return {"eval_loss": total["loss"] / weight, "eval_accuracy": total["correct"] / weight}
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets while inside, so that a preempted run can save first. Main thread only."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def stop_agreed(asked: threading.Event, step: int) -> bool:
+    """Whether to stop after this step; several processes agree on one, so that they all save the same."""
+    if jax.process_count() == 1:
+        return asked.is_set()
+    return multihost_utils.reached_preemption_sync_point(step)

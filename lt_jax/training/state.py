@@ -1,4 +1,7 @@
-"""The state of a run, and which of its parameters are trained."""
+"""The state of a run: what a step changes. Frozen parameters (the base under LoRA) stay outside of it.
+
+    trained, frozen = split(params, trainable_mask(model))        params = merge(trained, frozen)
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,27 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from lt_jax.models import params as parameters
 from lt_jax.models.config import DecoderConfig
+from lt_jax.training import mesh as meshes
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a step reads and writes. `opt_state` covers the trained leaves of `params` only.
+    """What a step reads and writes, and what a checkpoint holds.
 
     Attributes:
         step: int32 scalar, optimizer steps done.
-        params: the whole parameter tree of `lt_jax.models.params`.
-        opt_state: of the optimizer.
+        trained: the trained leaves of the parameter tree.
+        opt_state: of the optimizer, over `trained`.
         key: typed random key of the run; a step that draws uses `fold_in(key, step)`.
     """
 
     step: jax.Array
-    params: dict
+    trained: dict
     opt_state: optax.OptState
     key: jax.Array
 
@@ -36,7 +41,7 @@ def trainable_mask(config: DecoderConfig) -> dict:
 
 
 def split(params: dict, mask: dict) -> tuple[dict, dict]:
-    """A tree of arrays -> (trained, frozen), nested dicts without the other's leaves; `merge` is its inverse."""
+    """A tree -> (trained, frozen): nested dicts without the other's leaves; `merge` is its inverse."""
     return _pick(params, mask, True), _pick(params, mask, False)
 
 
@@ -59,7 +64,22 @@ def merge(a: dict, b: dict) -> dict:
     return out
 
 
-def create(params: dict, config: DecoderConfig, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """The state at step 0 around existing parameters."""
-    trained, _ = split(params, trainable_mask(config))
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(trained), key)
+def create(
+    params: dict, config: DecoderConfig, tx: optax.GradientTransformation, key: jax.Array, mesh: Mesh, keep: bool = True
+) -> tuple[TrainState, dict]:
+    """The state at step 0 and the frozen parameters, placed on the mesh.
+
+    Args:
+        params: start values.
+        keep: leave the trained arrays of `params` alone (a copy is trained); False lets the first step overwrite them.
+    """
+    shardings = meshes.param_shardings(mesh, config)
+    mask = trainable_mask(config)
+    trained, frozen = split(jax.device_put(params, shardings), mask)
+    if keep:
+        trained = jax.tree.map(jnp.copy, trained)
+    opt_shardings = meshes.like_params(mesh, jax.eval_shape(tx.init, trained), shardings)
+    opt_state = jax.jit(tx.init, out_shardings=opt_shardings)(trained)
+    scalar = meshes.sharding(mesh)
+    step, key = jax.device_put(jnp.zeros((), jnp.int32), scalar), jax.device_put(key, scalar)
+    return TrainState(step, trained, opt_state, key), frozen

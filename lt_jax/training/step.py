@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding
 
 from lt_jax.attention import prepare
 from lt_jax.errors import UserError
@@ -17,6 +18,7 @@ from lt_jax.lifetimes import Lifetimes
 from lt_jax.models import decoder
 from lt_jax.models.config import DecoderConfig
 from lt_jax.training import loss as losses
+from lt_jax.training import mesh as meshes
 from lt_jax.training import state as states
 from lt_jax.training.config import TrainConfig
 from lt_jax.training.state import TrainState
@@ -61,13 +63,12 @@ def cut(batch: dict, pieces: int) -> dict:
     return jax.tree.map(lambda a: a.reshape(rows // pieces, pieces, *a.shape[1:]).swapaxes(0, 1), batch)
 
 
-def gradients(params: dict, model: DecoderConfig, config: TrainConfig, batch: dict, place=None):
-    """Token-mean gradients of the trained leaves over the whole batch, and the sums behind loss and accuracy.
+def gradients(trained: dict, frozen: dict, model: DecoderConfig, config: TrainConfig, batch: dict, place=None):
+    """Token means of loss and accuracy, and the gradients of the loss to the trained leaves, over the whole batch.
 
     The mean is over all trained tokens of the accumulation window, not a mean of the microbatches' means: cutting a
     batch into microbatches changes nothing but the order of summation.
     """
-    trained, frozen = states.split(params, states.trainable_mask(model))
     scale = 1.0 / jnp.maximum(jnp.sum(batch["weights"]), 1.0)
 
     def objective(trained, piece):
@@ -88,18 +89,22 @@ def gradients(params: dict, model: DecoderConfig, config: TrainConfig, batch: di
     return totals
 
 
-def make_step(model: DecoderConfig, config: TrainConfig, tx: optax.GradientTransformation, place=None) -> Callable:
-    """The jitted step: (state, batch) -> (new state, metrics). The old state's buffers are given up.
+def make_step(
+    model: DecoderConfig, config: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, state: TrainState
+) -> Callable:
+    """The jitted step: (state, frozen, batch) -> (new state, metrics). The old state's buffers are given up.
 
     Metrics, float32 scalars on the device: loss (token mean), accuracy, grad_norm (before clipping), tokens (not
     padding), trained (tokens with weight).
-    """
 
-    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        loss, accuracy, grads = gradients(state.params, model, config, batch, place)
-        trained, frozen = states.split(state.params, states.trainable_mask(model))
-        updates, opt_state = tx.update(grads, state.opt_state, trained)
-        params = states.merge(optax.apply_updates(trained, updates), frozen)
+    Args:
+        state: where the new state shall lie: exactly where this one does.
+    """
+    place = activations(mesh)
+
+    def step(state: TrainState, frozen: dict, batch: dict) -> tuple[TrainState, dict]:
+        loss, accuracy, grads = gradients(state.trained, frozen, model, config, batch, place)
+        updates, opt_state = tx.update(grads, state.opt_state, state.trained)
         metrics = {
             "loss": loss,
             "accuracy": accuracy,
@@ -107,16 +112,24 @@ def make_step(model: DecoderConfig, config: TrainConfig, tx: optax.GradientTrans
             "tokens": jnp.sum(~padding(batch)).astype(jnp.float32),
             "trained": jnp.sum(batch["weights"]),
         }
-        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+        trained = optax.apply_updates(state.trained, updates)
+        return TrainState(state.step + 1, trained, opt_state, state.key), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    where = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(where, None))
 
 
-def make_eval_step(model: DecoderConfig, config: TrainConfig, place=None) -> Callable:
-    """The jitted evaluation step: (params, batch) -> sums of loss, correct guesses and weights."""
+def make_eval_step(model: DecoderConfig, config: TrainConfig, mesh: Mesh) -> Callable:
+    """The jitted evaluation step: (trained, frozen, batch) -> sums of loss, correct guesses and weights."""
+    place = activations(mesh)
 
-    def evaluate(params: dict, batch: dict) -> dict:
-        loss, correct = sums(params, {}, model, config, batch, place)
+    def evaluate(trained: dict, frozen: dict, batch: dict) -> dict:
+        loss, correct = sums(trained, frozen, model, config, batch, place)
         return {"loss": loss, "correct": correct, "weights": jnp.sum(batch["weights"])}
 
     return jax.jit(evaluate)
+
+
+def activations(mesh: Mesh) -> NamedSharding | None:
+    """The sharding of the residual stream [B, S, E]; None on a single device."""
+    return meshes.sharding(mesh, "rows", "tokens", None) if mesh.size > 1 else None

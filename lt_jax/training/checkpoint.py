@@ -1,0 +1,222 @@
+"""Checkpoints of a run: trained parameters, optimizer state, step, key, the data iterator, and what the run was.
+
+    folder/120/state   arrays, sharded         folder/120/data   the iterator's state, one file per process
+    folder/120/run     JSON text: model, training config, resolved config, shapes, fingerprint of frozen parameters
+
+Written in the background by Orbax; a checkpoint exists whole or not at all. Frozen parameters (LoRA) are not written:
+they come from the model folder again, and their fingerprint says whether it is the same one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from orbax.checkpoint import v1 as ocp
+
+from lt_jax.errors import UserError
+from lt_jax.models.config import DecoderConfig
+from lt_jax.training.config import TrainConfig
+from lt_jax.training.state import TrainState
+
+# What may differ between a run and its continuation: it changes speed or what is reported, not the path of training.
+FREE = ("mesh", "log_every", "eval_every", "save_every", "keep", "remat", "attention", "loss_chunk", "steps")
+
+
+class Checkpoints:
+    """The checkpoints of one run folder. Use as a context manager: leaving it waits for the save that is under way."""
+
+    def __init__(self, folder: str | os.PathLike, keep: int = 2):
+        self.folder = pathlib.Path(folder).absolute()
+        self.keep = keep
+        self._writing: tuple[int, Any] | None = None
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Looks at the folder anew."""
+        policies = ocp.training.preservation_policies
+        try:
+            self.manager = ocp.training.Checkpointer(
+                self.folder, preservation_policy=policies.LatestN(self.keep), cleanup_tmp_directories=True
+            )
+        except OSError as error:
+            raise UserError(f"{self.folder}: no checkpoints can be kept here ({error.strerror or error})") from None
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest whole checkpoint, or None."""
+        steps = [entry.step for entry in self.manager.checkpoints]
+        return max(steps) if steps else None
+
+    def save(self, state: TrainState, about: dict, data=None) -> None:
+        """Starts writing a checkpoint; the run may go on at once. Waits for the one before.
+
+        Args:
+            about: JSON values that say what the run is, see `describe`.
+            data: the data iterator, if it has a state (Grain's); saved as it stands at this call.
+
+        Raises:
+            UserError: the disk is full or cannot be written. Earlier checkpoints stay as they were.
+        """
+        self.wait()
+        step = int(state.step)
+        if step == self.latest:
+            return
+        about = about | {"shapes": _shapes(state)}
+        items = {"state": _items(state), "run": {"json": json.dumps(about)}} | ({} if data is None else {"data": data})
+        with _explained(self, step):
+            self._writing = step, self.manager.save_checkpointables_async(step, items, force=True)
+
+    def wait(self) -> None:
+        """Blocks until the save under way is whole. UserError if it failed."""
+        if self._writing is None:
+            return
+        (step, response), self._writing = self._writing, None
+        with _explained(self, step):
+            response.result()
+
+    def restore(self, like: TrainState, about: dict, data=None) -> TrainState:
+        """Reads the newest checkpoint.
+
+        Args:
+            like: a state of the same shapes, placed as the restored one shall be, on any number of devices.
+            about: what this run is; what matters of it must agree with the checkpoint's.
+            data: the data iterator; it is brought to where it was.
+
+        Raises:
+            UserError: there is none, or it is of another model, base model or training config.
+        """
+        step = self.latest
+        if step is None:
+            raise UserError(f"{self.folder}: there is no checkpoint")
+        where = f"checkpoint {self.folder / str(step)}"
+        check(self.about(), about | {"shapes": _shapes(like)}, where)
+        abstract = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        items = {"state": jax.tree.map(abstract, _items(like))} | ({} if data is None else {"data": data})
+        try:
+            loaded = self.manager.load_checkpointables(step, items)["state"]
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(f"{where} cannot be read: {str(error).splitlines()[0][:200]}") from error
+        return TrainState(**loaded)
+
+    def about(self) -> dict:
+        """What the newest checkpoint says of its run, see `describe`; with "shapes" of its arrays."""
+        return json.loads(self.manager.load_checkpointables(self.latest, {"run": None})["run"]["json"])
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self.manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def _explained(checkpoints: Checkpoints, step: int):
+    """Turns what goes wrong while writing into one line for people, and removes what was half written."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_disk_error(error):
+            raise
+        folder = checkpoints.folder
+        for partial in folder.glob(f"{step}.*tmp*"):
+            shutil.rmtree(partial, ignore_errors=True)
+        checkpoints.reopen()
+        before = checkpoints.latest
+        kept = f"the checkpoint of step {before} is untouched" if before is not None else "there is no earlier one"
+        raise UserError(
+            f"{folder}: the checkpoint of step {step} could not be written ({_reason(error)}); {kept}"
+        ) from error
+
+
+def _chain(error: BaseException | None):
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+DISK_WORDS = ("No space left", "ENOSPC", "Disk quota", "Read-only file system", "File too large", "RESOURCE_EXHAUSTED")
+
+
+def _is_disk_error(error: BaseException) -> bool:
+    return any(isinstance(e, OSError) or any(word in str(e) for word in DISK_WORDS) for e in _chain(error))
+
+
+def _reason(error: BaseException) -> str:
+    for each in _chain(error):
+        for word in DISK_WORDS:
+            if word in str(each):
+                return {"ENOSPC": "No space left", "RESOURCE_EXHAUSTED": "No space left"}.get(word, word)
+        if isinstance(each, OSError) and each.strerror:
+            return each.strerror
+    return str(error)
+
+
+def _items(state: TrainState) -> dict:
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+def _shapes(state: TrainState) -> dict[str, str]:
+    name = lambda path: "".join(str(getattr(part, "key", part)).removeprefix(".") + "." for part in path).rstrip(".")
+    return {name(path): str(x.aval) for path, x in jax.tree_util.tree_leaves_with_path(_items(state))}
+
+
+def describe(model: DecoderConfig, config: TrainConfig, frozen: dict, resolved=None) -> dict:
+    """What a run is, as plain JSON values: model, train, resolved, and the fingerprint of the frozen parameters.
+
+    Args:
+        resolved: the resolved config of the launch, any JSON value; kept for people and for `launch/`.
+    """
+    described = {name: value for name, value in dataclasses.asdict(model).items() if name != "extra"}
+    run = {"model": described, "train": dataclasses.asdict(config), "resolved": resolved}
+    return json.loads(json.dumps(run)) | {"frozen": int(fingerprint(frozen))}
+
+
+@jax.jit
+def fingerprint(tree) -> jax.Array:
+    """A number that changes when any bit of any array does: sums of bits, the same however arrays are sharded."""
+    total = jnp.zeros((), jnp.uint32)
+    for number, x in enumerate(jax.tree.leaves(tree)):
+        kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
+        total += jnp.uint32(2 * number + 1) * jnp.sum(bits, dtype=jnp.uint32)
+    return total
+
+
+def check(saved: dict, now: dict, where: str) -> None:
+    """Raises UserError, naming the first difference that matters, if a checkpoint is not of this run."""
+    for group, advice in (("model", "it is of another model"), ("train", "it is of another run")):
+        old, new = _flat(saved[group]), _flat(now[group])
+        for name in sorted(set(old) | set(new)):
+            if old.get(name) != new.get(name) and not (group == "train" and name.split(".")[0] in FREE):
+                raise UserError(
+                    f"{where}: {group}.{name} is {old.get(name)} there and {new.get(name)} here; "
+                    f"{advice}, use another folder"
+                )
+    for name in sorted(set(saved["shapes"]) | set(now["shapes"])):
+        old, new = saved["shapes"].get(name, "missing"), now["shapes"].get(name, "missing")
+        if old != new:
+            raise UserError(f"{where}: array {name} is {old} there and {new} here; it is of another model")
+    if saved["frozen"] != now["frozen"]:
+        raise UserError(f"{where}: its adapters belong to other base weights than those loaded; check model.path")
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    out = {}
+    for name, value in tree.items():
+        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return out
