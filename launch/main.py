@@ -14,7 +14,7 @@ import difflib
 import runpy
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from lt_jax.errors import UserError
@@ -22,6 +22,7 @@ from lt_jax.errors import UserError
 
 def run(main) -> None:
     """Parses flags, calls `main(argv)` and exits: 0, or 2 after one line on stderr for a `UserError`."""
+    logging.set_verbosity(logging.WARNING)  # JAX tells at length which backends it does not find
     try:
         app.run(main, flags_parser=parse)
     except UserError as error:

@@ -1,0 +1,252 @@
+"""generate, evaluate and what they say to bad input, with a random tiny model in an exported folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lt_jax.data.problem import Problem
+from lt_jax.decode import DecodeConfig
+from lt_jax.errors import UserError
+from lt_jax.evaluation import generate, job, pictures, results, suites
+from lt_jax.evaluation.folder import contender, open_folder, question
+from lt_jax.evaluation.run import evaluate
+from lt_jax.evaluation.suites import Suite
+from lt_jax.layout import card
+from lt_jax.layout.scheme import Scheme
+from tests.tiny_folder import TOKENIZER, make
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("models") / "light", Scheme(n_gist=2))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("models") / "base")
+
+
+def launch(script, *arguments):
+    """Runs a command line; (exit code, stdout, stderr)."""
+    done = subprocess.run([sys.executable, f"launch/{script}.py", *arguments], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "JAX_PLATFORMS": "cpu"})  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+# The folder.
+
+
+def test_card_survives_the_folder(folder):
+    writer = open_folder(folder)
+    assert writer.scheme == Scheme(n_gist=2) and len(writer.special.gists) == 2
+    assert writer.tokenizer.convert_ids_to_tokens(writer.special.trigger) == "<|splitter|>"
+    row = writer.ask("Sum 1)+001")
+    assert writer.pieces(row.tokens)[0] == "<|user|>" and writer.text(row.tokens) == "Sum 1)+001"
+
+
+def test_method_of_a_folder(folder, base):
+    assert open_folder(folder, "vanilla").scheme == Scheme("vanilla")
+    assert open_folder(base).scheme == Scheme("vanilla")
+    with pytest.raises(UserError, match="trained for lightthinker; it can be decoded as lightthinker or vanilla"):
+        open_folder(folder, "anllm")
+    with pytest.raises(UserError, match="has no lt_jax.json, so its tokenizer has no special tokens for lightthinker"):
+        open_folder(base, "lightthinker")
+
+
+def test_tokenizer_without_the_special_tokens(folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    for path in TOKENIZER.iterdir():
+        if path.name.startswith("tokenizer"):
+            shutil.copy(path, other)
+    with pytest.raises(UserError, match=r"other: the tokenizer has no token '<\|splitter\|>' with id"):
+        open_folder(other)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda f: (f / card.NAME).write_text("{"), "lt_jax.json: not what an export writes"),
+        (lambda f: (f / card.NAME).write_text('{"version": 7}'), "lt_jax.json: version 7"),
+        (lambda f: (f / "tokenizer.json").write_text("{}"), "the tokenizer cannot be read"),
+        (lambda f: [(f / n).unlink() for n in ("tokenizer.json", "tokenizer_config.json")], "no tokenizer.json"),
+        (lambda f: (f / "model.safetensors").unlink(), "safetensors"),
+        (lambda f: (f / "config.json").write_text('{"model_type": "mamba"}'), "model_type 'mamba' is not supported"),
+        (lambda f: shutil.rmtree(f), "no such folder"),
+    ],
+    ids=["card", "version", "tokenizer", "no tokenizer", "weights", "model type", "folder"],
+)
+def test_broken_folders(folder, tmp_path, change, message):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    change(broken)
+    with pytest.raises(UserError, match=message) as caught:
+        open_folder(broken)
+    assert "\n" not in str(caught.value)
+
+
+def test_pieces_keep_every_character(folder):
+    writer = open_folder(folder)
+    ids = writer.tokenize("é 😀 x")
+    pieces = writer.pieces(ids)
+    assert "".join(pieces) == "é 😀 x" and len(pieces) == len(ids) and "\ufffd" not in "".join(pieces)
+
+
+# Suites.
+
+
+def test_suite_from_file(tmp_path):
+    path = tmp_path / "math.jsonl"
+    records = [
+        {"question": "1+1?", "answer": "so two\n#### 2", "family": "plus"},
+        {"question": "capital?", "answer": "B", "choices": ["Rome", "Paris"]},
+        {"conversations": [{"from": "user", "value": "3+3?"}, {"from": "assistant", "value": "\\boxed{6}"}]},
+    ]
+    path.write_text("\n".join(json.dumps(r) for r in records[:2]))
+    suite = suites.from_files(path, name="math", prefix="Box it. ")
+    assert [(p.answer, p.family) for p in suite.problems] == [("2", "plus"), ("B", "all")]
+    assert suite.problems[0].question == "Box it. 1+1?"
+    assert question(suite.problems[1]) == "Box it. capital?\n\nA. Rome\nB. Paris"
+    path.write_text(json.dumps(records[2]))
+    assert suites.from_files(path, name="chat").problems[0].answer == "6"
+    path.write_text("\n".join(json.dumps({"question": str(i), "answer": str(i)}) for i in range(50)))
+    few = suites.from_files(path, name="few", limit=5, seed=3).problems
+    assert len(few) == 5 and few == suites.from_files(path, name="few", limit=5, seed=3).problems
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"question": "a", "answer": "1"}\n{"question": ', r"bad.jsonl:2: broken JSON"),
+        ("", "no trace in the data"),
+        ('{"question": "a"}', "no answer to judge by"),
+        ('{"question": "a", "answer": "C", "choices": ["x", "y"]}', "none of the 2 choices"),
+    ],
+)
+def test_bad_suites(tmp_path, text, message):
+    (tmp_path / "bad.jsonl").write_text(text)
+    with pytest.raises(UserError, match=message):
+        suites.from_files(tmp_path / "bad.jsonl", name="bad")
+
+
+def test_embedded_suite_is_held_out_and_seeded():
+    suite = suites.embedded(6, steps=(4, 5), families=("chain_sum", "products"), seed=4)
+    assert suite == suites.embedded(6, steps=(4, 5), families=("chain_sum", "products"), seed=4)
+    assert {p.family for p in suite.problems} == {"chain_sum", "products"}
+    with pytest.raises(UserError, match="unknown family 'chess'; families are"):
+        suites.embedded(6, families=("chess",))
+    with pytest.raises(UserError, match="TFDS no_such_set, split test: cannot be read"):
+        suites.from_tfds("no_such_set")
+    with pytest.raises(UserError, match="give one of path, tfds and embedded; given are path, embedded"):
+        job.SuiteConfig(path="x", embedded=3)
+
+
+# The engine's numbers.
+
+
+def test_engine_counts_what_its_lifetimes_say(folder):
+    """The counter of a real engine, against the rule applied to the lifetimes it reports."""
+    writer = open_folder(folder)
+    config = DecodeConfig(rows=3, capacity=256, buffer=8, max_thought=9)
+    problems = tuple(Problem(f"Sum 1)+00{i} 2)+01{i}", str(10 + 2 * i)) for i in range(4))
+    found = evaluate([contender("light", writer, config, max_new=30)], Suite("sums", problems), samples=4)
+    for record, sample in zip(found.methods[0].records, found.methods[0].samples, strict=True):
+        seen = pictures.mask(sample).sum(1)
+        forced, n = np.array(sample.forced), len(sample.forced)
+        assert seen[~forced].tolist() == np.array(sample.visible)[~forced].tolist()
+        assert record.counts.dependency == seen[~forced].sum()
+        assert record.counts.compressions >= 2 and min(sample.death) < n
+        assert record.counts.peak < record.counts.prompt + record.counts.generated
+
+
+def test_job_writes_everything(folder, tmp_path, capsys):
+    each = {name: job.ContenderConfig(str(folder), name) for name in ("vanilla", "lightthinker")}
+    suite = job.SuiteConfig(embedded=3, steps=(4, 5), families=("chain_sum",))
+    config = job.EvalConfig(suite, each, str(tmp_path / "out"), rows=3, capacity=256, buffer=8, max_new=24, samples=1)
+    found = job.run(config)
+    printed = capsys.readouterr()
+    assert "lightthinker - vanilla: accuracy" in printed.out and "3 of 3 problems" in printed.err
+    assert results.load(tmp_path / "out" / "results.json") == found
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"results.json", "table.txt", "report.html"}
+    with pytest.raises(UserError, match="contenders.vanilla: which model"):
+        job.run(job.EvalConfig(suite, {"vanilla": job.ContenderConfig("")}, str(tmp_path / "no")))
+    assert not (tmp_path / "no").exists()
+
+
+def test_generate_streams_with_gists_marked(folder):
+    writer, out = open_folder(folder), []
+    done = generate.generate(writer, [("Sum 1)+006", "")], max_new=24, max_thought=9, write=out.append)
+    text = "".join(out)
+    assert text.count("[2 gists for 10 keys]") == done[0].compressions > 0
+    assert "cut off at max_new" in text
+    line = json.loads(generate.as_jsonl(writer, [("Sum 1)+006", "")], done))
+    assert line["question"] == "Sum 1)+006" and line["compressions"] == done[0].compressions
+
+
+def test_prompts_from_files(tmp_path):
+    text, lines = tmp_path / "p.txt", tmp_path / "p.jsonl"
+    text.write_text("one\n\ntwo\n")
+    lines.write_text('{"question": "one", "system": "s"}\n{"prompt": "two"}\n')
+    assert generate.read_prompts(text) == [("one", ""), ("two", "")]
+    assert generate.read_prompts(lines) == [("one", "s"), ("two", "")]
+    for content, message in (("{", r"p.jsonl:1: broken JSON"), ('{"q": 1}', r"p.jsonl:1: no text in 'question'"),
+                             ("", "there is no prompt")):  # fmt: skip
+        lines.write_text(content)
+        with pytest.raises(UserError, match=message):
+            generate.read_prompts(lines)
+    with pytest.raises(UserError, match="no such file"):
+        generate.read_prompts(tmp_path / "none.txt")
+
+
+# The command lines.
+
+CONFIG = "--config=configs/eval_math.py"
+
+
+@pytest.mark.parametrize(
+    "script, arguments, message",
+    [
+        ("generate", [], "--model=DIR is needed"),
+        ("generate", ["--model=x"], "give one of --prompt"),
+        ("generate", ["--model=x", "--method=magic", "--prompt=a"], "value should be one of"),
+        ("generate", ["--nothing=1"], "Unknown command line flag 'nothing'"),
+        ("generate", ["--model=/no/where", "--prompt=a"], "/no/where: no such folder"),
+        ("evaluate", [], "--config=FILE is needed, for example --config=configs/eval_math.py"),
+        ("evaluate", ["--config=none.py"], "cannot read the config file"),
+        ("evaluate", [CONFIG, "--config.decode.row=3"], "unknown config key --config.decode.row: "
+         "config.decode has no key 'row'; did you mean rows?"),
+        ("evaluate", [CONFIG, "--config.decode.rows=many"], "invalid literal for int"),
+        ("evaluate", [CONFIG, "extra"], "unexpected argument 'extra'"),
+        ("evaluate", [CONFIG], "suite: give one of path, tfds and embedded"),
+    ],
+)  # fmt: skip
+def test_bad_command_lines_get_one_line_and_exit_code_2(script, arguments, message):
+    code, out, error = launch(script, *arguments)
+    assert (code, out) == (2, "")
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+def test_evaluate_and_generate_from_the_command_line(folder, tmp_path):
+    out = tmp_path / "out"
+    code, printed, error = launch(
+        "evaluate", CONFIG, f"--config.model.path={folder}", "--config.suite.embedded=2", "--config.decode.rows=2",
+        "--config.decode.capacity=256", "--config.decode.max_new=20", "--config.contenders.lightthinker.max_thought=9",
+        f"--config.out={out}",
+    )  # fmt: skip
+    assert code == 0, error
+    assert (out / "report.html").read_text().startswith("<!doctype html>")
+    assert (out / "table.txt").read_text() in printed
+    again = launch("evaluate", f"--results={out / 'results.json'}", f"--out={tmp_path / 'again'}")
+    assert again[0] == 0 and (tmp_path / "again" / "report.html").read_bytes() == (out / "report.html").read_bytes()
+    code, printed, error = launch("generate", f"--model={folder}", "--prompt=Sum 1)+006", "--max_new=20",
+                                  "--max_thought=9", f"--out={tmp_path / 'a.jsonl'}")  # fmt: skip
+    assert code == 0, error
+    assert "gists for" in printed and json.loads((tmp_path / "a.jsonl").read_text())["generated"] > 0
