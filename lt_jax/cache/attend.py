@@ -6,7 +6,6 @@ longest row, so that its cost follows the keys that are there and not the capaci
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -48,7 +47,7 @@ def write(cached, new, layer: int, rows, start):
     new = new.transpose(0, 2, 1, 3)
     for r in range(batch):
         row = r if rows is None else rows[r]
-        cached = lax.dynamic_update_slice(cached, new[None, r:r + 1], (layer, row, 0, start[r], 0))
+        cached = lax.dynamic_update_slice(cached, new[None, r : r + 1], (layer, row, 0, start[r], 0))
     return cached
 
 

@@ -93,7 +93,7 @@ def append(cache: KVCache, rows, first, count, death=None) -> tuple[KVCache, jax
     dies = NEVER
     if death is not None:
         place = jnp.clip(offset, 0, death.shape[1] - 1)
-        dies = jnp.take_along_axis(jnp.broadcast_to(death[None, :, None], (*place.shape[:3], death.shape[1])), place, -1)
+        dies = jnp.take_along_axis(jnp.broadcast_to(death[None, :, None], (*place.shape[:3], death.shape[1])), place, 3)
     birth = jnp.where(new, first[:, None, None] + offset, pick(cache.birth, rows))
     death = jnp.where(new, dies, pick(cache.death, rows))
     return dataclasses.replace(
@@ -109,7 +109,8 @@ def drop(cache: KVCache, rows, first, end, death) -> KVCache:
     birth, old = pick(cache.birth, rows), pick(cache.death, rows)
     column = lambda x: x[:, None, None]
     dead = (birth >= column(first)) & (birth < column(end))
-    return dataclasses.replace(cache, death=put(cache.death, rows, jnp.where(dead, jnp.minimum(old, column(death)), old)))
+    new = jnp.where(dead, jnp.minimum(old, column(death)), old)
+    return dataclasses.replace(cache, death=put(cache.death, rows, new))
 
 
 def visible(cache: KVCache, rows, index, since=None, key_gist=None, query_gist=None, gist_rule="causal") -> jax.Array:
@@ -121,8 +122,15 @@ def visible(cache: KVCache, rows, index, since=None, key_gist=None, query_gist=N
         key_gist: [Lb, R, 1, C], query_gist: [R, T], gist-block ids, unless "causal".
     """
     head = lambda x: None if x is None else x[None, :, None]
-    return lifetimes.visible(pick(cache.birth, rows), pick(cache.death, rows), head(index), head(since),
-                             key_gist, head(query_gist), gist_rule)
+    return lifetimes.visible(
+        pick(cache.birth, rows),
+        pick(cache.death, rows),
+        head(index),
+        head(since),
+        key_gist,
+        head(query_gist),
+        gist_rule,
+    )
 
 
 def close(cache: KVCache, rows, start, end, tail: int, valid=None) -> KVCache:
@@ -149,8 +157,9 @@ def close(cache: KVCache, rows, start, end, tail: int, valid=None) -> KVCache:
     chunks = jnp.max((behind + tail - 1) // tail)
     move = lambda i, kv: _move(kv, rows, start + i * tail, start + gap + i * tail, tail)
     k, v = lax.fori_loop(0, chunks, move, (cache.k, cache.v))
-    return KVCache(k, v, put(cache.birth, rows, birth), put(cache.death, rows, death),
-                   put(cache.length, rows, length - gap))
+    return KVCache(
+        k, v, put(cache.birth, rows, birth), put(cache.death, rows, death), put(cache.length, rows, length - gap)
+    )
 
 
 def _move(kv, rows, to, origin, n: int):
@@ -160,11 +169,14 @@ def _move(kv, rows, to, origin, n: int):
         layer, depth = (own, 1) if to.shape[0] > 1 else (0, layers)
         for r in range(rows.shape[0]):
             part = lambda x, r=r, own=own, layer=layer, depth=depth: lax.dynamic_slice(
-                x, (layer, rows[r], 0, origin[own, r], 0), (depth, 1, heads, n, size))
+                x, (layer, rows[r], 0, origin[own, r], 0), (depth, 1, heads, n, size)
+            )
             # Without the barrier XLA fuses the read into the write, and copies the whole cache to be safe.
             parts = lax.optimization_barrier(tuple(part(x) for x in kv))
-            kv = tuple(lax.dynamic_update_slice(x, new, (layer, rows[r], 0, to[own, r], 0))
-                       for x, new in zip(kv, parts, strict=True))
+            kv = tuple(
+                lax.dynamic_update_slice(x, new, (layer, rows[r], 0, to[own, r], 0))
+                for x, new in zip(kv, parts, strict=True)
+            )
     return kv
 
 
@@ -183,12 +195,19 @@ def compact(cache: KVCache, index, rows=None) -> KVCache:
 
     def one(layer, kv):
         place = order[jnp.minimum(layer, order.shape[0] - 1)]
+
         def gather(x):
             old = pick(lax.dynamic_index_in_dim(x, layer, 0, keepdims=False), rows, 0)
             new = jnp.take_along_axis(old, jnp.broadcast_to(place, old.shape[:3])[..., None], 2)
             return x.at[layer].set(new) if rows is None else x.at[layer, rows].set(new)
+
         return tuple(gather(x) for x in kv)
 
     k, v = lax.fori_loop(0, layers, one, (cache.k, cache.v))
-    return KVCache(k, v, put(cache.birth, rows, take(birth, -1)), put(cache.death, rows, take(death, NEVER)),
-                   put(cache.length, rows, length))
+    return KVCache(
+        k,
+        v,
+        put(cache.birth, rows, take(birth, -1)),
+        put(cache.death, rows, take(death, NEVER)),
+        put(cache.length, rows, length),
+    )

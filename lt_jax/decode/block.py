@@ -52,8 +52,9 @@ def slack(rules: Rules) -> int:
     return max(rules.longest, MOVES)
 
 
-def decode_block(weights, state: State, cache: KVCache, enough, *, model: DecoderConfig, rules: Rules,
-                 config: DecodeConfig):
+def decode_block(
+    weights, state: State, cache: KVCache, enough, *, model: DecoderConfig, rules: Rules, config: DecodeConfig
+):
     """Runs until `buffer` steps are done, no row can go on, or `enough` [] rows have finished.
 
     Returns:
@@ -91,8 +92,17 @@ def ordinary(weights, model, rules: Rules, p: Progress, active) -> Progress:
     feed = Feed(state.token[:, None], state.index, active.astype(jnp.int32))
     logits, cache, visible, held = run(weights, model, p.cache, feed)
     zero = jnp.zeros_like(state.index)
-    line = _line(token=state.token, place=zero, forced=state.forced, logp=state.logp, visible=visible[:, 0], held=held,
-                 since=zero, first=zero, end=zero)
+    line = _line(
+        token=state.token,
+        place=zero,
+        forced=state.forced,
+        logp=state.logp,
+        visible=visible[:, 0],
+        held=held,
+        since=zero,
+        first=zero,
+        end=zero,
+    )
     at = jnp.where(active, p.written, p.log.shape[1])
     log = p.log.at[jnp.arange(len(at)), at].set(line, mode="drop")
     after = control.advance(rules, control.fed(rules, state), logits, jnp.max(cache.length, 0))
@@ -124,9 +134,17 @@ def close_thoughts(weights, model, rules: Rules, n: int, p: Progress, ready) -> 
 
     wide = lambda x: jnp.broadcast_to(x[:, None], (n, m))
     only_first = lambda x: jnp.where(np.arange(m) == 0, x[:, None], 0)
-    line = _line(token=tokens, place=wide(jnp.zeros_like(first)) + np.arange(1, m + 1, dtype=np.int32),
-                 forced=jnp.where(np.arange(m) == 0, state.forced[:, None], True), logp=only_first(state.logp),
-                 visible=visible, held=wide(held), since=since, first=only_first(first), end=only_first(end))
+    line = _line(
+        token=tokens,
+        place=wide(jnp.zeros_like(first)) + np.arange(1, m + 1, dtype=np.int32),
+        forced=jnp.where(np.arange(m) == 0, state.forced[:, None], True),
+        logp=only_first(state.logp),
+        visible=visible,
+        held=wide(held),
+        since=since,
+        first=only_first(first),
+        end=only_first(end),
+    )
     at = jnp.where(valid[:, None], p.written[rows][:, None] + np.arange(m), p.log.shape[1])
     log = p.log.at[rows[:, None], at].set(line, mode="drop")
     after = control.advance(rules, control.closed(rules, state), logits, jnp.max(cache.length[:, rows], 0))
@@ -139,8 +157,19 @@ def _line(**columns) -> jax.Array:
     return jnp.stack([bits(columns[name]) for name in COLUMNS], -1)
 
 
-def prefill(weights, state: State, cache: KVCache, feed: Feed, left, seed, *, model: DecoderConfig, rules: Rules,
-            final: bool, compress: bool):
+def prefill(
+    weights,
+    state: State,
+    cache: KVCache,
+    feed: Feed,
+    left,
+    seed,
+    *,
+    model: DecoderConfig,
+    rules: Rules,
+    final: bool,
+    compress: bool,
+):
     """Feeds a piece of the prompts of rows `feed.rows`; the first piece (first index 0) takes the slots over.
 
     Args:
@@ -151,8 +180,12 @@ def prefill(weights, state: State, cache: KVCache, feed: Feed, left, seed, *, mo
     begins = feed.first == 0
     length = jnp.where(begins, 0, cache.length[:, rows])
     wipe = lambda x, blank: x.at[:, rows].set(jnp.where(begins[:, None, None], blank, x[:, rows]))
-    cache = dataclasses.replace(cache, birth=wipe(cache.birth, -1), death=wipe(cache.death, slots.kv_cache.NEVER),
-                                length=cache.length.at[:, rows].set(length))
+    cache = dataclasses.replace(
+        cache,
+        birth=wipe(cache.birth, -1),
+        death=wipe(cache.death, slots.kv_cache.NEVER),
+        length=cache.length.at[:, rows].set(length),
+    )
     rule = rules.gist_rule if feed.gist is not None else "causal"
     logits, cache, _, _ = run(weights, model, cache, feed, gist_rule=rule)
     if not final:

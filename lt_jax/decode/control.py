@@ -1,4 +1,4 @@
-"""The state machine of a row: what it feeds next, when its thought is closed, when it is finished. Vectorised over rows.
+"""The state machine of a row: what it feeds next, when its thought is closed, when it is finished. Over all rows.
 
 A token is sampled (or forced) first and fed later. A row whose waiting token closes a thought is `pending`: it is fed
 together with what must follow it, in a pass of its own. Every other live row takes the ordinary step. There are no
@@ -87,12 +87,13 @@ def idle(rows: int) -> State:
 
 
 def begin(rules: Rules, index, left, seed) -> State:
-    """State of rows [R] whose prompts, of `index` tokens, have just been fed; `advance` gives them their first token."""
+    """State of rows [R] whose prompts, of `index` tokens, have just been fed; `advance` gives the first token."""
     memento = rules.close is not None and rules.close.opens is not None
     zero = jnp.zeros_like(index)
     thought = zero + NONE if memento else index
-    return State(zero == 0, zero, zero.astype(jnp.float32), zero != 0, index, zero, left, thought, zero + NONE, zero,
-                 zero, seed)
+    return State(
+        zero == 0, zero, zero.astype(jnp.float32), zero != 0, index, zero, left, thought, zero + NONE, zero, zero, seed
+    )
 
 
 def closes(rules: Rules, state: State) -> jax.Array:
@@ -135,8 +136,9 @@ def closed(rules: Rules, state: State) -> State:
     index = state.index + len(rules.close)
     none = jnp.full_like(index, NONE)
     thought = index if rules.close.opens is None else none
-    return dataclasses.replace(state, index=index, thought=thought, shut=none, closings=state.closings + 1,
-                               waits=jnp.zeros_like(state.waits))
+    return dataclasses.replace(
+        state, index=index, thought=thought, shut=none, closings=state.closings + 1, waits=jnp.zeros_like(state.waits)
+    )
 
 
 def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array) -> State:

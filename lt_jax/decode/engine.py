@@ -43,8 +43,15 @@ class Engine:
     Compiles one decode block, and one prefill for each (piece length, number of rows) it meets.
     """
 
-    def __init__(self, params: dict, model: DecoderConfig, scheme: Scheme, special: SpecialTokens,
-                 config: DecodeConfig = DecodeConfig(), tokenize: Callable | None = None):
+    def __init__(
+        self,
+        params: dict,
+        model: DecoderConfig,
+        scheme: Scheme,
+        special: SpecialTokens,
+        config: DecodeConfig,
+        tokenize: Callable | None = None,
+    ):
         """Args:
             params: of `models/params.py`; see `load` to change them later.
             tokenize: text -> ids, needed for `scheme.instruction` only.
@@ -53,25 +60,29 @@ class Engine:
             UserError: the scheme, the token table and the config do not go together.
         """
         close = closing(scheme, special, tokenize)
-        self.rules = Rules(close, scheme.gist_rule, special.eos, config.stop, config.max_thought, config.capacity,
-                           config.sampling)
+        self.rules = Rules(
+            close, scheme.gist_rule, special.eos, config.stop, config.max_thought, config.capacity, config.sampling
+        )
         _check(scheme, model, config, self.rules)
         self.model, self.scheme, self.config = model, scheme, config
         fixed = dict(model=model, rules=self.rules)
         self.block = jax.jit(functools.partial(decode_block, **fixed, config=config), donate_argnums=(1, 2))
-        self.prefill = jax.jit(functools.partial(prefill, **fixed), static_argnames=("final", "compress"),
-                               donate_argnums=(1, 2))
+        self.prefill = jax.jit(
+            functools.partial(prefill, **fixed), static_argnames=("final", "compress"), donate_argnums=(1, 2)
+        )
         self.load(params)
         self.state = control.idle(config.rows)
-        self.cache = slots.empty(model.layers, config.rows, model.kv_heads, config.capacity + slack(self.rules),
-                                 model.head_dim, model.dtype)
+        self.cache = slots.empty(
+            model.layers, config.rows, model.kv_heads, config.capacity + slack(self.rules), model.head_dim, model.dtype
+        )
 
     def load(self, params: dict) -> None:
         """Takes new parameters of the same shapes; nothing is compiled again. Rows under way go on with them."""
         self.weights = jax.jit(prepare, static_argnums=1)(params, self.model)
 
-    def run(self, requests: Iterable[Request], stream: Callable[[Record, int], None] | None = None
-            ) -> Iterator[Completion]:
+    def run(
+        self, requests: Iterable[Request], stream: Callable[[Record, int], None] | None = None
+    ) -> Iterator[Completion]:
         """Completions in the order in which they finish.
 
         Args:
@@ -140,8 +151,10 @@ class Engine:
         if not length:
             raise UserError(f"request {record.id}: the prompt is empty")
         if length + 1 > room:
-            raise UserError(f"request {record.id}: a prompt of {length} tokens does not fit; the capacity is {room} "
-                            "keys, and the response needs at least one")
+            raise UserError(
+                f"request {record.id}: a prompt of {length} tokens does not fit; the capacity is {room} "
+                "keys, and the response needs at least one"
+            )
         if request.max_new < 1:
             raise UserError(f"request {record.id}: max_new is {request.max_new}; it must be 1 or more")
         return record
@@ -158,8 +171,16 @@ class Engine:
             final = number == len(cut) - 1
             stops = [len(p) if final else start + piece.take for p, start in zip(prompts, starts, strict=True)]
             feed = _feed_of(prompts, rows, starts, stops, piece.padded, self.scheme)
-            self.state, self.cache = self.prefill(self.weights, self.state, self.cache, feed, left, seed, final=final,
-                                                  compress=self.scheme.prompt is not None)
+            self.state, self.cache = self.prefill(
+                self.weights,
+                self.state,
+                self.cache,
+                feed,
+                left,
+                seed,
+                final=final,
+                compress=self.scheme.prompt is not None,
+            )
             starts = stops
 
 
@@ -210,7 +231,7 @@ def _feed_of(prompts, rows, starts, stops, padded: int, scheme: Scheme) -> Feed:
     def column(name, blank):
         out = np.full((len(prompts), padded), blank, np.int32)
         for r, (prompt, start, stop) in enumerate(zip(prompts, starts, stops, strict=True)):
-            out[r, :stop - start] = getattr(prompt, name)[start:stop]
+            out[r, : stop - start] = getattr(prompt, name)[start:stop]
         return jnp.asarray(out)
 
     first = jnp.asarray(starts, jnp.int32)
@@ -223,11 +244,13 @@ def _feed_of(prompts, rows, starts, stops, padded: int, scheme: Scheme) -> Feed:
 
 def _check(scheme: Scheme, model: DecoderConfig, config: DecodeConfig, rules: Rules) -> None:
     if config.max_thought is not None and (rules.close is None or rules.close.every):
-        raise UserError("decode.max_thought is set, but "
-                        + ("vanilla has no thoughts" if rules.close is None else "scheme.step already bounds a thought"))
+        why = "vanilla has no thoughts" if rules.close is None else "scheme.step already bounds a thought"
+        raise UserError(f"decode.max_thought is set, but {why}")
     if config.capacity <= rules.longest:
         raise UserError(f"decode.capacity is {config.capacity}; closing a thought alone takes {rules.longest} keys")
     ids = [rules.eos, *rules.stop] + ([] if rules.close is None else [int(t) for t in rules.close.tokens])
     if max(ids) >= model.vocab_size:
-        raise UserError(f"token id {max(ids)} of the token table is outside the model's vocabulary of "
-                        f"{model.vocab_size}; grow the vocabulary first")
+        raise UserError(
+            f"token id {max(ids)} of the token table is outside the model's vocabulary of "
+            f"{model.vocab_size}; grow the vocabulary first"
+        )

@@ -1,4 +1,4 @@
-"""One pass of new tokens through the model and into the cache: prefill, the closing of a thought and the ordinary step."""
+"""One pass of new tokens through the model and into the cache: prefill, closing a thought, the ordinary step."""
 
 from __future__ import annotations
 
@@ -79,6 +79,7 @@ def run(weights: dict, config: DecoderConfig, cache: KVCache, feed: Feed, *, gis
 def _slot_gists(cache: KVCache, start, feed: Feed):
     """[Lb, R, 1, C]: the gist-block ids of this pass's keys in their slots. A block never spans two passes."""
     offset = jnp.arange(cache.capacity, dtype=jnp.int32) - start[:, :, None]
-    own = jnp.take_along_axis(jnp.broadcast_to(feed.gist, (start.shape[0], *feed.gist.shape)),
-                              jnp.clip(offset, 0, feed.gist.shape[1] - 1), -1)
+    own = jnp.take_along_axis(
+        jnp.broadcast_to(feed.gist, (start.shape[0], *feed.gist.shape)), jnp.clip(offset, 0, feed.gist.shape[1] - 1), -1
+    )
     return jnp.where((offset >= 0) & (offset < feed.count[:, None]), own, -1)[:, :, None]

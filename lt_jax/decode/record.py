@@ -59,9 +59,20 @@ class Record:
             own = slice(at[i], at[i] + len(self.rules.close))
             block[n:][own] = np.where(gist[own], number + i, -1)
         return Completion(
-            id=self.id, prompt=self.prompt, tokens=self.column("token"), forced=self.column("forced") != 0,
-            logp=self.column("logp"), visible=self.column("visible"), held=self.column("held"), gist=gist, closings=at,
-            death=death, since=since, block=block, finish=finish, seconds=now - self.started,
+            id=self.id,
+            prompt=self.prompt,
+            tokens=self.column("token"),
+            forced=self.column("forced") != 0,
+            logp=self.column("logp"),
+            visible=self.column("visible"),
+            held=self.column("held"),
+            gist=gist,
+            closings=at,
+            death=death,
+            since=since,
+            block=block,
+            finish=finish,
+            seconds=now - self.started,
             gist_rule=self.rules.gist_rule,
         )
 
@@ -70,5 +81,13 @@ def _plain(prompt) -> Row:
     tokens = np.asarray(prompt, np.int32).reshape(-1)
     n = len(tokens)
     fill = lambda value, kind=np.int32: np.full(n, value, kind)
-    return Row(tokens, fill(Role.PROMPT, np.int8), fill(False, bool), np.arange(n, dtype=np.int32), fill(NEVER),
-               fill(0), fill(-1), fill(-1))
+    return Row(
+        tokens,
+        fill(Role.PROMPT, np.int8),
+        fill(False, bool),
+        np.arange(n, dtype=np.int32),
+        fill(NEVER),
+        fill(0),
+        fill(-1),
+        fill(-1),
+    )

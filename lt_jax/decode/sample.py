@@ -1,8 +1,8 @@
-"""Choosing the next token: greedy, temperature, top-k, top-p; with the log-prob of the distribution really sampled from.
+"""Choosing the next token: greedy, temperature, top-k, top-p; the log-prob is of the distribution sampled from.
 
 Against the usual code nothing is sorted. The least probability that top-k or top-p lets through is found by bisection
 over the bits of a float (30 passes over the vocabulary, exact; tokens as probable as the last one let through are let
-through too), and the draw inverts the cumulative distribution in two levels with one uniform number per row. That number
+through too), and the draw inverts the cumulative distribution in two levels with one uniform number per row. It
 depends on the row's seed and the token's index only, so a row draws the same tokens whatever else is in the batch.
 """
 

@@ -20,13 +20,19 @@ class TextStreamer:
         Then 5 * 4 = 20.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], write: Callable[[str], None], *, prefix: bool = False,
-                 mark: Callable[[int, int], str] | None = None):
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        write: Callable[[str], None],
+        *,
+        prefix: bool = False,
+        mark: Callable[[int, int], str] | None = None,
+    ):
         """Args:
-            decode: ids -> text.
-            write: takes the pieces of text.
-            prefix: begin lines with the row's id.
-            mark: (gists, keys they replace) -> text shown in their place; None is the one above.
+        decode: ids -> text.
+        write: takes the pieces of text.
+        prefix: begin lines with the row's id.
+        mark: (gists, keys they replace) -> text shown in their place; None is the one above.
         """
         self.decode, self.write, self.prefix = decode, write, prefix
         self.mark = mark or (lambda gists, keys: f"\n[{gists} gist{'s' * (gists != 1)} for {keys} keys]\n")

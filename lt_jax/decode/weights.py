@@ -24,11 +24,12 @@ def prepare(params: dict, config: DecoderConfig) -> dict:
         out["head"] = cast(params["head"])
     if "new_rows" in params:
         first, n = config.lora.rows
-        out["embed"] = out["embed"].at[first:first + n].set(cast(params["new_rows"]["embed"]))
+        out["embed"] = out["embed"].at[first : first + n].set(cast(params["new_rows"]["embed"]))
         if "head" in params:
-            out["head"] = out["head"].at[:, first:first + n].set(cast(params["new_rows"]["head"]))
-    out["layers"] = tuple(_layer(jax.tree.map(lambda x, i=i: x[i], params["layers"]), config)
-                          for i in range(config.layers))
+            out["head"] = out["head"].at[:, first : first + n].set(cast(params["new_rows"]["head"]))
+    out["layers"] = tuple(
+        _layer(jax.tree.map(lambda x, i=i: x[i], params["layers"]), config) for i in range(config.layers)
+    )
     return out
 
 
@@ -56,13 +57,15 @@ def qkv(layer: dict, config: DecoderConfig, x: jax.Array, angles) -> tuple[jax.A
     """As `models.decoder.qkv`: x [R, T, E], `rope.table`'s angles -> q [R, T, H, D], k, v [R, T, Hkv, D]."""
     y = linear(rms_norm(x, layer["attn_norm"], config.norm_eps), layer["qkv"], config)
     y = y.reshape(*y.shape[:-1], -1, config.head_dim)
-    turned, v = y[..., :-config.kv_heads, :], y[..., -config.kv_heads:, :]
+    turned, v = y[..., : -config.kv_heads, :], y[..., -config.kv_heads :, :]
     if config.qk_norm:
-        scale = [jnp.broadcast_to(layer[name], (n, config.head_dim))
-                 for name, n in (("q_norm", config.heads), ("k_norm", config.kv_heads))]
+        scale = [
+            jnp.broadcast_to(layer[name], (n, config.head_dim))
+            for name, n in (("q_norm", config.heads), ("k_norm", config.kv_heads))
+        ]
         turned = rms_norm(turned, jnp.concatenate(scale), config.norm_eps)
     turned = rope.rotate(turned, *angles)
-    return turned[..., :config.heads, :], turned[..., config.heads:, :], v
+    return turned[..., : config.heads, :], turned[..., config.heads :, :], v
 
 
 def finish(layer: dict, config: DecoderConfig, x: jax.Array, attended: jax.Array) -> jax.Array:

@@ -1,0 +1,316 @@
+"""Decoding is training's forward pass: the evicting, batched, refilled engine against one masked forward."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lt_jax.decode import Completion, DecodeConfig, Engine, Request, Sampling, TextStreamer, control
+from lt_jax.decode.sample import sample
+from lt_jax.errors import UserError
+from lt_jax.layout.build import build_row
+from lt_jax.layout.closing import closing
+from lt_jax.layout.prompt import build_prompt
+from lt_jax.layout.scheme import Scheme
+from lt_jax.layout.special import SpecialTokens
+from lt_jax.lifetimes import NEVER, Lifetimes, dense_mask
+from lt_jax.models import decoder
+from lt_jax.models import params as parameters
+from lt_jax.models.config import DecoderConfig
+
+MODEL = DecoderConfig(
+    vocab_size=120, hidden=32, intermediate=48, layers=2, heads=4, kv_heads=2, head_dim=8, qkv_bias=True
+)
+SPECIAL = SpecialTokens(eos=119, pad=118, trigger=117, output=116, gists=(110, 111, 112), memento=(100, 101, 102, 103))
+# Added to the logits, so that a random model ends its thoughts, and does not write what only the engine may feed.
+LIKELY = {117: 2.0, 100: 2.5, 101: 2.5, 102: 1.0, 103: 2.5, 110: -30.0, 111: -30.0, 112: -30.0, 116: -30.0}
+LONGEST = 192
+
+
+@functools.cache
+def params():
+    return parameters.init(jax.random.key(0), MODEL)
+
+
+def requests(n=7, seed=0, longest=16, max_new=(8, 40)):
+    rng = np.random.default_rng(seed)
+    return [
+        Request(rng.integers(0, 100, rng.integers(2, longest + 1)), int(rng.integers(*max_new)), seed=i)
+        for i in range(n)
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def masked_logits(tokens, death, since, gist_rule, block):
+    lifetimes = Lifetimes(death, since, None if gist_rule == "causal" else block, gist_rule)
+    hidden = decoder.forward(params(), MODEL, tokens, None, lifetimes, implementation="dense")
+    return decoder.logits(params(), MODEL, hidden)[0]
+
+
+def replay(c: Completion) -> np.ndarray:
+    """[P + N, V] logits of the masked forward under the lifetimes the engine reported."""
+    pad = lambda x, value: np.pad(x, (0, LONGEST - len(c.row)), constant_values=value)[None]
+    return np.asarray(
+        masked_logits(pad(c.row, 0), pad(c.death, NEVER), pad(c.since, 0), c.gist_rule, pad(c.block, -1))
+    )[: len(c.row)]
+
+
+@pytest.fixture
+def seen_logits(monkeypatch, request):
+    """Every logits row the engine samples from, by (seed, index); sampling favours the tokens of `LIKELY`."""
+    found = {}
+    anllm = "scheme" in request.fixturenames and request.getfixturevalue("scheme").method == "anllm"
+    bias = np.zeros(MODEL.vocab_padded, np.float32)
+    for token, more in (LIKELY | ({110: 2.0} if anllm else {})).items():
+        bias[token] = more
+
+    def store(logits, seeds, index):
+        found.update({(int(s), int(i)): row.copy() for s, i, row in zip(seeds, index, logits, strict=True)})
+
+    def spying(logits, seeds, index, sampling):
+        jax.debug.callback(store, logits, seeds, index, ordered=True)
+        token, _ = sample(logits + bias, seeds, index, sampling)
+        own = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], -1)[:, 0]
+        return token, own
+
+    monkeypatch.setattr(control, "sample", spying)
+    return found
+
+
+OPTIONS = [
+    Scheme(n_gist=3, see_current=see, exclude_continue=exclude, gist_rule=rule)
+    for see, exclude, rule in itertools.product((False, True), (False, True), ("causal", "bidirectional"))
+]
+SCHEMES = [
+    *OPTIONS,
+    Scheme(n_gist=3, gist_rule="diagonal"),
+    Scheme(n_gist=2, see_current=True, gist_rule="diagonal"),
+    Scheme(n_gist=2, instruction="squeeze"),
+    Scheme(method="anllm"),
+    Scheme(level="token", step=5, n_gist=2),
+    Scheme(method="memento"),
+    Scheme(method="vanilla"),
+]
+
+
+def name(scheme):
+    options = (
+        scheme.method,
+        scheme.level,
+        scheme.gist_rule,
+        *(o for o in ("see_current", "exclude_continue", "instruction") if getattr(scheme, o)),
+    )
+    return "-".join(options)
+
+
+def spell(text):
+    return [20 + ord(letter) % 60 for letter in text]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=name)
+def test_decode_is_the_masked_forward(scheme, seen_logits):
+    """7 requests through 3 rows, out of phase and refilled: at every sampled place the logits of one masked forward."""
+    bounded = scheme.method in ("lightthinker", "anllm", "memento") and scheme.level == "thought"
+    config = DecodeConfig(
+        rows=3,
+        capacity=120,
+        buffer=8,
+        closers=2,
+        patience=2,
+        sampling=Sampling(1.0),
+        max_thought=9 if bounded else None,
+    )
+    engine = Engine(params(), MODEL, scheme, SPECIAL, config, spell)
+    asked = requests()
+    done = engine.complete(asked)
+    jax.effects_barrier()
+    assert engine.block._cache_size() == 1
+    for request, c in zip(asked, done, strict=True):
+        n = c.prompt_length
+        np.testing.assert_array_equal(c.prompt, request.prompt)
+        want = replay(c)
+        sampled = np.flatnonzero(~c.forced)
+        got = np.array([seen_logits[request.seed, n + i] for i in sampled])
+        np.testing.assert_allclose(got[:, :120], want[n + sampled - 1, :120], atol=1e-5, rtol=0)
+        logp = got - np.logaddexp.reduce(got, -1, keepdims=True)
+        np.testing.assert_allclose(c.logp[sampled], logp[np.arange(len(sampled)), c.tokens[sampled]], atol=1e-5)
+        _check_counts(c)
+        _check_layout(scheme, c)
+    if scheme.method != "vanilla":
+        assert sum(c.compressions for c in done) >= 4
+        assert any(c.compressions >= 2 for c in done)
+
+
+def _check_counts(c):
+    """`visible` is what the rule says of the recorded lifetimes; what is held is what is alive, and the newcomers."""
+    mask = np.asarray(dense_mask(c.lifetimes()))[0, 0]
+    np.testing.assert_array_equal(c.visible, mask.sum(-1)[c.prompt_length :])
+    alone = ~np.isin(np.arange(len(c.tokens)), np.concatenate([c.closings + k for k in range(8)] or [[]]))
+    np.testing.assert_array_equal(c.held[alone], c.visible[alone])
+
+
+def _check_layout(scheme, c):
+    """The row as training lays the same text out has the same tokens and lifetimes, up to the last closed thought."""
+    ends = c.closings
+    if scheme.method == "vanilla" or not len(ends):
+        assert (c.death[: c.prompt_length + (0 if len(ends) else len(c.tokens))] == NEVER).all()
+        return
+    if scheme.method == "memento":
+        row = build_row(scheme, SPECIAL, c.prompt, [c.tokens], spell, add_eos=False)
+        upto = len(c.row)
+    else:
+        width = len(closing(scheme, SPECIAL, spell))
+        thoughts, start = [], 0
+        for end in ends:
+            thoughts.append(c.tokens[start : end + (scheme.level == "token")])
+            start = end + width
+        if any(len(t) == 0 for t in thoughts):
+            return  # training drops empty thoughts
+        row = build_row(scheme, SPECIAL, c.prompt, thoughts, spell, add_eos=False)
+        upto = c.prompt_length + start
+        assert len(row) == upto
+    np.testing.assert_array_equal(row.tokens[:upto], c.row[:upto])
+    for ours, theirs in ((c.death, row.death), (c.since, row.since), (c.block, row.gist)):
+        np.testing.assert_array_equal(ours[:upto], theirs[:upto])
+
+
+@pytest.mark.parametrize("prefill_compress", [True, False])
+def test_compressed_prompt(prefill_compress, seen_logits):
+    """Prompts of chunks and gists, fed in pieces: the keys of the chunks are freed and the logits stay the same."""
+    scheme = Scheme(
+        n_gist=2, prompt="tokens", prompt_step=4, prefill_compress=prefill_compress, gist_rule="bidirectional"
+    )
+    config = DecodeConfig(rows=2, capacity=120, buffer=8, sampling=Sampling(1.0), max_thought=9)
+    rng = np.random.default_rng(1)
+    rows = [build_prompt(scheme, SPECIAL, rng.integers(0, 100, n).tolist(), spell) for n in (9, 30, 13)]
+    engine = Engine(params(), MODEL, scheme, SPECIAL, config)
+    done = engine.complete([Request(row, 20, seed=i) for i, row in enumerate(rows)])
+    jax.effects_barrier()
+    for row, c in zip(rows, done, strict=True):
+        want = replay(c)
+        n, seed = len(row), [len(r) for r in rows].index(len(row))
+        for i in np.flatnonzero(~c.forced):
+            np.testing.assert_allclose(seen_logits[seed, n + i][:120], want[n + i - 1, :120], atol=1e-5, rtol=0)
+        assert c.visible[0] == np.sum(row.death > n) + 1 == c.held[0] < n
+
+
+def test_greedy_rows_do_not_touch_each_other():
+    """A row alone gives what it gives in a batch; so does another engine with another block length."""
+    scheme = Scheme(n_gist=3)
+    asked = requests(6, seed=3)
+    together = Engine(params(), MODEL, scheme, SPECIAL, DecodeConfig(4, 120, 8, max_thought=5)).complete(asked)
+    alone = Engine(params(), MODEL, scheme, SPECIAL, DecodeConfig(1, 120, 5, max_thought=5)).complete(asked)
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        np.testing.assert_array_equal(a.visible, b.visible)
+        np.testing.assert_allclose(a.logp, b.logp, atol=1e-5)
+        assert a.finish == b.finish
+
+
+@pytest.fixture(scope="module")
+def vanilla():
+    return Engine(params(), MODEL, Scheme(method="vanilla"), SPECIAL, DecodeConfig(2, 40, 8, stop=(7,)))
+
+
+def test_counter_of_vanilla_is_the_closed_form(vanilla):
+    """Dependency L_P L_O + L_O (L_O + 1) / 2, peak L_P + L_O (LightThinker 5)."""
+    for c in vanilla.complete(requests(3, longest=9, max_new=(5, 9))):
+        p, o = c.prompt_length, len(c.tokens)
+        assert c.visible.sum() == p * o + o * (o + 1) // 2
+        assert c.held.max() == p + o
+        assert not c.forced.any() and c.compressions == 0
+
+
+def test_held_while_closing():
+    """X + kept + thought + trigger + gists + output token."""
+    engine = Engine(params(), MODEL, Scheme(n_gist=3), SPECIAL, DecodeConfig(1, 120, 16, max_thought=6))
+    (c,) = engine.complete([Request([1, 2, 3, 4], 30)])
+    kept, start = 0, 0
+    for end in c.closings:
+        assert (c.held[end : end + 5] == 4 + kept + (end - start) + 1 + 3 + 1).all()
+        assert c.visible[end + 4] == 4 + kept + 3 + 1
+        kept, start = kept + 4, end + 5
+    assert c.compressions >= 4 and c.finish == "length"
+    assert np.sum(~c.gist & (c.tokens != 116)) == 30  # gists and output tokens are free
+
+
+def test_finishes(vanilla):
+    long = vanilla.complete([Request([5], 3), Request([5, 6], 500)])
+    assert [c.finish for c in long] in (["length", "capacity"], ["length", "stop"], ["length", "eos"])
+    assert len(long[0].tokens) == 3
+    if long[1].finish == "capacity":
+        assert long[1].held.max() == 40 == len(long[1].row)
+    token = int(long[0].tokens[1])
+    for kind, special in (("stop", SPECIAL), ("eos", dataclasses.replace(SPECIAL, eos=token))):
+        config = DecodeConfig(2, 40, 8, stop=(token,) if kind == "stop" else ())
+        (c,) = Engine(params(), MODEL, Scheme(method="vanilla"), special, config).complete([Request([5], 9)])
+        assert c.finish == kind and c.tokens[-1] == token and len(c.tokens) <= 2
+
+
+def test_the_callers_leave_is_no_harm(vanilla):
+    """Stopping the iterator and running again gives what a fresh run gives; new weights need no compilation."""
+    asked = requests(3, seed=5, longest=9, max_new=(8, 12))
+    want = vanilla.complete(asked)
+    for _ in vanilla.run(asked):
+        break
+    vanilla.load(params())
+    for a, b in zip(want, vanilla.complete(asked), strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+    assert vanilla.block._cache_size() == 1
+
+
+def test_the_cache_is_never_copied():
+    """Temporaries of the block are far smaller than the cache, which is donated and updated in place."""
+    scheme, config = Scheme(n_gist=3, exclude_continue=True), DecodeConfig(16, 4000, 8, closers=2, max_thought=6)
+    model = dataclasses.replace(MODEL, layers=3)
+    engine = Engine(parameters.init(jax.random.key(0), model), model, scheme, SPECIAL, config)
+    lowered = engine.block.lower(engine.weights, engine.state, engine.cache, np.int32(1))
+    memory = lowered.compile().memory_analysis()
+    keys = engine.cache.k.nbytes + engine.cache.v.nbytes
+    assert memory.temp_size_in_bytes < keys / 8, (memory.temp_size_in_bytes, keys)
+    assert memory.alias_size_in_bytes > keys
+
+
+def test_streaming_marks_gists():
+    engine = Engine(params(), MODEL, Scheme(n_gist=2), SPECIAL, DecodeConfig(1, 120, 4, max_thought=3))
+    out, blocks = [], []
+    streamer = TextStreamer(lambda ids: "".join(f"<{i}>" for i in ids), out.append)
+
+    def both(record, start):
+        blocks.append(len(record) - start)
+        streamer(record, start)
+
+    (c,) = engine.run([Request([1, 2, 3], 9)], both)
+    text, written = "".join(out), c.tokens[~c.forced | (c.tokens == 117)]
+    assert text.count("[2 gists for 4 keys]") == c.compressions == 2
+    assert text.replace("\n[2 gists for 4 keys]\n", "") == "".join(f"<{t}>" for t in written)
+    assert len(blocks) > 1 and sum(blocks) == len(c.tokens)
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (dict(max_thought=5), "vanilla has no thoughts"),
+        (dict(rows=0), "decode.rows is 0"),
+        (dict(closers=3), "decode.closers is 3"),
+    ],
+)
+def test_bad_configs_say_what_is_wrong(change, match):
+    with pytest.raises(UserError, match=match):
+        Engine(params(), MODEL, Scheme(method="vanilla"), SPECIAL, DecodeConfig(**dict(rows=2) | change))
+
+
+def test_bad_requests_say_what_is_wrong(vanilla):
+    for request, match in (
+        (Request([], 3), "request 0: the prompt is empty"),
+        (Request([1] * 40, 3), "a prompt of 40 tokens does not fit; the capacity is 40"),
+        (Request([1], 0), "max_new is 0"),
+    ):
+        with pytest.raises(UserError, match=match):
+            vanilla.complete([request])
+    with pytest.raises(UserError, match="outside the model's vocabulary"):
+        Engine(params(), MODEL, Scheme(method="vanilla"), dataclasses.replace(SPECIAL, eos=500), DecodeConfig())

@@ -1,0 +1,81 @@
+"""Sampling against numpy that sorts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lt_jax.decode.sample import Sampling, invert, sample
+from lt_jax.errors import UserError
+
+V = 256
+
+
+def reference(logits, sampling):
+    """The distribution in float64: sort, cut, renormalise."""
+    z = logits.astype(np.float64) / sampling.temperature
+    p = np.exp(z - z.max())
+    if sampling.top_k:
+        p[p < np.sort(p)[-sampling.top_k]] = 0
+    if sampling.top_p < 1:
+        order = np.argsort(-p)
+        cumulative = np.cumsum(p[order]) / p.sum()
+        keep = np.searchsorted(cumulative, sampling.top_p) + 1
+        p[order[keep:]] = 0
+    return p / p.sum()
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(1.0),
+        Sampling(0.7, top_k=5),
+        Sampling(1.3, top_p=0.8),
+        Sampling(1.0, top_k=20, top_p=0.5),
+        Sampling(2.0, top_k=1),
+    ],
+)
+def test_the_distribution_sampled_from(sampling):
+    """Frequencies within 5 standard deviations; logp is that of the very distribution; nothing else is ever drawn."""
+    rng = np.random.default_rng(0)
+    logits = (2 * rng.normal(size=V)).astype(np.float32)
+    logits[200:] = -np.inf
+    n = 20000
+    draw = jax.jit(sample, static_argnums=3)
+    token, logp = draw(np.broadcast_to(logits, (n, V)), jnp.arange(n, dtype=jnp.uint32), jnp.full(n, 7), sampling)
+    want = reference(logits, sampling)
+    np.testing.assert_allclose(logp, np.log(want[token]), atol=2e-5)
+    counts = np.bincount(token, minlength=V)
+    assert counts[want == 0].sum() == 0
+    assert (np.abs(counts - n * want) <= 5 * np.sqrt(n * want * (1 - want)) + 1e-9).all()
+
+
+def test_greedy_and_independence_of_the_batch():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(6, V)).astype(np.float32)
+    seeds, index = jnp.arange(6, dtype=jnp.uint32), jnp.arange(10, 16)
+    token, logp = sample(logits, seeds, index, Sampling())
+    np.testing.assert_array_equal(token, logits.argmax(-1))
+    np.testing.assert_allclose(logp, jax.nn.log_softmax(logits).max(-1), atol=1e-6)
+    together, _ = sample(logits, seeds, index, Sampling(1.0))
+    alone = [int(sample(logits[i : i + 1], seeds[i : i + 1], index[i : i + 1], Sampling(1.0))[0][0]) for i in range(6)]
+    assert together.tolist() == alone
+    later, _ = sample(logits, seeds, index + 1, Sampling(1.0))
+    assert later.tolist() != alone
+
+
+def test_invert_never_draws_weight_zero():
+    """At the very ends of the unit interval, too, and with weights that cover 30 orders of magnitude."""
+    rng = np.random.default_rng(2)
+    weights = np.exp(rng.uniform(-60, 0, (4, V))).astype(np.float32)
+    weights[:, ::3] = 0
+    weights[:, 0], weights[:, -1] = 0, 0
+    for u in (0.0, 1e-30, 0.5, 1 - 2**-24):
+        token = invert(jnp.asarray(weights), jnp.full(4, u, jnp.float32))
+        assert (weights[np.arange(4), token] > 0).all()
+
+
+@pytest.mark.parametrize("bad", [dict(temperature=-1), dict(temperature=1, top_p=0), dict(top_k=3), dict(top_p=0.9)])
+def test_bad_sampling_is_refused(bad):
+    with pytest.raises(UserError):
+        Sampling(**bad)
