@@ -1,0 +1,35 @@
+r"""The demo: does a model that reasons still reason when every thought is put away as soon as it is written?
+
+Why: the smallest honest run of the whole library. A base model of 0.85 M parameters that writes worked solutions (shipped,
+see configs/base.py) is trained on twice, for the same number of steps: on plain traces, and on LightThinker rows whose
+thoughts die once they are written into four gists. Then both solve problems that neither was trained on.
+
+    make demo                          (or: python launch/demo.py --config=configs/demo.py)
+
+Hardware: two CPU cores. @@RESULT@@
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.out = "runs/demo"
+    config.steps = (5, 12)  # thoughts of a training problem
+    config.length = 1024  # tokens of a packed row
+    config.batch = 8  # rows
+    config.n_gist = 4
+    config.trigger = "\n\n"  # the token that ends a thought anyway; None would add one
+    config.train = ConfigDict({"steps": 200, "log_every": 20, "seed": 1})
+    config.train.optim = ConfigDict({
+        "name": "muon", "learning_rate": 3e-3, "warmup": 0.1, "end_fraction": 0.02, "weight_decay": 0.01,
+    })  # fmt: skip
+    config.suites = ConfigDict({
+        "main": {"embedded": 1002, "steps": (6, 12), "seed": 1},
+        # Longer chains than any that the students or the base were trained on (which had up to 14 steps).
+        "longer": {"embedded": 200, "steps": (15, 18), "seed": 2,
+                   "families": ("chain_sum", "leg_counting", "gcd")},
+    })  # fmt: skip
+    config.decode = ConfigDict({"rows": 64, "capacity": 1152, "buffer": 32, "max_new": 1000})
+    config.max_thought = 96
+    return config
