@@ -14,9 +14,11 @@ namespace lt {
 
 constexpr int kPanel = 32;
 #if defined(__AVX512F__)
-constexpr int kTile = 12;
+constexpr int kTile = 8;  // most rows of a tile
+constexpr int kGood = 7;  // rows of a tile where there are many: no register is spilled
 #else
 constexpr int kTile = 3;
+constexpr int kGood = 3;
 #endif
 constexpr int64_t kGroup = 96;  // rows that go through a panel before the next panel is read
 
@@ -30,7 +32,7 @@ inline void tile(const float* x, int64_t ldx, const W* panel, int64_t K, const f
       V low, high;
       load_line(panel + (k + u) * kPanel, low, high);
       __builtin_prefetch(panel + (k + u) * kPanel + 2048 / sizeof(W));
-#pragma GCC unroll 12
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const float value = x[r * ldx + k + u];
         sum[u][r][0] += low * value;
@@ -41,13 +43,13 @@ inline void tile(const float* x, int64_t ldx, const W* panel, int64_t K, const f
   for (; k < K; ++k) {
     V low, high;
     load_line(panel + k * kPanel, low, high);
-#pragma GCC unroll 12
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       sum[0][r][0] += low * x[r * ldx + k];
       sum[0][r][1] += high * x[r * ldx + k];
     }
   }
-#pragma GCC unroll 12
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
@@ -85,7 +87,7 @@ void panel_rows(const MatmulArguments& a, const float* x, int64_t ldx, const W* 
   alignas(64) float bias[kPanel] = {};
   if (a.bias != nullptr) std::copy_n(a.bias + column, width, bias);
   const W* weights = w + panel * a.K * kPanel;
-  const int64_t tiles = (last - first + kTile - 1) / kTile;
+  const int64_t tiles = last - first <= kTile ? 1 : (last - first + kGood - 1) / kGood;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t from = first + (last - first) * t / tiles;
     const int rows = static_cast<int>(first + (last - first) * (t + 1) / tiles - from);

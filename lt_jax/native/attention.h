@@ -1,0 +1,238 @@
+// Attention of a few new queries per row over the cache, in place: no slice of a layer is taken, no mask is repeated for the
+// heads, and the cost follows each row's own bound instead of the capacity.
+//
+// Queries that share a kv head go together in tiles. Sixteen keys at a time are transposed, so that one multiply-add
+// serves sixteen scores; softmax runs along in blocks of 64 slots (Milakov & Gimelshein 2018).
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "pool.h"
+#include "vector.h"
+
+namespace lt {
+
+constexpr int kSlots = 64;
+constexpr int kQueries = 8;
+constexpr int kMostHeadSize = 256;
+constexpr float kNone = -1e30f;
+
+// Axes: R rows of queries, T tokens, H heads, Hkv kv heads, Kb 1 or Hkv, C slots, D head size (a multiple of 16).
+struct AttentionArguments {
+  const float* q;       // [R, T, H, D]
+  const uint8_t* mask;  // [R, Kb, T, C]
+  const int32_t* rows;  // [R], cache rows
+  const int32_t* bound;  // [R], slots at or after it are seen by no query
+  float* out;           // [R, T, H, D]
+  int64_t R, T, H, Hkv, Kb, C, D;
+  float scale;
+};
+
+#if defined(__clang__)
+#define LT_PAIRS(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define LT_PAIRS(a, b, ...) __builtin_shuffle(a, b, VI{__VA_ARGS__})
+#endif
+
+// to[d][key] = from[key][d] for a 16 x 16 block.
+template <typename K>
+inline void transpose(const K* from, int64_t stride, float* to) {
+  V a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = load(from + i * stride);
+  for (int i = 0; i < 8; ++i) {  // four rounds of perfect shuffles
+    b[2 * i] = LT_PAIRS(a[i], a[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    b[2 * i + 1] = LT_PAIRS(a[i], a[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+  for (int i = 0; i < 8; ++i) {
+    a[2 * i] = LT_PAIRS(b[i], b[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    a[2 * i + 1] = LT_PAIRS(b[i], b[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+  for (int i = 0; i < 8; ++i) {
+    b[2 * i] = LT_PAIRS(a[i], a[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    b[2 * i + 1] = LT_PAIRS(a[i], a[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+  for (int i = 0; i < 8; ++i) {
+    store(to + 32 * i, LT_PAIRS(b[i], b[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
+    store(to + 32 * i + 16, LT_PAIRS(b[i], b[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+  }
+}
+
+#undef LT_PAIRS
+
+inline VI mask16(const uint8_t* from) {
+  typedef uint8_t VB __attribute__((vector_size(16)));
+  return __builtin_convertvector(load_as<VB>(from), VI) != 0;
+}
+
+// Q queries of one kv head over its slots [0, n).
+template <int Q>
+struct Tile {
+  alignas(64) float q[Q][kMostHeadSize];
+  alignas(64) float out[Q][kMostHeadSize];
+  alignas(64) float p[Q][kSlots];
+  alignas(64) float turned[kMostHeadSize * kLanes];
+  const uint8_t* mask[Q];
+  float top[Q], total[Q], fade[Q];
+
+  // Scores of up to 64 slots into p, kNone where hidden; false where all are.
+  template <typename K>
+  bool scores(const K* k, int64_t D, int64_t at, int count) {
+    bool any = false;
+    for (int s = 0; s < kSlots; s += kLanes) {
+      const int here = std::min(kLanes, count - s);
+      V score[Q];
+      for (int i = 0; i < Q; ++i) score[i] = splat(kNone);
+      VI seen[Q] = {};
+      bool some = false;
+      if (here > 0) {
+        alignas(16) uint8_t bytes[kLanes];
+        for (int i = 0; i < Q; ++i) {
+          if (i > 0 && mask[i] == mask[i - 1]) {
+            seen[i] = seen[i - 1];
+            continue;
+          }
+          std::memset(bytes, 0, sizeof(bytes));
+          std::memcpy(bytes, mask[i] + at + s, here);
+          uint64_t halves[2];
+          std::memcpy(halves, bytes, sizeof(bytes));
+          some |= (halves[0] | halves[1]) != 0;
+          seen[i] = mask16(bytes);
+        }
+      }
+      if (some) {
+        any = true;
+        const K* keys = k + (at + s) * D;
+        alignas(64) K edge[kLanes * kMostHeadSize];
+        if (here < kLanes) {
+          std::memset(edge, 0, sizeof(K) * kLanes * D);
+          std::memcpy(edge, keys, sizeof(K) * here * D);
+          keys = edge;
+        }
+        for (int64_t d = 0; d < D; d += kLanes) transpose(keys + d, D, turned + d * kLanes);
+        V sum[Q] = {};
+        for (int64_t d = 0; d < D; ++d) {
+          const V line = load(turned + d * kLanes);
+#pragma GCC unroll 8
+          for (int i = 0; i < Q; ++i) sum[i] += line * q[i][d];
+        }
+        for (int i = 0; i < Q; ++i) score[i] = choose(seen[i], sum[i], score[i]);
+      }
+      for (int i = 0; i < Q; ++i) store(p[i] + s, score[i]);
+    }
+    return any;
+  }
+
+  void soften() {
+    for (int i = 0; i < Q; ++i) {
+      V best = load(p[i]);
+      for (int s = kLanes; s < kSlots; s += kLanes) {
+        const V more = load(p[i] + s);
+        best = choose(more > best, more, best);
+      }
+      const float now = std::max(top[i], largest(best));
+      V sums = {};
+      for (int s = 0; s < kSlots; s += kLanes) {
+        const V score = load(p[i] + s);
+        const V weight = choose(score > splat(0.5f * kNone), exp_nonpositive(score - now), V{});
+        store(p[i] + s, weight);
+        sums += weight;
+      }
+      fade[i] = std::exp(top[i] - now);
+      total[i] = total[i] * fade[i] + sum(sums);
+      top[i] = now;
+    }
+  }
+
+  template <typename K>
+  void gather(const K* v, int64_t D, int count) {
+    int64_t d = 0;
+    for (; d + 2 * kLanes <= D; d += 2 * kLanes) columns<2>(v + d, D, count, d);
+    if (d < D) columns<1>(v + d, D, count, d);
+  }
+
+  template <int N, typename K>
+  inline void columns(const K* v, int64_t D, int count, int64_t d) {
+    V sum[Q][N];
+    for (int i = 0; i < Q; ++i)
+      for (int n = 0; n < N; ++n) sum[i][n] = load(out[i] + d + n * kLanes) * fade[i];
+    for (int s = 0; s < count; ++s) {
+      V value[N];
+      for (int n = 0; n < N; ++n) value[n] = load(v + s * D + n * kLanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < Q; ++i)
+        for (int n = 0; n < N; ++n) sum[i][n] += value[n] * p[i][s];
+    }
+    for (int i = 0; i < Q; ++i)
+      for (int n = 0; n < N; ++n) store(out[i] + d + n * kLanes, sum[i][n]);
+  }
+};
+
+// Queries first, first + 1, ... of the T * G that share a kv head, counted token by token.
+template <int Q, typename K>
+void attend_tile(const AttentionArguments& a, const K* k, const K* v, int64_t r, int64_t h, int64_t first) {
+  const int64_t G = a.H / a.Hkv, n = std::clamp<int64_t>(a.bound[r], 0, a.C);
+  Tile<Q> tile;
+  float* out[Q];
+  for (int i = 0; i < Q; ++i) {
+    const int64_t t = (first + i) / G, at = ((r * a.T + t) * a.H + h * G + (first + i) % G) * a.D;
+    for (int64_t d = 0; d < a.D; ++d) tile.q[i][d] = a.q[at + d] * a.scale;
+    std::fill_n(tile.out[i], a.D, 0.0f);
+    out[i] = a.out + at;
+    tile.mask[i] = a.mask + ((r * a.Kb + (a.Kb == 1 ? 0 : h)) * a.T + t) * a.C;
+    tile.top[i] = kNone;
+    tile.total[i] = 0;
+  }
+  for (int64_t at = 0; at < n; at += kSlots) {
+    const int count = static_cast<int>(std::min<int64_t>(kSlots, n - at));
+    if (!tile.scores(k, a.D, at, count)) continue;
+    tile.soften();
+    tile.gather(v + at * a.D, a.D, count);
+  }
+  for (int i = 0; i < Q; ++i) {
+    const float whole = tile.total[i] > 0 ? 1 / tile.total[i] : 0;
+    for (int64_t d = 0; d < a.D; ++d) out[i][d] = tile.out[i][d] * whole;
+  }
+}
+
+template <typename K, int Q = kQueries>
+void attend_some(int queries, const AttentionArguments& a, const K* k, const K* v, int64_t r, int64_t h, int64_t first) {
+  if (queries == Q) {
+    attend_tile<Q>(a, k, v, r, h, first);
+  } else if constexpr (Q > 1) {
+    attend_some<K, Q - 1>(queries, a, k, v, r, h, first);
+  }
+}
+
+// k, v: [B, Hkv, C, D], one layer of the cache.
+template <typename K>
+void attention(const AttentionArguments& a, const K* k, const K* v) {
+  const int64_t queries = a.T * (a.H / a.Hkv), tiles = (queries + kQueries - 1) / kQueries;
+  parallel_for(a.R * a.Hkv * tiles, [&](int64_t item) {
+    const int64_t tile = item % tiles, h = item / tiles % a.Hkv, r = item / tiles / a.Hkv;
+    const int64_t first = queries * tile / tiles, last = queries * (tile + 1) / tiles;
+    const int64_t base = (a.rows[r] * a.Hkv + h) * a.C * a.D;
+    attend_some<K>(static_cast<int>(last - first), a, k + base, v + base, r, h, first);
+  });
+}
+
+inline void copy_values(const float* from, int64_t n, float* to) { std::copy_n(from, n, to); }
+inline void copy_values(const float* from, int64_t n, bf16* to) {  // round to nearest even
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t bits = load_as<uint32_t>(from + i);
+    to[i].bits = from[i] != from[i] ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+  }
+}
+
+// New keys [R, T, Hkv, D] into the slots from start[r] on of one layer [B, Hkv, C, D].
+template <typename K>
+void append(const AttentionArguments& a, const float* fresh, const int32_t* start, K* cached) {
+  for (int64_t r = 0; r < a.R; ++r)
+    for (int64_t t = 0; t < a.T; ++t)
+      for (int64_t h = 0; h < a.Hkv; ++h)
+        copy_values(fresh + ((r * a.T + t) * a.Hkv + h) * a.D, a.D,
+                    cached + ((a.rows[r] * a.Hkv + h) * a.C + start[r] + t) * a.D);
+}
+
+}  // namespace lt
