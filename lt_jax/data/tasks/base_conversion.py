@@ -25,7 +25,8 @@ def work(item: dict, first: int = 1) -> Worked | None:
     question = f"Binary {first}){columns.fixed(n)}"
     thoughts, bits = [], []
     while n:
-        thoughts.append(f"{first + len(thoughts)}){columns.halve(n)}")
+        number = first + len(thoughts)
+        thoughts.append(f"{number}){columns.halve(n)} {number}){n % 2}")
         bits.append(n % 2)
         n //= 2
     recalled = " ".join(f"{i}){bit}" for i, bit in reversed(list(enumerate(bits, first))))

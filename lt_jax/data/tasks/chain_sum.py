@@ -23,6 +23,7 @@ def work(item: dict, first: int = 1) -> Worked | None:
     question = "Sum " + " ".join(f"{i}){t:+04d}" for i, t in enumerate(terms, first))
     thoughts, total = [], 0
     for i, term in enumerate(terms, first):
-        thoughts.append(f"{i})" + (columns.add(total, term) if term >= 0 else columns.subtract(total, -term)))
+        work = columns.add(total, term) if term >= 0 else columns.subtract(total, -term)
+        thoughts.append(f"{i}){term:+04d} {work}")
         total += term
     return Worked(SOURCE, question, (*thoughts, boxed(total)), item["answer"])

@@ -4,7 +4,7 @@ A column is written `abc=xy`: digits a and b and the incoming carry c give the o
 
     0988-0891 810=07 890=19 981=00 000=00 =0097         8-1=7;  8-9 borrows: 9;  9-8-1=0;  0
     0336*4    640=24 342=14 341=13 041=01 =1344         6*4=24;  3*4+2=14;  3*4+1=13;  0*4+1=1
-    0473/2    00=00 04=20 07=31 13=61 =0236,1           from the left: remainder and digit = quotient digit, remainder
+    0473/2    00=00 04=20 07=31 13=61 =0236             from the left: remainder and digit = quotient digit, remainder
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def times_digit(a: int, b: int) -> str:
 
 
 def halve(a: int) -> str:
-    """a // 2 and a % 2, from the left: remainder and digit give quotient digit and remainder."""
+    """a // 2, from the left: remainder and digit give quotient digit and remainder."""
     columns, remainder = [], 0
     for x in reversed(_units_first(a)):
         quotient, after = divmod(10 * remainder + x, 2)
         columns.append(f"{remainder}{x}={quotient}{after}")
         remainder = after
-    return f"{fixed(a)}/2 {' '.join(columns)} ={fixed(a // 2)},{remainder}"
+    return f"{fixed(a)}/2 {' '.join(columns)} ={fixed(a // 2)}"
 
 
 def _units_first(n: int) -> list[int]:

@@ -17,6 +17,7 @@ def work(item: dict, first: int = 1) -> Worked | None:
     question = f"Bits {first}){columns.fixed(n)}"
     thoughts, count = [], 0
     while n:
-        thoughts.append(f"{first + len(thoughts)}){columns.halve(n)} {count:02d}+{n % 2}={count + n % 2:02d}")
+        work = f"{columns.halve(n)},{n % 2}"
+        thoughts.append(f"{first + len(thoughts)}){work} {count:02d}+{n % 2}={count + n % 2:02d}")
         count, n = count + n % 2, n // 2
     return Worked(SOURCE, question, (*thoughts, boxed(count)), item["answer"])

@@ -20,6 +20,6 @@ def work(item: dict, first: int = 1) -> Worked | None:
     question = "Product " + " ".join(f"{i})*{f}" for i, f in enumerate(factors, first))
     thoughts, total = [], 1
     for i, factor in enumerate(factors, first):
-        thoughts.append(f"{i})" + columns.times_digit(total, factor))
+        thoughts.append(f"{i})*{factor} {columns.times_digit(total, factor)}")
         total *= factor
     return Worked(SOURCE, question, (*thoughts, boxed(total)), item["answer"])

@@ -1,0 +1,33 @@
+"""Trains the small tokenizer that ships with the base model, on the worked problems.
+
+    python launch/train_tokenizer.py --out=lt_jax/assets/base
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import flags
+
+from launch.main import run
+
+OUT = flags.DEFINE_string("out", "lt_jax/assets/base", "folder for tokenizer.json and tokenizer_config.json")
+SIZE = flags.DEFINE_integer("vocab_size", 448, "tokens, special ones included")
+PROBLEMS = flags.DEFINE_integer("problems", 6000, "worked problems to train on")
+
+
+def main(argv) -> None:
+    from lt_jax.data import tokenizer
+    from lt_jax.data.tasks import DRILL, FAMILIES, Problems
+
+    problems = Problems(PROBLEMS.value, seed=9, steps=(3, 14), shift=6, families=(*FAMILIES, DRILL))
+    texts = ("\n\n".join((problems[i].question, *problems[i].thoughts)) for i in range(PROBLEMS.value))
+    tokenizer.train(texts, SIZE.value, OUT.value)
+    print(f"{SIZE.value} tokens written to {OUT.value}")
+
+
+if __name__ == "__main__":
+    run(main)
