@@ -16,10 +16,10 @@ from lt_jax.data.rows import RowMaker, prompter
 from lt_jax.data.sources import Mapped, worked
 from lt_jax.data.tasks import Problems
 from lt_jax.evaluation import job
-from lt_jax.evaluation.folder import load_tokenizer
 from lt_jax.layout.card import NAME, Card
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import default_table
+from lt_jax.layout.tokenizer import load_tokenizer
 from lt_jax.models import huggingface, vocabulary
 from lt_jax.training import metrics, run
 from lt_jax.training.config import TrainConfig

@@ -11,6 +11,7 @@ import lt_jax
 from lt_jax.layout import card
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import default_table
+from lt_jax.layout.tokenizer import load_tokenizer
 from lt_jax.models import huggingface
 from lt_jax.models import params as parameters
 from lt_jax.models.presets import TINY
@@ -20,9 +21,7 @@ TOKENIZER = Path(lt_jax.__file__).parent / "assets" / "base"
 
 def make(folder: Path, scheme: Scheme | None = None, seed: int = 0) -> Path:
     """Writes the folder; None is a model that was never trained for a method."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(TOKENIZER))
+    tokenizer = load_tokenizer(TOKENIZER)
     files = {}
     if scheme is not None:
         special = default_table(tokenizer, scheme, eos="<|end|>", pad="<|pad|>").special

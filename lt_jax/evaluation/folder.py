@@ -19,6 +19,7 @@ from lt_jax.layout.prompt import build_prompt
 from lt_jax.layout.row import Row
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
+from lt_jax.layout.tokenizer import load_tokenizer
 from lt_jax.models import huggingface
 from lt_jax.models.config import DecoderConfig
 
@@ -73,19 +74,6 @@ class Writer:
     def engine(self, config: DecodeConfig) -> Engine:
         config = dataclasses.replace(config, stop=tuple(sorted({*config.stop, *self.stop})))
         return Engine(self.params, self.model, self.scheme, self.special, config, self.tokenize)
-
-
-def load_tokenizer(folder: str | Path):
-    """The `transformers` tokenizer of a folder. Raises UserError if it has none or a broken one."""
-    from transformers import AutoTokenizer
-
-    folder = Path(folder)
-    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
-        raise UserError(f"{folder}: no tokenizer.json; a checkpoint folder needs its tokenizer")
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # any file of the tokenizer may be broken in any way
-        raise UserError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())[:200]}") from None
 
 
 def open_folder(folder: str | Path, method: str | None = None, *, dtype: str = "float32", chat: str | None = None,

@@ -15,6 +15,7 @@ from lt_jax.layout.card import NAME, Card, read_card
 from lt_jax.layout.chat import BOXED
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import reference_table
+from lt_jax.layout.tokenizer import load_tokenizer
 from lt_jax.models import huggingface
 from lt_jax.models.config import LoraConfig
 from lt_jax.training import mesh as meshes
@@ -47,7 +48,7 @@ def convert(source: str | Path, target: str | Path, *, dtype: str | None = None,
             raise UserError(f"{source}: a run folder knows its tokens; --table and --tokenizer are for other folders")
         return export_run(source, target, dtype=dtype, overwrite=overwrite)
     huggingface.read_config(source)  # its complaints come before the tokenizer's
-    tokens = sft.load_tokenizer(tokenizer or source)
+    tokens = load_tokenizer(tokenizer or source)
     params, model = huggingface.load(source)
     if table is None:
         card = read_card(source, tokens)
@@ -74,7 +75,7 @@ def export_run(run: Path, target: str | Path, *, dtype: str | None = None, overw
     with Checkpoints(run / "checkpoints", config.train.keep) as checkpoints:
         if checkpoints.latest is None:
             raise UserError(f"{run / 'checkpoints'}: there is no checkpoint yet")
-        tokenizer = sft.load_tokenizer(config.model)
+        tokenizer = load_tokenizer(config.model)
         table = sft.special_tokens(tokenizer, config)
         mesh = meshes.make(MeshConfig())
         start, model = sft.start_model(config, table, mesh)

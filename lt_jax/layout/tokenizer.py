@@ -1,0 +1,27 @@
+"""Opening the tokenizer of a checkpoint folder, exactly as its tokenizer.json says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lt_jax.errors import UserError
+
+
+def load_tokenizer(folder: str | Path):
+    """The `transformers` tokenizer of a folder.
+
+    Not by `AutoTokenizer`: for model types such as qwen2 it takes the family's own class whatever the folder says, and
+    with it another way of splitting text than a distilled or newly trained model's tokenizer.json has.
+
+    Raises:
+        UserError: the folder has no tokenizer.json, or a broken one.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    folder = Path(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{folder}: no tokenizer.json; a checkpoint folder needs its tokenizer")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # any file of the tokenizer may be broken in any way
+        raise UserError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())[:200]}") from None

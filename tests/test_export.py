@@ -1,0 +1,92 @@
+"""Folders out: of a run's newest checkpoint, of another folder, of a released checkpoint."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lt_jax.data.pipeline import PipelineConfig
+from lt_jax.errors import UserError
+from lt_jax.evaluation.folder import open_folder
+from lt_jax.layout import card
+from lt_jax.layout.scheme import Scheme
+from lt_jax.models.config import LoraConfig
+from lt_jax.training import export, sft
+from lt_jax.training.config import OptimizerConfig, TrainConfig
+from tests.tiny_folder import make
+
+SAME = ("model.safetensors", "config.json", "tokenizer.json", card.NAME)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return make(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def run(base, tmp_path_factory) -> Path:
+    """The folder of a two-step run with adapters."""
+    folder = tmp_path_factory.mktemp("runs")
+    traces = folder / "traces.jsonl"
+    record = {"question": "Sum 1)+001 2)+002", "thoughts": ["1) 0+1=1\n", "2) 1+2=3\n", "Answer \\boxed{3}"]}
+    traces.write_text("\n".join(json.dumps(record | {"source": str(i)}) for i in range(8)))
+    config = sft.SftConfig(
+        folder=str(folder / "run"), model=str(base), source=sft.SourceConfig((str(traces),)),
+        batches=PipelineConfig(length=128, batch=2), scheme=Scheme(n_gist=2), lora=LoraConfig(rank=2),
+        train=TrainConfig(steps=2, save_every=1, optim=OptimizerConfig(learning_rate=1e-2)), tensorboard=False,
+    )  # fmt: skip
+    sft.sft(config, say=lambda line: None)
+    return folder / "run"
+
+
+def test_the_newest_checkpoint_is_what_the_run_exported(run, tmp_path):
+    out = export.convert(run, tmp_path / "out")
+    for name in SAME:
+        assert (out / name).read_bytes() == (run / "final" / name).read_bytes(), name
+    writer = open_folder(out)
+    assert writer.scheme == Scheme(n_gist=2) and writer.model.lora is None
+
+
+def test_run_folders_that_cannot_be_exported(run, tmp_path):
+    empty = tmp_path / "empty"
+    shutil.copytree(run, empty, ignore=shutil.ignore_patterns("1", "2", "final", "data"))
+    with pytest.raises(UserError, match="there is no checkpoint yet"):
+        export.convert(empty, tmp_path / "a")
+    (empty / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json: not the config of a run"):
+        export.convert(empty, tmp_path / "a")
+    with pytest.raises(UserError, match="a run folder knows its tokens"):
+        export.convert(run, tmp_path / "a", table="qwen")
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"model": str(make(tmp_path / "seed1", seed=1))}))
+    with pytest.raises(UserError, match="its adapters belong to other base weights than those in"):
+        export.convert(other, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_again_is_the_same_bytes(base, tmp_path):
+    first = export.convert(base, tmp_path / "first")
+    for name in SAME[:3]:
+        assert (first / name).read_bytes() == (base / name).read_bytes(), name
+    assert not (first / card.NAME).exists()
+    with pytest.raises(UserError, match="a checkpoint is there already"):
+        export.convert(base, first)
+    half = export.convert(base, first, dtype="bfloat16", overwrite=True)
+    assert (half / "model.safetensors").stat().st_size < 0.6 * (base / "model.safetensors").stat().st_size
+
+
+def test_the_card_goes_along(tmp_path):
+    light = make(tmp_path / "light", Scheme("anllm"))
+    again = export.convert(light, tmp_path / "again")
+    assert (again / card.NAME).read_bytes() == (light / card.NAME).read_bytes()
+    assert open_folder(again).scheme == Scheme("anllm")
+
+
+def test_a_released_checkpoint_needs_its_own_tokenizer(base, tmp_path):
+    with pytest.raises(UserError, match=r"eos '<\|im_end\|>' is 10 tokens of this tokenizer"):
+        export.convert(base, tmp_path / "a", table="qwen")
+    with pytest.raises(UserError, match="no such folder"):
+        export.convert(tmp_path / "none", tmp_path / "a")
