@@ -178,7 +178,7 @@ def describe(model: DecoderConfig, config: TrainConfig, frozen: dict, resolved=N
     """What a run is, as plain JSON values: model, train, resolved, and the fingerprint of the frozen parameters.
 
     Args:
-        resolved: the resolved config of the launch, any JSON value; kept for people and for `launch/`.
+        resolved: what else the run is (data, layout), a dict of JSON values; it must be the same to go on.
     """
     described = {name: value for name, value in dataclasses.asdict(model).items() if name != "extra"}
     run = {"model": described, "train": dataclasses.asdict(config), "resolved": resolved}
@@ -198,13 +198,14 @@ def fingerprint(tree) -> jax.Array:
 
 def check(saved: dict, now: dict, where: str) -> None:
     """Raises UserError, naming the first difference that matters, if a checkpoint is not of this run."""
-    for group, advice in (("model", "it is of another model"), ("train", "it is of another run")):
-        old, new = _flat(saved[group]), _flat(now[group])
+    for group, of in (("model", "model"), ("train", "run"), ("resolved", "run")):
+        old, new = _flat(saved[group] or {}), _flat(now[group] or {})
         for name in sorted(set(old) | set(new)):
             if old.get(name) != new.get(name) and not (group == "train" and name.split(".")[0] in FREE):
+                name = name if group == "resolved" else f"{group}.{name}"
                 raise UserError(
-                    f"{where}: {group}.{name} is {old.get(name)} there and {new.get(name)} here; "
-                    f"{advice}, use another folder"
+                    f"{where}: {name} is {old.get(name)} there and {new.get(name)} here; "
+                    f"it is of another {of}, use another folder"
                 )
     for name in sorted(set(saved["shapes"]) | set(now["shapes"])):
         old, new = saved["shapes"].get(name, "missing"), now["shapes"].get(name, "missing")

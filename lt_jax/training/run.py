@@ -61,6 +61,7 @@ def train(
     resolved=None,
     mesh: Mesh | None = None,
     keep_params: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> TrainResult:
     """Trains `params` until step `config.steps`; goes on from the newest checkpoint if `folder` has one.
 
@@ -72,9 +73,10 @@ def train(
         evaluate: any further evaluation, (params, step) -> {name: value}.
         writers: where metrics go, or a function that makes the writers when told the step the run starts from.
         folder: of the checkpoints; None saves nothing.
-        resolved: JSON values kept in the checkpoints, see `checkpoint.describe`.
+        resolved: what else the run is, kept in its checkpoints, see `checkpoint.describe`.
         mesh: None makes one over all devices from `config.mesh`.
         keep_params: False lets the run overwrite the arrays of `params`, which saves one copy of what is trained.
+        say: told in words where the run starts and how much memory a step takes.
 
     Raises:
         UserError: the data ended, the loss is not a number, the mesh does not divide the model or the batch, the
@@ -90,7 +92,10 @@ def train(
             saving = _Saving(stack.enter_context(Checkpoints(folder, config.keep)), data)
             saving.about = describe(model, config, frozen, resolved)
             state = saving.resume(state)
+            if int(state.step):
+                say(f"going on from the checkpoint of step {int(state.step)}")
         loop = _Loop(config, model, tx, mesh, state, frozen, data)
+        loop.say = say
         loop.writers = writers(loop.done) if callable(writers) else writers
         for writer in loop.writers:
             stack.callback(writer.close)
@@ -120,13 +125,14 @@ class _Loop:
 
     def __init__(self, config, model, tx, mesh, state, frozen, data):
         self.config, self.mesh, self.state, self.frozen, self.data = config, mesh, state, frozen, data
-        self.train_step = step.make_step(model, config, tx, mesh, state)
+        self.jitted = step.make_step(model, config, tx, mesh, state)
+        self.train_step = None
         self.eval_step = step.make_eval_step(model, config, mesh)
         self.rate = optimizer.schedule(config.optim, config.steps)
         self.done = int(state.step)
         self.history, self.window, self.since = [], [], time.monotonic()
         self.writers: Sequence[Writer] = ()
-        self.saving = self.eval_data = self.evaluate = None
+        self.saving = self.eval_data = self.evaluate = self.say = None
 
     def run(self, asked: threading.Event) -> bool:
         """Steps to the end, or until a stop is asked for; True if the end was reached."""
@@ -148,11 +154,21 @@ class _Loop:
     def step(self) -> None:
         """One optimizer step. Its metrics are fetched one step later: the device stays busy, the host near it."""
         batch = self.next_batch()
+        if self.train_step is None:
+            self.compile(batch)
         self.state, values = self.train_step(self.state, self.frozen, batch)
         self.done += 1
         self.window.append(values)
         if len(self.window) > 1:
             self.window[-2] = jax.device_get(self.window[-2])
+
+    def compile(self, batch: dict) -> None:
+        """Compiles the step, once and for these shapes, and says what it needs before it is run."""
+        self.train_step = self.jitted.lower(self.state, self.frozen, batch).compile()
+        if (memory := self.train_step.memory_analysis()) is not None:
+            held, more = memory.argument_size_in_bytes / 2**30, memory.temp_size_in_bytes / 2**30
+            self.say(f"memory of a step, per device: {held:.2f} GiB of state and batch, {more:.2f} GiB more")
+        self.since = time.monotonic()
 
     def next_batch(self) -> dict:
         try:
@@ -161,7 +177,7 @@ class _Loop:
             raise UserError(
                 f"the training data ended before step {self.done + 1}; let it repeat or train less"
             ) from None
-        if not self.history and not self.window:
+        if self.train_step is None:
             rows, length = batch["tokens"].shape
             meshes.check_batch(self.mesh, rows * jax.process_count(), length, self.config)
         return meshes.place_batch(self.mesh, batch)

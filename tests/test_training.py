@@ -1,0 +1,283 @@
+"""The loss, the step and the loop."""
+
+import io
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lt_jax.errors import UserError
+from lt_jax.layout.packing import pack_rows
+from lt_jax.layout.row import Role, Row
+from lt_jax.lifetimes import NEVER
+from lt_jax.models import decoder, lora
+from lt_jax.models import params as parameters
+from lt_jax.models.config import LoraConfig
+from lt_jax.training import loss as losses
+from lt_jax.training import mesh as meshes
+from lt_jax.training import metrics, optimizer, run, step
+from lt_jax.training import state as states
+from tests.training_tools import LENGTH, MODEL, ROWS, batch, config, data
+
+PARAMS = parameters.init(jax.random.key(0), MODEL)
+
+
+def one_device():
+    return meshes.make(config().mesh, jax.devices()[:1])
+
+
+def gradients(params, given, model=MODEL, **more):
+    trained, frozen = states.split(params, states.trainable_mask(model))
+    return jax.jit(lambda t, b: step.gradients(t, frozen, model, config(**more), b))(trained, given)
+
+
+def plain_loss(trained, frozen, model, given):
+    """The definition: all logits at once, autodiff through log_softmax."""
+    params = states.merge(trained, frozen)
+    lifetimes = step.lifetimes(given, "causal")
+    x = decoder.forward(params, model, given["tokens"], given["positions"], lifetimes, implementation="dense")
+    logp = jax.nn.log_softmax(decoder.logits(params, model, x))
+    chosen = jnp.take_along_axis(logp, given["targets"][..., None], -1)[..., 0]
+    return -jnp.sum(chosen * given["weights"]) / given["weights"].sum()
+
+
+def close(ours, theirs, tolerance=2e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), ours, theirs)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("chunk", [0, 96])
+def test_chunked_loss_is_the_plain_loss_with_its_gradients(tied, chunk):
+    model = MODEL.replace(tie_embeddings=tied)
+    params = parameters.init(jax.random.key(1), model)
+    loss, accuracy, grads = gradients(params, batch(), model, loss_chunk=chunk)
+    expected, expected_grads = jax.value_and_grad(plain_loss)(params, {}, model, batch())
+    close(loss, expected)
+    close(grads, expected_grads)
+    assert 0 <= accuracy < 0.3
+
+
+def test_chunk_never_holds_all_logits_of_a_large_vocabulary():
+    real = MODEL.replace(vocab_size=151_936, vocab_padded=0)
+    assert losses.chunk_size(32_768, real) == 384
+    assert losses.chunk_size(100, real) == 100
+    assert losses.chunk_size(32_768, MODEL) == 32_768
+
+
+def test_no_logits_array_in_the_compiled_step():
+    model = MODEL.replace(vocab_size=4096, vocab_padded=0)
+    params = parameters.init(jax.random.key(1), model)
+    run_step = jax.jit(lambda p, b: step.gradients(p, {}, model, config(loss_chunk=16), b))
+    text = run_step.lower(params, batch()).compile().as_text()
+    assert "[16,4096]" in text
+    assert f"[{ROWS * LENGTH},4096]" not in text and f"[{ROWS},{LENGTH},4096]" not in text
+
+
+@pytest.mark.parametrize("pieces", [2, 4])
+def test_accumulation_equals_the_big_batch(pieces):
+    given = batch()
+    given["weights"][0] = 0  # microbatches with different numbers of trained tokens
+    close(gradients(PARAMS, given, accumulate=pieces), gradients(PARAMS, given))
+
+
+@pytest.mark.parametrize("remat", ["dots", "layer"])
+def test_remat_changes_nothing(remat):
+    close(gradients(PARAMS, batch(), remat=remat), gradients(PARAMS, batch()), 1e-6)
+
+
+def test_packed_rows_have_the_loss_of_padded_ones():
+    def row(seed, n):
+        draw = np.random.default_rng(seed)
+        index, whole = np.arange(n, dtype=np.int32), np.ones(n, np.int32)
+        death = np.where(index < n // 2, n // 2 + 1, NEVER).astype(np.int32)
+        return Row(draw.integers(1, 60, n).astype(np.int32), (whole * Role.TEXT).astype(np.int8), index > 2, index,
+                   death, 0 * whole, -whole, -whole)  # fmt: skip
+
+    rows = [row(1, 12), row(2, 9), row(3, 11)]
+    stack = lambda listed: {name: np.stack([each[name] for each in listed]) for name in listed[0]}
+    packed = stack([pack_rows(rows, 32, 0)])
+    padded = stack([pack_rows([each], 32, 0) for each in rows])
+    (loss, accuracy, grads), (loss2, accuracy2, grads2) = gradients(PARAMS, packed), gradients(PARAMS, padded)
+    close((loss, accuracy, grads), (loss2, accuracy2, grads2))
+    assert int(np.sum(~np.asarray(step.padding(padded)))) == 32 == int(np.sum(~np.asarray(step.padding(packed))))
+
+
+def test_the_loss_falls_to_nothing_on_one_batch():
+    given = batch(rows=2)
+    given["weights"][:] = 1
+    result = run.train(config(steps=60, log_every=0), MODEL, PARAMS, itertools.repeat(given), mesh=one_device())
+    assert result.finished
+    values = dict(result.history)[60]
+    final = run.eval_loss(
+        lambda b: step.make_eval_step(MODEL, config(), one_device())(result.params, {}, b), [given]
+    )
+    assert final["eval_loss"] < 0.2 and final["eval_accuracy"] > 0.98
+    assert values["tokens"] == 60 * 2 * LENGTH == values["trained_tokens"]
+
+
+def test_muon_learns_and_trains_every_leaf():
+    result = run.train(config(steps=20, optim={"name": "muon", "adam_rate": 0.5}), MODEL, PARAMS,
+                       itertools.repeat(batch(rows=2)), mesh=one_device())  # fmt: skip
+    assert result.history[-1][1]["loss"] < 0.6 * result.history[0][1]["loss"]
+    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), result.params, PARAMS)
+    assert all(jax.tree.leaves(changed))
+
+
+def test_start_parameters_survive_the_run():
+    run.train(config(steps=1), MODEL, PARAMS, data(), mesh=one_device())
+    assert not any(x.is_deleted() for x in jax.tree.leaves(PARAMS))
+
+
+def test_lora_trains_adapters_only_and_keeps_the_base():
+    params = parameters.init(jax.random.key(0), MODEL, jnp.bfloat16)
+    adapted, model = lora.add(params, MODEL, LoraConfig(rank=2, rows=(50, 4)), jax.random.key(5))
+    result = run.train(config(steps=3), model, adapted, data(), mesh=one_device())
+    assert set(result.state.trained) == {"layers", "new_rows"}
+    moments = [x.shape for x in jax.tree.leaves(result.state.opt_state) if x.ndim]
+    assert (MODEL.vocab_padded, MODEL.hidden) not in moments
+    for path, value in jax.tree_util.tree_leaves_with_path(result.params):
+        names = tuple(part.key for part in path)
+        before = adapted
+        for name in names:
+            before = before[name]
+        trained = names[-1] in ("lora_a", "lora_b") or names[0] == "new_rows"
+        assert trained == bool(jnp.any(value != before)), names
+        assert value.dtype == (jnp.float32 if trained else jnp.bfloat16)
+
+
+def test_lora_gradients_are_those_of_the_plain_loss():
+    adapted, model = lora.add(PARAMS, MODEL, LoraConfig(rank=2, rows=(50, 4)), jax.random.key(5))
+    adapted["layers"] = jax.tree.map(lambda x: x + 0.01, adapted["layers"])  # B is zero at the start
+    loss, _, grads = gradients(adapted, batch(), model, loss_chunk=64)
+    expected, expected_grads = jax.value_and_grad(plain_loss)(
+        *states.split(adapted, states.trainable_mask(model)), model, batch()
+    )
+    close((loss, grads), (expected, expected_grads))
+
+
+def test_the_step_compiles_once_and_gives_up_the_old_state():
+    mesh, tx = one_device(), optimizer.make(config().optim, 6)
+    state, frozen = states.create(PARAMS, MODEL, tx, jax.random.key(0), mesh)
+    jitted = step.make_step(MODEL, config(), tx, mesh, state)
+    first, given = state, data()
+    for _ in range(3):
+        state, _ = jitted(state, frozen, meshes.place_batch(mesh, next(given)))
+    assert jitted._cache_size() == 1
+    assert all(x.is_deleted() for x in jax.tree.leaves(first.trained))
+    assert int(state.step) == 3
+
+
+def test_a_run_compiles_its_step_once(monkeypatch):
+    traced = []
+    original = step.gradients
+    monkeypatch.setattr(step, "gradients", lambda *args: traced.append(1) or original(*args))
+    run.train(config(steps=5, attention="blocked"), MODEL, PARAMS, data(), mesh=one_device())
+    assert len(traced) == 1
+
+
+def test_the_schedule_warms_up_and_ends_where_asked():
+    rate = optimizer.schedule(config(optim={"learning_rate": 1.0, "warmup": 0.1, "end_fraction": 0.2}).optim, 100)
+    assert rate(10) == 1.0 and rate(5) < rate(9) < 1.0
+    assert rate(0) > 0, "no step is wasted"
+    np.testing.assert_allclose(rate(100), 0.2, atol=1e-6)
+    np.testing.assert_allclose(rate(55), 0.6, atol=1e-6)
+
+
+def test_norms_and_biases_do_not_decay():
+    model = MODEL.replace(qkv_bias=True, qk_norm=True)
+    mask = optimizer.decay_mask(parameters.specs(model))
+    names = {".".join(p.key for p in path) for path, decays in jax.tree_util.tree_leaves_with_path(mask) if decays}
+    assert names == {"embed", *(f"layers.{name}.w" for name in ("q", "k", "v", "o", "gate", "up", "down"))}
+
+
+def test_clipping_and_decay_are_optax_own():
+    params = {"layers": {"q": {"w": jnp.ones((1, 2, 2))}}, "final_norm": jnp.ones(2)}
+    grads = jax.tree.map(lambda x: 100 * x, params)
+    tx = optimizer.make(config(optim={"clip": 1.0, "weight_decay": 0.1, "warmup": 0.0}).optim, 10)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    expected = optax.adamw(1e-2, b2=0.999, weight_decay=0.0)
+    plain, _ = expected.update(optax.tree.scale(1 / optax.global_norm(grads), grads), expected.init(params), params)
+    close(updates["final_norm"], plain["final_norm"])
+    close(updates["layers"]["q"]["w"], plain["layers"]["q"]["w"] - 1e-2 * 0.1)
+
+
+def test_a_loss_that_is_no_number_names_its_step_and_window():
+    def poisoned():
+        for number in itertools.count(1):
+            given = batch(number)
+            if number == 3:
+                given["weights"][0, 0] = np.nan
+            yield given
+
+    with pytest.raises(UserError, match=r"the loss is nan .* at step 3 \(logged window 1..4\)"):
+        run.train(config(log_every=4), MODEL, PARAMS, poisoned(), mesh=one_device())
+
+
+def test_data_that_ends_is_said_so():
+    with pytest.raises(UserError, match="training data ended before step 3"):
+        run.train(config(), MODEL, PARAMS, iter([batch(0), batch(1)]), mesh=one_device())
+
+
+def test_evaluation_during_training(tmp_path):
+    seen = []
+    writer = metrics.Jsonl(tmp_path / "metrics.jsonl")
+    result = run.train(
+        config(steps=4, eval_every=2), MODEL, PARAMS, data(), mesh=one_device(),
+        eval_data=lambda: [batch(100), batch(101)], evaluate=lambda params, done: seen.append(done) or {"solved": done},
+        writers=[writer],
+    )  # fmt: skip
+    assert seen == [2, 4]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 2, 4, 4] == [done for done, _ in result.history]
+    assert {"loss", "accuracy", "grad_norm", "tokens_per_second", "learning_rate"} <= set(lines[0])
+    assert lines[3]["eval_solved"] == 4 and lines[1]["eval_loss"] > 0
+    both = {name: np.concatenate([batch(100)[name], batch(101)[name]]) for name in batch()}
+    close(lines[3]["eval_loss"], plain_loss(result.params, {}, MODEL, both))
+
+
+def test_the_terminal_shows_lines_where_it_is_none_and_a_bar_where_it_is():
+    values = {"loss": 1.25, "accuracy": 0.5, "tokens": 10.0, "tokens_per_second": 12345.6}
+    plain, terminal = io.StringIO(), io.StringIO()
+    terminal.isatty = lambda: True
+    metrics.Terminal(100, plain).write(50, values)
+    metrics.Terminal(100, terminal).write(50, values)
+    assert plain.getvalue() == "step 50/100  loss 1.25  accuracy 0.5  tokens/s 12,346\n"
+    assert "█" * 12 + "·" * 12 in terminal.getvalue() and "left 0:0" in terminal.getvalue()
+
+
+def test_resumed_metrics_drop_what_will_be_run_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2, "loss": 1}\n{"step": 4, "loss": 1}\n{"step": 6, "lo')
+    writer = metrics.Jsonl(path, resume_step=3)
+    writer.write(4, {"loss": float("nan")})
+    writer.close()
+    assert path.read_text() == '{"step": 2, "loss": 1}\n{"step": 4, "loss": null}\n'
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"steps": 0}, "train.steps is 0"),
+        ({"remat": "some"}, "train.remat is 'some'"),
+        ({"optim": {"name": "sgd"}}, "optim.name is 'sgd'"),
+        ({"optim": {"learning_rate": 0.0}}, "optim.learning_rate is 0.0"),
+        ({"optim": {"adam_rate": 0.5}}, "is for muon only"),
+    ],
+)
+def test_bad_configs_are_refused(values, said):
+    with pytest.raises(UserError, match=said):
+        config(**values)
+
+
+def test_a_warmup_without_end_is_refused():
+    with pytest.raises(UserError, match="optim.warmup is 6 steps of 6"):
+        optimizer.schedule(config(optim={"warmup": 6.0}).optim, 6)
+
+
+def test_accumulation_must_divide_the_batch():
+    with pytest.raises(UserError, match="train.accumulate is 3, which does not divide the 8 rows"):
+        run.train(config(accumulate=3), MODEL, PARAMS, data(), mesh=one_device())
