@@ -1,34 +1,79 @@
-"""Attention under lifetimes: `attention(q, k, v, lifetimes)`, with `prepare(lifetimes)` once per step."""
+"""Attention under lifetimes: `attention(q, k, v, lifetimes)`, and `prepare(lifetimes)` to plan it once per step."""
 
 from __future__ import annotations
 
 import jax
 
-from lt_jax.attention import blocks
-from lt_jax.attention import dense as _dense
-from lt_jax.attention.blocked import blocked
+from lt_jax.attention.blocked import blocked as _blocked
 from lt_jax.attention.blocks import BlockPlan
-from lt_jax.attention.dense import DensePlan, dense
+from lt_jax.attention.blocks import build as _build_blocks
+from lt_jax.attention.dense import DensePlan
+from lt_jax.attention.dense import build as _build_dense
+from lt_jax.attention.dense import dense as _dense
 from lt_jax.lifetimes import Lifetimes
 
-__all__ = ["IMPLEMENTATIONS", "BlockPlan", "DensePlan", "Plan", "attention", "blocked", "dense", "prepare"]
+__all__ = ["IMPLEMENTATIONS", "BlockPlan", "DensePlan", "Plan", "attention", "prepare"]
 
-Plan = DensePlan | BlockPlan
 IMPLEMENTATIONS = ("dense", "blocked")
+Plan = DensePlan | BlockPlan
+_SIDES = {"cpu": 64}  # block sides (query, key) by platform, measured; others:
+_SIDE = 128
 
 
-def prepare(lifetimes: Lifetimes, implementation: str | None = None, *, block_q: int = 128, block_k: int = 128) -> Plan:
-    length = lifetimes.death.shape[-1]
-    name = implementation or "blocked"
+def prepare(
+    lifetimes: Lifetimes, implementation: str | None = None, *, block_q: int | None = None, block_k: int | None = None
+) -> Plan:
+    """Work out once per step who sees whom, for all layers that share these lifetimes.
+
+    Args:
+        lifetimes: of B rows of S tokens.
+        implementation: "dense", "blocked", or None for the best one on this platform ("blocked").
+        block_q, block_k: block sides in tokens for "blocked"; None for the platform's. Cut down to short rows.
+
+    Returns:
+        A pytree for the `lifetimes` argument of `attention`; it may be closed over by a scan over layers.
+    """
+    name = "blocked" if implementation is None else implementation
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"attention implementation {name!r} is not one of {', '.join(IMPLEMENTATIONS)}")
     if name == "dense":
-        return _dense.build(lifetimes)
-    fit = lambda block: min(block, -(-length // 16) * 16)
-    return blocks.build(lifetimes, fit(block_q), fit(block_k))
+        return _build_dense(lifetimes)
+    side = _SIDES.get(jax.default_backend(), _SIDE)
+    short = -(-lifetimes.death.shape[-1] // 16) * 16
+    return _build_blocks(lifetimes, min(block_q or side, short), min(block_k or side, short))
 
 
-def attention(q, k, v, lifetimes, implementation=None, scale=None) -> jax.Array:
+def attention(q, k, v, lifetimes: Lifetimes | Plan, implementation: str | None = None, scale: float | None = None):
+    """softmax(scale q k^T over the visible keys) v. Queries and keys are the tokens of the same rows.
+
+    Args:
+        q: [B, S, H, D].
+        k, v: [B, S, Hkv, D], H a multiple of Hkv; query head h reads kv head h // (H / Hkv).
+        lifetimes: `Lifetimes` of the rows, or what `prepare` made of them.
+        implementation: see `prepare`; with a plan, None or the plan's own.
+        scale: of the scores, D ** -0.5 if None.
+
+    Returns:
+        [B, S, H, D] in q's dtype; softmax in float32; zeros for a query that sees no key. Keys that are dead at birth
+        may hold anything, even NaN.
+
+    Raises:
+        ValueError: for shapes that do not fit each other or the lifetimes, or an implementation that is not the plan's.
+    """
     plan = prepare(lifetimes, implementation) if isinstance(lifetimes, Lifetimes) else lifetimes
+    name = "dense" if isinstance(plan, DensePlan) else "blocked"
+    if implementation not in (None, name):
+        raise ValueError(f"attention implementation {implementation!r} was asked for, but the plan is for {name!r}")
+    _check(q, k, v, plan)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if isinstance(plan, DensePlan):
-        return dense(q, k, v, plan, scale)
-    return blocked(q, k, v, plan, scale, False)
+    if name == "dense":
+        return _dense(q, k, v, plan, scale)
+    return _blocked(q, k, v, plan, scale, lockstep=jax.default_backend() != "cpu")
+
+
+def _check(q, k, v, plan):
+    if k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3] or q.shape[2] % k.shape[2]:
+        raise ValueError(f"attention shapes do not fit: q {q.shape}, k {k.shape}, v {v.shape}")
+    rows, *heads, length = plan.unseen.shape
+    if (rows, length) != q.shape[:2] or heads not in ([], [1], [k.shape[2]]):
+        raise ValueError(f"lifetimes of shape {plan.unseen.shape} do not fit q {q.shape}, k {k.shape}")
