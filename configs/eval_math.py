@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
     config.samples = 4  # kept token by token for the report
     config.note = ""
     config.out = "runs/eval_math"
+    config.compile_cache = "~/.cache/lt_jax/jax"
     return config
 
 

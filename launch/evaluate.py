@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import flags
 from ml_collections import config_flags
 
-from launch.main import resolved, run
+from launch.main import compile_cache, resolved, run
 from lt_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "an evaluation, such as configs/eval_math.py")
@@ -27,6 +27,7 @@ def main(argv) -> None:
         config = resolved(CONFIG, example="configs/eval_math.py")
         from lt_jax.evaluation import job
 
+        compile_cache(config.compile_cache)
         job.run(eval_config(config, OUT.value))
         return
     if OUT.value is None:

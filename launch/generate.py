@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import flags
 
-from launch.main import run
+from launch.main import compile_cache, run
 from lt_jax.errors import UserError
 
 MODEL = flags.DEFINE_string("model", None, "checkpoint folder (Hugging Face layout)")
@@ -33,6 +33,7 @@ TOP_K = flags.DEFINE_integer("top_k", 0, "sample from the k most probable tokens
 TOP_P = flags.DEFINE_float("top_p", 1.0, "sample from the most probable tokens that make up this share")
 SEED = flags.DEFINE_integer("seed", 0, "of the random numbers")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "of weights and computation")
+COMPILE_CACHE = flags.DEFINE_string("compile_cache", "~/.cache/lt_jax/jax", "folder of compiled programs; empty: none")
 
 
 def main(argv) -> None:
@@ -46,6 +47,7 @@ def main(argv) -> None:
     from lt_jax.evaluation.folder import open_folder
     from lt_jax.evaluation.results import write_whole
 
+    compile_cache(COMPILE_CACHE.value)
     prompts = [(PROMPT.value, "")] if PROMPTS.value is None else generate.read_prompts(PROMPTS.value)
     writer = open_folder(MODEL.value, METHOD.value, dtype=DTYPE.value, chat=CHAT.value, system=SYSTEM.value)
     done = generate.generate(

@@ -181,6 +181,8 @@ def test_job_writes_everything(folder, tmp_path, capsys):
     assert {p.name for p in (tmp_path / "out").iterdir()} >= {"results.json", "table.txt", "report.html"}
     with pytest.raises(UserError, match="contenders.vanilla: which model"):
         job.run(job.EvalConfig(suite, {"vanilla": job.ContenderConfig("")}, str(tmp_path / "no")))
+    with pytest.raises(UserError, match=r"lightthinker: problem \d of .* tokens; decode.capacity is 16 keys"):
+        job.run(job.EvalConfig(suite, {"lightthinker": each["lightthinker"]}, str(tmp_path / "no"), capacity=16))
     assert not (tmp_path / "no").exists()
 
 
@@ -242,14 +244,16 @@ def test_evaluate_and_generate_from_the_command_line(folder, tmp_path):
     code, printed, error = launch(
         "evaluate", CONFIG, f"--config.model.path={folder}", "--config.suite.embedded=2", "--config.decode.rows=2",
         "--config.decode.capacity=256", "--config.decode.max_new=20", "--config.contenders.lightthinker.max_thought=9",
-        f"--config.out={out}",
+        f"--config.out={out}", "--config.compile_cache=",
     )  # fmt: skip
     assert code == 0, error
     assert (out / "report.html").read_text().startswith("<!doctype html>")
     assert (out / "table.txt").read_text() in printed
     again = launch("evaluate", f"--results={out / 'results.json'}", f"--out={tmp_path / 'again'}")
     assert again[0] == 0 and (tmp_path / "again" / "report.html").read_bytes() == (out / "report.html").read_bytes()
-    code, printed, error = launch("generate", f"--model={folder}", "--prompt=Sum 1)+006", "--max_new=20",
-                                  "--max_thought=9", f"--out={tmp_path / 'a.jsonl'}")  # fmt: skip
+    code, printed, error = launch(
+        "generate", f"--model={folder}", "--prompt=Sum 1)+006", "--max_new=20", "--max_thought=9", "--compile_cache=",
+        f"--out={tmp_path / 'a.jsonl'}",
+    )  # fmt: skip
     assert code == 0, error
     assert "gists for" in printed and json.loads((tmp_path / "a.jsonl").read_text())["generated"] > 0

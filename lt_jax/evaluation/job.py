@@ -12,7 +12,7 @@ from lt_jax.decode import DecodeConfig, Sampling
 from lt_jax.errors import UserError
 from lt_jax.evaluation import pictures, report, results, suites, table
 from lt_jax.evaluation.folder import contender, open_folder
-from lt_jax.evaluation.run import evaluate
+from lt_jax.evaluation.run import Contender, evaluate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +110,23 @@ def run(config: EvalConfig, say=print) -> results.Results:
         decode = DecodeConfig(rows=min(config.rows, len(suite)), capacity=config.capacity, buffer=config.buffer,
                               sampling=config.sampling, max_thought=each.max_thought or None)  # fmt: skip
         ready.append(contender(name, opened[key], decode, max_new=config.max_new, seed=config.seed))
+        check_fits(ready[-1], suite, config.capacity)
     found = evaluate(ready, suite, samples=config.samples, note=config.note, progress=Progress())
     say("\n" + table.table(found))
     write(found, config.out)
     say(f"\nwritten to {config.out}: results.json, table.txt, report.html and the pictures")
     return found
+
+
+def check_fits(each: Contender, suite: suites.Suite, capacity: int) -> None:
+    """Raises UserError now, not hours later, if a prompt leaves no room for an answer."""
+    lengths = [len(each.encode(problem)) for problem in suite.problems]
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    if lengths[longest] >= capacity:
+        raise UserError(
+            f"{each.name}: problem {longest} of {suite.name} is a prompt of {lengths[longest]:,} tokens; "
+            f"decode.capacity is {capacity:,} keys, which leaves no room for an answer"
+        )
 
 
 def write(found: results.Results, out: str | Path) -> None:
