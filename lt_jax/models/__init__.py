@@ -2,7 +2,7 @@
 
     config.py       `DecoderConfig`: sizes and switches, frozen and hashable
     params.py       the parameters, defined once: shapes, logical axes, initial values, counts
-    decoder.py      the forward pass as pure functions, whole (`forward`) or in halves of a layer (decoding); NNX `Decoder`
+    decoder.py      the forward pass as pure functions, whole or in halves of a layer (decoding); NNX `Decoder`
     linear.py       the one way to a matrix product, with bias and adapter
     rope.py         rotary positions and Llama 3 scaling
     lora.py         low-rank adapters: add, merge, what is trained
