@@ -93,8 +93,12 @@ struct Tile {
             seen[i] = seen[i - 1];
             continue;
           }
-          std::memset(bytes, 0, sizeof(bytes));
-          std::memcpy(bytes, mask[i] + at + s, here);
+          if (here == kLanes) {
+            std::memcpy(bytes, mask[i] + at + s, kLanes);
+          } else {
+            std::memset(bytes, 0, sizeof(bytes));
+            std::memcpy(bytes, mask[i] + at + s, here);
+          }
           uint64_t halves[2];
           std::memcpy(halves, bytes, sizeof(bytes));
           some |= (halves[0] | halves[1]) != 0;
@@ -139,7 +143,7 @@ struct Tile {
         store(p[i] + s, weight);
         sums += weight;
       }
-      fade[i] = std::exp(top[i] - now);
+      fade[i] = exp_nonpositive(splat(top[i] - now))[0];
       total[i] = total[i] * fade[i] + sum(sums);
       top[i] = now;
     }

@@ -41,16 +41,27 @@ inline void load_line(const bf16* from, V& low, V& high) {
   high = (V)(words & 0xffff0000u);
 }
 
-inline float largest(V v) {
-  float best = v[0];
-  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
-  return best;
+typedef float V8 __attribute__((vector_size(32)));
+typedef float V4 __attribute__((vector_size(16)));
+
+// Sum or maximum of all lanes, halving the vector each time.
+template <typename F>
+inline float reduce(V v, F f) {
+  const float* from = reinterpret_cast<const float*>(&v);
+  const V8 eight = f(load_as<V8>(from), load_as<V8>(from + 8));
+  from = reinterpret_cast<const float*>(&eight);
+  const V4 four = f(load_as<V4>(from), load_as<V4>(from + 4));
+  typedef float V2 __attribute__((vector_size(8)));
+  from = reinterpret_cast<const float*>(&four);
+  const V2 two = f(load_as<V2>(from), load_as<V2>(from + 2));
+  return f(two[0], two[1]);
 }
 
+inline float largest(V v) {
+  return reduce(v, [](auto a, auto b) { return a > b ? a : b; });
+}
 inline float sum(V v) {
-  float total = 0;
-  for (int i = 0; i < kLanes; ++i) total += v[i];
-  return total;
+  return reduce(v, [](auto a, auto b) { return a + b; });
 }
 
 inline V choose(VI where, V a, V b) { return (V)(((VI)a & where) | ((VI)b & ~where)); }

@@ -1,0 +1,130 @@
+"""Matrix products of decoding on this CPU: the packed native form beside XLA's and torch's, and the machine's limits.
+
+    python benchmarks/matmul_cpu.py [--out=benchmarks/results/matmul_cpu.json] [--repeats=20] [--threads=2]
+
+Real-model shapes (hidden 896) go through enough different weights that no cache holds them, as in decoding; the small
+model's shapes (hidden 256) stay in the cache. All forms of a shape take turns within one run, and the fastest turn of
+each counts, so that a busy moment of the machine hits all alike. Limits: reading memory (`read_bandwidth.cc`) and a
+large float32 product (torch).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import datetime
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import tempfile
+import time
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results" / "matmul_cpu.json")
+parser.add_argument("--repeats", type=int, default=20)
+parser.add_argument("--threads", type=int, default=2)
+OPTIONS = parser.parse_args()
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: OPTIONS.threads])
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import torch  # noqa: E402
+
+from lt_jax import native  # noqa: E402
+
+SHAPES = ((896, 9728, "bfloat16"), (4864, 896, "bfloat16"), (256, 2048, "float32"), (1024, 256, "float32"))
+ROWS = (1, 8, 32, 64)
+CACHE_BYTES = 32 * 2**20
+
+
+def read_bandwidth() -> float:
+    """Bytes/s, by the C++ loop beside this file."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = pathlib.Path(folder) / "read_bandwidth.so"
+        source = pathlib.Path(__file__).with_name("read_bandwidth.cc")
+        subprocess.run(["g++", "-O3", "-march=native", "-shared", "-fPIC", "-pthread", str(source), "-o", str(made)],
+                       check=True)
+        library = ctypes.CDLL(str(made))
+    library.read_bandwidth.restype = ctypes.c_double
+    library.read_bandwidth.argtypes = (ctypes.c_size_t, ctypes.c_int, ctypes.c_int)
+    return max(library.read_bandwidth(2**30, threads, OPTIONS.repeats) for threads in range(1, OPTIONS.threads + 1))
+
+
+def turns(forms: dict) -> dict[str, float]:
+    """Seconds of the fastest call of each form; the forms take turns."""
+    best = dict.fromkeys(forms, float("inf"))
+    for turn in range(OPTIONS.repeats + 1):
+        for name, run in forms.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def chain(product):
+    """All weights one after the other in one compiled call; each product depends on the one before."""
+    def run(x, weights):
+        carry = jnp.float32(0)
+        for w in weights:
+            carry = product(x + carry * 0, w)[0, 0]
+        return carry
+    return jax.jit(run)
+
+
+def measure(k: int, n: int, dtype: str) -> list[dict]:
+    size = k * n * jnp.dtype(dtype).itemsize
+    count = -(-3 * CACHE_BYTES // size) if k >= 512 and n >= 512 else 1
+    drawn = [jax.random.normal(jax.random.key(i), (k, n), dtype) for i in range(count)]
+    packed = [native.prepack(w) for w in drawn]
+    if dtype == "bfloat16":
+        floats = [w.astype(jnp.float32) for w in drawn]
+        tensors = [torch.randn(n, k).to(torch.bfloat16) for _ in drawn]
+    else:
+        floats, tensors = drawn, [torch.randn(n, k) for _ in drawn]
+    own, xla = chain(lambda x, w: native.matmul(x, w, None, "native")), chain(lambda x, w: x @ w)
+    lines = []
+    for rows in ROWS:
+        x = jnp.ones((rows, k))
+        t = torch.ones(rows, k, dtype=tensors[0].dtype)
+
+        def by_torch(t=t):
+            with torch.inference_mode():
+                for w in tensors:
+                    torch.nn.functional.linear(t, w)
+
+        seconds = turns({
+            "native": lambda x=x: own(x, packed).block_until_ready(),
+            "xla_float32": lambda x=x: xla(x, floats).block_until_ready(),
+            f"torch_{dtype}": by_torch,
+        })
+        for form, total in seconds.items():
+            each = total / count
+            line = dict(rows=rows, k=k, n=n, weights=dtype, form=form, microseconds=round(each * 1e6, 1),
+                        gflops=round(2 * rows * k * n / each / 1e9, 1))
+            item = 4 if form == "xla_float32" else jnp.dtype(dtype).itemsize
+            line["gbytes_per_s"] = round(k * n * item / each / 1e9, 1)
+            lines.append(line)
+            print(line, flush=True)
+    return lines
+
+
+def main():
+    torch.set_num_threads(OPTIONS.threads)
+    native.choose("native")
+    before = read_bandwidth()
+    lines = [line for shape in SHAPES for line in measure(*shape)]
+    square = torch.ones(2048, 2048)
+    rate = 2 * 2048**3 / turns({"torch": lambda: torch.matmul(square, square)})["torch"]
+    result = dict(date=datetime.date.today().isoformat(), machine=platform.processor() or platform.machine(),
+                  threads=OPTIONS.threads, jax=jax.__version__, torch=torch.__version__,
+                  load=os.getloadavg()[0], read_gbytes_per_s=round(max(before, read_bandwidth()) / 1e9, 1),
+                  large_float32_product_gflops=round(rate / 1e9, 1), lines=lines)
+    OPTIONS.out.parent.mkdir(parents=True, exist_ok=True)
+    OPTIONS.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"reading {result['read_gbytes_per_s']} GB/s, large product {result['large_float32_product_gflops']} GFLOP/s")
+
+
+main()
