@@ -21,9 +21,9 @@ PROBLEMS = flags.DEFINE_integer("problems", 6000, "worked problems to train on")
 
 def main(argv) -> None:
     from lt_jax.data import tokenizer
-    from lt_jax.data.tasks import DRILL, FAMILIES, Problems
+    from lt_jax.data.tasks import Problems
 
-    problems = Problems(PROBLEMS.value, seed=9, steps=(3, 14), shift=6, families=(*FAMILIES, DRILL))
+    problems = Problems(PROBLEMS.value, seed=9, steps=(3, 14), shift=6)
     texts = ("\n\n".join((problems[i].question, *problems[i].thoughts)) for i in range(PROBLEMS.value))
     tokenizer.train(texts, SIZE.value, OUT.value)
     print(f"{SIZE.value} tokens written to {OUT.value}")

@@ -1,8 +1,8 @@
 """Embedded problems: reasoning-gym questions with every step worked out, as an endless, seeded stream.
 
-Each family module has `SOURCE` (the reasoning-gym dataset), `settings(steps)` and `work(item, first)`, which works a
-reasoning-gym item out, or returns None where the item does not suit. Steps are numbered from `first`. `DRILL` is no
-problem but an exercise in looking numbered things up, for the training of the base model (`drill.py`).
+Each family module has `SOURCE` (the reasoning-gym dataset), `settings(steps)` and `work(item, steps, first)`, which works a
+reasoning-gym item out, or returns None where the item does not suit. Where steps have running numbers they start at
+`first`.
 """
 
 from __future__ import annotations
@@ -10,35 +10,34 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from lt_jax.data.tasks import base_conversion, chain_sum, count_bits, drill, gcd, leg_counting, products
+from lt_jax.data.tasks import base_conversion, count_bits, gcd, lcm, simple_equations
 from lt_jax.data.tasks.worked import Worked
 
-FAMILIES = {m.SOURCE: m for m in (chain_sum, products, leg_counting, gcd, count_bits, base_conversion)}
-DRILL = "drill"
-_TRIES = 4096
+FAMILIES = {m.SOURCE: m for m in (gcd, lcm, simple_equations, count_bits, base_conversion)}
+_TRIES = 1 << 15
 
 
 class Problems(Sequence):
-    """Random access to `size` worked traces; item i is a pure function of (seed, i).
+    """Random access to `size` worked problems; item i is a pure function of (seed, i).
 
     Args:
         size: how many.
         seed: another seed, other problems.
         steps: least and most thoughts of a problem, the answer aside.
         held_out: True for problems that no training stream contains, False for the training stream.
-        shift: largest number, beside 1, that steps may start to count from (training only: teaches high step numbers).
-        families: names from FAMILIES, or DRILL, in turn.
+        shift: most that running numbers may be moved up (training only: teaches high step numbers).
+        families: names from FAMILIES, in turn.
     """
 
     def __init__(self, size, seed=0, steps=(6, 12), held_out=False, shift=0, families=tuple(FAMILIES)):
         import reasoning_gym
 
         self._size, self._seed, self._steps, self._held_out, self._shift = size, seed, steps, held_out, shift
-        self._families, self._datasets = families, {}
-        for name in set(families) - {DRILL}:
-            given = FAMILIES[name].settings(steps)
-            given = {key: value for key, value in given.items() if not key.startswith("_")}
-            self._datasets[name] = reasoning_gym.create_dataset(name, size=2**62, seed=0, **given)
+        self._families = families
+        self._datasets = {
+            name: reasoning_gym.create_dataset(name, size=2**62, seed=0, **FAMILIES[name].settings(steps))
+            for name in set(families)
+        }
 
     def __len__(self) -> int:
         return self._size
@@ -48,13 +47,10 @@ class Problems(Sequence):
             raise IndexError(index)
         name = self._families[index % len(self._families)]
         draw = random.Random(f"{self._seed}/{index}")
-        if name == DRILL:
-            return drill.work(draw, self._steps, self._shift)
         for _ in range(_TRIES):
             first = 1 + (draw.randrange(self._shift + 1) if self._shift and draw.random() < 0.5 else 0)
             item = self._datasets[name][draw.getrandbits(60)]
-            extra = {"steps": self._steps} if name == gcd.SOURCE else {}
-            worked = FAMILIES[name].work(item, first, **extra)
+            worked = FAMILIES[name].work(item, self._steps, first)
             if worked is not None and worked.held_out == self._held_out:
                 return worked
         raise RuntimeError(f"no {name} problem of {self._steps} steps in {_TRIES} tries")

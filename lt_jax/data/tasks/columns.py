@@ -1,10 +1,14 @@
 """Digit-by-digit arithmetic as text: what a small model can do with certainty, one column at a time.
 
-A column is written `abc=xy`: digits a and b and the incoming carry c give the outgoing carry x and the digit y.
+A column of a sum or difference is written `abc=xy`: digits a and b and the incoming carry c give the outgoing carry x and
+the digit y. A column of a division is `rd=qs`: remainder r and digit d give quotient digit q and remainder s.
 
+    0336+0098 680=14 391=13 301=04 000=00 =0434         6+8=14;  3+9+1=13;  3+0+1=4;  0
     0988-0891 810=07 890=19 981=00 000=00 =0097         8-1=7;  8-9 borrows: 9;  9-8-1=0;  0
-    0336*4    640=24 342=14 341=13 041=01 =1344         6*4=24;  3*4+2=14;  3*4+1=13;  0*4+1=1
-    0473/2    00=00 04=20 07=31 13=61 =0236             from the left: remainder and digit = quotient digit, remainder
+    0473/2 00=00 04=20 07=31 13=61 =0236                from the left
+
+Every number has four digits, so that a digit is always found at the same distance: small models learn that at once, and
+finding one among several by its name only late.
 """
 
 from __future__ import annotations
@@ -40,24 +44,14 @@ def subtract(a: int, b: int) -> str:
     return f"{fixed(a)}-{fixed(b)} {' '.join(columns)} ={fixed(a - b)}"
 
 
-def times_digit(a: int, b: int) -> str:
-    """a * b for one digit b, units first."""
-    columns, carry = [], 0
-    for x in _units_first(a):
-        total = x * b + carry
-        columns.append(f"{x}{b}{carry}={total:02d}")
-        carry = total // 10
-    return f"{fixed(a)}*{b} {' '.join(columns)} ={fixed(a * b)}"
-
-
-def halve(a: int) -> str:
-    """a // 2, from the left: remainder and digit give quotient digit and remainder."""
+def divide(a: int, b: int) -> str:
+    """a // b for one digit b, from the left."""
     columns, remainder = [], 0
-    for x in reversed(_units_first(a)):
-        quotient, after = divmod(10 * remainder + x, 2)
-        columns.append(f"{remainder}{x}={quotient}{after}")
+    for digit in reversed(_units_first(a)):
+        quotient, after = divmod(10 * remainder + digit, b)
+        columns.append(f"{remainder}{digit}={quotient}{after}")
         remainder = after
-    return f"{fixed(a)}/2 {' '.join(columns)} ={fixed(a // 2)}"
+    return f"{fixed(a)}/{b} {' '.join(columns)} ={fixed(a // b)}"
 
 
 def _units_first(n: int) -> list[int]:

@@ -12,12 +12,13 @@ def settings(steps: tuple[int, int]) -> dict:
     return {"min_n": 2 ** (steps[0] - 1), "max_n": min(2 ** steps[1], columns.LIMIT) - 1}
 
 
-def work(item: dict, first: int = 1) -> Worked | None:
+def work(item: dict, steps: tuple[int, int], first: int = 1) -> Worked | None:
+    """The worked problem."""
     n = item["metadata"]["number"]
     question = f"Bits {first}){columns.fixed(n)}"
     thoughts, count = [], 0
     while n:
-        work = f"{columns.halve(n)},{n % 2}"
-        thoughts.append(f"{first + len(thoughts)}){work} {count:02d}+{n % 2}={count + n % 2:02d}")
+        text = f"{first + len(thoughts)}){columns.divide(n, 2)},{n % 2}"
+        thoughts.append(f"{text} {count:02d}+{n % 2}={count + n % 2:02d}")
         count, n = count + n % 2, n // 2
     return Worked(SOURCE, question, (*thoughts, boxed(count)), item["answer"])

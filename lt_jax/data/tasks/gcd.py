@@ -9,15 +9,15 @@ SOURCE = "gcd"
 
 
 def settings(steps: tuple[int, int]) -> dict:
-    return {"min_numbers": 2, "max_numbers": 2, "min_value": 10, "max_value": 999, "_steps": steps}
+    return {"min_numbers": 2, "max_numbers": 2, "min_value": 10, "max_value": 999}
 
 
-def work(item: dict, first: int = 1, steps: tuple[int, int] = (1, 99)) -> Worked | None:
-    """The worked trace, or None where Euclid needs fewer or more subtractions than `steps` allows."""
+def work(item: dict, steps: tuple[int, int], first: int = 1) -> Worked | None:
+    """The worked problem, or None where Euclid needs fewer or more subtractions than `steps` allows."""
     high, low = sorted(item["metadata"]["numbers"], reverse=True)
     if not steps[0] <= subtractions(high, low) <= steps[1]:
         return None
-    question = f"Gcd {first})" + " ".join(columns.fixed(n) for n in item["metadata"]["numbers"])
+    question = f"Gcd {first})" + f"{columns.fixed(high)} {columns.fixed(low)}"
     thoughts = []
     while high != low:
         difference = high - low
