@@ -16,8 +16,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.out = "runs/demo"
     config.steps = (5, 12)  # thoughts of a training problem
-    config.length = 1024  # tokens of a packed row
-    config.batch = 8  # rows
+    config.batches = ConfigDict({"length": 1024, "batch": 4, "bins": 32, "over_length": "drop", "seed": 1})
     config.n_gist = 4
     config.trigger = "\n\n"  # the token that ends a thought anyway; None would add one
     config.train = ConfigDict({"steps": 200, "log_every": 20, "seed": 1})

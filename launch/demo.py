@@ -20,6 +20,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "a demo, such as config
 
 def main(argv) -> None:
     config = resolved(CONFIG, example="configs/demo.py")
+    from lt_jax.data.pipeline import PipelineConfig
     from lt_jax.demo import DemoConfig, demo
     from lt_jax.evaluation.job import SuiteConfig
     from lt_jax.training.config import OptimizerConfig, TrainConfig
@@ -27,6 +28,7 @@ def main(argv) -> None:
     began = time.monotonic()
     values = dict(config)
     values["train"] = TrainConfig(**{**config.train, "optim": OptimizerConfig(**config.train.optim)})
+    values["batches"] = PipelineConfig(**config.batches)
     values["suites"] = {name: SuiteConfig(name=name, **suite) for name, suite in config.suites.items()}
     values["decode"] = dict(config.decode)
     demo(DemoConfig(**values))

@@ -61,13 +61,14 @@ def sft_config(config):
     from lt_jax.training.sft import SftConfig, SourceConfig, TokensConfig
 
     given = lambda group: {name: value for name, value in group.items() if value != ""}
-    paths = (config.data.path,) if isinstance(config.data.path, str) else tuple(config.data.path)
+    paths = tuple(filter(None, (config.data.path,) if isinstance(config.data.path, str) else config.data.path))
     source = given(config.data) | {"maximum": config.data.maximum or None}
-    del source["path"]
+    source.pop("path", None)
     return SftConfig(
         folder=config.folder,
         model=config.model.path,
         dtype=config.model.dtype,
+        scratch=config.model.scratch,
         lora=LoraConfig(**config.lora) if config.lora.rank else None,
         source=SourceConfig(paths, **source),
         batches=PipelineConfig(**config.batches),

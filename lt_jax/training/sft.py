@@ -1,17 +1,18 @@
 """Supervised training of a checkpoint folder on reasoning traces, from one config to an exported folder.
 
     model folder ─ tokens added, rows grown, adapters ─┐
-    trace files ─ prepared, laid out, packed ──────────┴─ train ─ run folder: config.json, metrics.jsonl,
+    traces or problems ─ prepared, laid out, packed ───┴─ train ─ run folder: config.json, metrics.jsonl,
                                                                   checkpoints/, final/ (Hugging Face, lt_jax.json)
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -19,7 +20,8 @@ import jax
 from lt_jax.data.builder import open_prepared, prepare
 from lt_jax.data.pipeline import PipelineConfig, evaluation_batches, train_batches
 from lt_jax.data.rows import RowMaker, prompter
-from lt_jax.data.sources import hold_out
+from lt_jax.data.sources import Mapped, hold_out, worked
+from lt_jax.data.tasks import Problems
 from lt_jax.errors import UserError
 from lt_jax.layout.card import NAME, Card, read_card
 from lt_jax.layout.scheme import Scheme
@@ -61,6 +63,8 @@ class SourceConfig:
 
     Attributes:
         paths: trace files or folders of them; format: a key of `data.traces.FORMATS`, None to see it.
+        embedded: number of embedded problems (`data.tasks.Problems`) to train on in place of files, with thoughts from
+            steps[0] to steps[1], their numbers moved up by `shift` at most.
         held_out: samples kept for eval_loss; 0 measures none.
         data_dir: where prepared data sets are kept; None is `data` in the run folder.
         chat, system, prefix: see `data.rows.prompter`. segment, minimum, maximum: see `data.rows.RowMaker`.
@@ -76,10 +80,14 @@ class SourceConfig:
     segment: str | None = None
     minimum: int = 0
     maximum: int | None = None
+    embedded: int = 0
+    steps: tuple[int, int] = (6, 12)
+    shift: int = 0
 
     def __post_init__(self):
-        if not any(self.paths):
-            raise UserError("data.path is empty; give a trace file, --config.data.path=traces.jsonl")
+        if any(self.paths) == bool(self.embedded):
+            given = "both data.path and data.embedded are given" if self.embedded else "data.path is empty"
+            raise UserError(f"{given}; give a trace file, --config.data.path=traces.jsonl, or a number of problems")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +97,7 @@ class SftConfig:
     Attributes:
         folder: of the run; if it has checkpoints of the same run, they are gone on from.
         model: checkpoint folder to start from; dtype: of the computation.
+        scratch: start from random weights, and take only sizes and tokenizer from that folder.
         lora: adapters, or None to train everything; its `rows` are filled in with the new tokens.
         source, batches, tokens, scheme, train: see each. `train.gist_rule` is filled in from the scheme.
         tensorboard: also write TensorBoard files. wandb: project on Weights & Biases, None for none.
@@ -104,6 +113,7 @@ class SftConfig:
     train: TrainConfig = TrainConfig()
     lora: LoraConfig | None = None
     dtype: str = "float32"
+    scratch: bool = False
     tensorboard: bool = True
     wandb: str | None = None
     export_dtype: str | None = None
@@ -126,11 +136,11 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
     tokenizer = load_tokenizer(config.model)
     table = special_tokens(tokenizer, config)
     folder = Path(config.folder)
-    prepared = prepare(config.source.paths, config.source.data_dir or folder / "data", config.source.format)
-    data, eval_data = batches(config, prepared, tokenizer, table.special)
+    samples, named = open_source(config.source, folder)
+    data, eval_data = batches(config, samples, tokenizer, table.special)
     params, model = start_model(config, table, mesh)
     train_config = dataclasses.replace(config.train, gist_rule=config.scheme.gist_rule)
-    resolved = describe(config, prepared)
+    resolved = describe(config, named)
     say(summary(model, mesh, config))
 
     result = run.train(
@@ -165,14 +175,23 @@ def special_tokens(tokenizer, config: SftConfig) -> Table:
     return default_table(tokenizer, scheme, eos, tokens.pad or tokenizer.pad_token, tokens.trigger)
 
 
-def batches(config: SftConfig, prepared: Path, tokenizer, special: SpecialTokens):
+def open_source(source: SourceConfig, folder: Path) -> tuple[Sequence, str]:
+    """The samples, and a name that tells them from all others: the content of files, or what the problems are."""
+    if source.embedded:
+        problems = Problems(source.embedded, steps=tuple(source.steps), shift=source.shift)
+        return Mapped(problems, worked), "embedded problems"
+    prepared = prepare(source.paths, source.data_dir or folder / "data", source.format)
+    return open_prepared(prepared), "/".join(prepared.parts[-2:])
+
+
+def batches(config: SftConfig, samples: Sequence, tokenizer, special: SpecialTokens):
     """The training iterator of this process, and a function that makes a pass over the held-out samples (or None)."""
     source = config.source
     to_row = RowMaker(
         scheme=config.scheme, special=special, tokenizer=tokenizer, segment=source.segment, minimum=source.minimum,
         maximum=source.maximum, prompt=prompter(source.chat, tokenizer, source.system, source.prefix),
     )  # fmt: skip
-    training, held_out = hold_out(open_prepared(prepared), source.held_out)
+    training, held_out = hold_out(samples, source.held_out)
     process = jax.process_index(), jax.process_count()
     data = train_batches(training, to_row, config.batches, special.pad, *process)
     if not source.held_out:
@@ -184,9 +203,13 @@ def start_model(config: SftConfig, table: Table, mesh) -> tuple[dict, DecoderCon
     """The start parameters, with rows for new tokens and perhaps adapters, read straight to their devices."""
     raw = huggingface.read_config(config.model, config.dtype)
     shardings = meshes.param_shardings(mesh, raw)
-    params, model = huggingface.load(
-        config.model, config.train.params_dtype, compute_dtype=config.dtype, shardings=shardings
-    )
+    if config.scratch:
+        make = functools.partial(parameters.init, config=raw, dtype=config.train.params_dtype)
+        params, model = jax.jit(make, out_shardings=shardings)(jax.random.key(config.train.seed)), raw
+    else:
+        params, model = huggingface.load(
+            config.model, config.train.params_dtype, compute_dtype=config.dtype, shardings=shardings
+        )
     params, model = vocabulary.grow(params, model, table.new, table.pieces)
     if config.lora:
         rows = new_rows([i for i, _ in table.new])
@@ -204,13 +227,13 @@ def new_rows(ids: list[int]) -> tuple[int, int] | None:
     return min(ids), len(ids)
 
 
-def describe(config: SftConfig, prepared: Path) -> dict:
+def describe(config: SftConfig, named: str) -> dict:
     """The run as JSON values, written beside it and into its checkpoints.
 
     Files are named by their content: a run may go on after its model and its traces were moved.
     """
     values = dataclasses.asdict(config)
-    values["source"]["prepared"] = "/".join(prepared.parts[-2:])
+    values["source"]["prepared"] = named
     for name in ("paths", "data_dir"):
         del values["source"][name]
     for name in ("folder", "model", "train", "tensorboard", "wandb", "export_dtype"):

@@ -1,0 +1,27 @@
+r"""The small base model of the demo, trained from random weights on worked problems.
+
+Why: what the demo teaches is compression, so it must start from a model that reasons already. 0.82 M parameters (4 layers of
+128), 3.3 MB of safetensors; the tokenizer comes from launch/train_tokenizer.py.
+
+    python launch/train.py --config=configs/base.py        (or: make base)
+
+and then copy config.json and model.safetensors of runs/base/final to lt_jax/assets/base.
+
+Hardware: two CPU cores. @@RESULT@@
+"""
+
+from ml_collections import ConfigDict
+
+from configs import defaults
+
+
+def get_config() -> ConfigDict:
+    config = defaults.get_config()
+    config.folder = "runs/base"
+    config.model.update(path="lt_jax/assets/base", scratch=True)
+    config.data.update(embedded=10_000_000, steps=(3, 14), shift=6)
+    config.batches.update(length=1024, batch=4, bins=32, over_length="drop")
+    config.scheme.update(method="vanilla", n_gist=0)
+    config.train.update(steps=1200, log_every=10, save_every=200)
+    config.optim.update(name="muon", learning_rate=5e-3, warmup=50.0, end_fraction=0.02, weight_decay=0.01)
+    return config

@@ -1,0 +1,88 @@
+r"""Every setting of a supervised run (launch/train.py) with its default; the other training configs change some of them.
+
+Not meant to be run by itself: it names no model and no data.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.folder = "runs/train"
+    config.model = ConfigDict({
+        "path": "",
+        "dtype": "float32",  # of the computation
+        "scratch": False,  # random weights in place of the folder's
+    })  # fmt: skip
+    config.lora = ConfigDict({"rank": 0, "alpha": 32.0, "targets": ("q", "k", "v", "o", "gate", "up", "down")})
+    config.data = ConfigDict({
+        "path": "",  # a file, a folder, or several
+        "format": "",  # seen from the records if empty
+        "held_out": 0,
+        "data_dir": "",
+        "chat": "qwen",  # qwen, llama, plain, or own: the tokenizer's template
+        "system": "",
+        "prefix": "",
+        "segment": "",  # paragraph, sentence, ready; empty: as cut in the data, else by paragraphs
+        "minimum": 0,  # tokens of a thought
+        "maximum": 0,
+        "embedded": 0,  # or this many embedded problems in place of files
+        "steps": (6, 12),  # least and most of their thoughts
+        "shift": 0,  # most that their steps' numbers are moved up
+    })  # fmt: skip
+    config.batches = ConfigDict({
+        "length": 1024,
+        "batch": 8,
+        "over_length": "split",
+        "packing": "best_fit",
+        "bins": 16,
+        "seed": 0,
+        "threads": 2,
+        "prefetch": 2,
+    })  # fmt: skip
+    config.scheme = ConfigDict({
+        "method": "lightthinker",  # or vanilla, anllm (n_gist 1, see_current True), memento (both 0, False)
+        "level": "thought",
+        "step": 1,
+        "n_gist": 9,
+        "see_current": False,
+        "gist_rule": "causal",
+        "exclude_continue": False,
+        "prompt": "",
+        "prompt_step": 0,
+        "prefill_compress": True,
+        "save_template": True,
+        "instruction": "",
+    })  # fmt: skip
+    config.tokens = ConfigDict({"table": "default", "family": "qwen", "trigger": "", "eos": "", "pad": ""})
+    config.train = ConfigDict({
+        "steps": 1000,
+        "accumulate": 1,
+        "remat": "layer",
+        "params_dtype": "float32",
+        "loss_chunk": 0,
+        "attention": "",
+        "log_every": 10,
+        "eval_every": 0,
+        "save_every": 0,
+        "keep": 2,
+        "seed": 0,
+    })  # fmt: skip
+    config.optim = ConfigDict({
+        "name": "adamw",
+        "learning_rate": 2e-5,
+        "warmup": 0.05,
+        "end_fraction": 0.0,
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "clip": 1.0,
+        "adam_rate": 1.0,
+    })  # fmt: skip
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1, "context": 1})
+    config.log = ConfigDict({"tensorboard": True, "wandb": ""})
+    config.distributed = ConfigDict({"processes": 1, "coordinator": "", "process": 0})
+    config.compile_cache = "~/.cache/lt_jax/jax"
+    config.export_dtype = ""  # that of the start model if empty
+    return config
