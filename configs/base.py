@@ -1,7 +1,7 @@
 r"""The small base model of the demo, trained from random weights on worked problems.
 
-Why: what the demo teaches is compression, so it must start from a model that reasons already. 0.82 M parameters (4 layers of
-128), 3.3 MB of safetensors; the tokenizer comes from launch/train_tokenizer.py.
+Why: what the demo teaches is compression, so it must start from a model that reasons already. 0.85 M parameters (4
+layers of 128), 3.4 MB of safetensors; the tokenizer comes from launch/train_tokenizer.py.
 
     python launch/train.py --config=configs/base.py        (or: make base)
 

@@ -1,4 +1,4 @@
-r"""Every setting of a supervised run (launch/train.py) with its default; the other training configs change some of them.
+r"""Every setting of a supervised run (launch/train.py) with its default; the other training configs change some.
 
 Not meant to be run by itself: it names no model and no data.
 """

@@ -1,7 +1,7 @@
 r"""The demo: does a model that reasons still reason when every thought is put away as soon as it is written?
 
-Why: the smallest honest run of the whole library. A base model of 0.85 M parameters that writes worked solutions (shipped,
-see configs/base.py) is trained on twice, for the same number of steps: on plain traces, and on LightThinker rows whose
+Why: the smallest honest run of the whole library. A base model of 0.85 M parameters that writes worked solutions
+(shipped, see configs/base.py) is trained on twice, for the same number of steps: on plain traces, and on LightThinker rows whose
 thoughts die once they are written into four gists. Then both solve problems that neither was trained on.
 
     make demo                          (or: python launch/demo.py --config=configs/demo.py)

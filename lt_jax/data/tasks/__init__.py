@@ -1,8 +1,7 @@
 """Embedded problems: reasoning-gym questions with every step worked out, as an endless, seeded stream.
 
-Each family module has `SOURCE` (the reasoning-gym dataset), `settings(steps)` and `work(item, steps, first)`, which works a
-reasoning-gym item out, or returns None where the item does not suit. Where steps have running numbers they start at
-`first`.
+Each family module has `SOURCE` (the reasoning-gym dataset), `settings(steps)` and `work(item, steps, first)`, which
+works an item out, or returns None where the item does not suit. Steps with running numbers start at `first`.
 """
 
 from __future__ import annotations

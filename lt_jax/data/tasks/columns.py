@@ -1,7 +1,7 @@
 """Digit-by-digit arithmetic as text: what a small model can do with certainty, one column at a time.
 
-A column of a sum or difference is written `abc=xy`: digits a and b and the incoming carry c give the outgoing carry x and
-the digit y. A column of a division is `rd=qs`: remainder r and digit d give quotient digit q and remainder s.
+A column of a sum or difference is written `abc=xy`: digits a and b and the incoming carry c give the outgoing carry x
+and the digit y. A column of a division is `rd=qs`: remainder r and digit d give quotient digit q and remainder s.
 
     0336+0098 680=14 391=13 301=04 000=00 =0434         6+8=14;  3+9+1=13;  3+0+1=4;  0
     0988-0891 810=07 890=19 981=00 000=00 =0097         8-1=7;  8-9 borrows: 9;  9-8-1=0;  0
