@@ -104,7 +104,8 @@ class Checkpoints:
             loaded = self.manager.load_checkpointables(step, items)["state"]
         except (ValueError, KeyError, OSError) as error:
             raise UserError(f"{where} cannot be read: {str(error).splitlines()[0][:200]}") from error
-        return TrainState(**loaded)
+        key = jax.device_put(jax.random.wrap_key_data(loaded.pop("key")), like.key.sharding)
+        return TrainState(**loaded, key=key)
 
     def about(self) -> dict:
         """What the newest checkpoint says of its run, see `describe`; with "shapes" of its arrays."""
@@ -166,7 +167,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _items(state: TrainState) -> dict:
-    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    """The state as a dict; its key as plain numbers, because Orbax restores a typed key with the sharding of these."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return fields | {"key": jax.random.key_data(state.key)}
 
 
 def _shapes(state: TrainState) -> dict[str, str]:
@@ -202,9 +205,9 @@ def check(saved: dict, now: dict, where: str) -> None:
         old, new = _flat(saved[group] or {}), _flat(now[group] or {})
         for name in sorted(set(old) | set(new)):
             if old.get(name) != new.get(name) and not (group == "train" and name.split(".")[0] in FREE):
-                name = name if group == "resolved" else f"{group}.{name}"
+                label = name if group == "resolved" else f"{group}.{name}"
                 raise UserError(
-                    f"{where}: {name} is {old.get(name)} there and {new.get(name)} here; "
+                    f"{where}: {label} is {old.get(name)} there and {new.get(name)} here; "
                     f"it is of another {of}, use another folder"
                 )
     for name in sorted(set(saved["shapes"]) | set(now["shapes"])):

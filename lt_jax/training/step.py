@@ -108,7 +108,7 @@ def make_step(
         metrics = {
             "loss": loss,
             "accuracy": accuracy,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "tokens": jnp.sum(~padding(batch)).astype(jnp.float32),
             "trained": jnp.sum(batch["weights"]),
         }
