@@ -21,7 +21,8 @@ CONFIG = PRESETS["tiny"].replace(vocab_size=200, vocab_padded=256, tie_embedding
 
 
 def make(config=CONFIG, dtype=jnp.float32, seed=0):
-    return jax.jit(params.init, static_argnums=(1, 2))(jax.random.key(seed), config, dtype)
+    tree = jax.jit(params.init, static_argnums=1)(jax.random.key(seed), config)
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x).astype(dtype)), tree)
 
 
 def same(a, b):

@@ -25,7 +25,7 @@ FAMILIES = {
     "qwen2": DecoderConfig(**SIZES, model_type="qwen2", qkv_bias=True),
     "qwen2 untied": DecoderConfig(**SIZES, model_type="qwen2", qkv_bias=True, tie_embeddings=False),
     "qwen3": DecoderConfig(**{**SIZES, "head_dim": 16}, model_type="qwen3", qk_norm=True, tie_embeddings=False),
-    "llama": DecoderConfig(**SIZES, model_type="llama", rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 64), norm_eps=1e-5),
+    "llama": DecoderConfig(**SIZES, model_type="llama", rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 128), norm_eps=1e-5),
 }
 
 
