@@ -53,10 +53,11 @@ def read_bandwidth() -> float:
 
 
 def turns(forms: dict) -> dict[str, float]:
-    """Seconds of the fastest call of each form; the forms take turns."""
+    """Seconds of the fastest call of each form. They take turns, when the last one's threads have gone to sleep."""
     best = dict.fromkeys(forms, float("inf"))
     for turn in range(OPTIONS.repeats + 1):
         for name, run in forms.items():
+            time.sleep(0.02)
             start = time.perf_counter()
             run()
             if turn:
@@ -76,14 +77,17 @@ def chain(product):
 
 def measure(k: int, n: int, dtype: str) -> list[dict]:
     size = k * n * jnp.dtype(dtype).itemsize
-    count = -(-3 * CACHE_BYTES // size) if k >= 512 and n >= 512 else 1
-    drawn = [jax.random.normal(jax.random.key(i), (k, n), dtype) for i in range(count)]
+    large = size > CACHE_BYTES / 8
+    different = -(-3 * CACHE_BYTES // size) if large else 1
+    drawn = [jax.random.normal(jax.random.key(i), (k, n), dtype) for i in range(different)]
     packed = [native.prepack(w) for w in drawn]
     if dtype == "bfloat16":
         floats = [w.astype(jnp.float32) for w in drawn]
         tensors = [torch.randn(n, k).to(torch.bfloat16) for _ in drawn]
     else:
         floats, tensors = drawn, [torch.randn(n, k) for _ in drawn]
+    packed, floats, tensors = (x * (1 if large else 50) for x in (packed, floats, tensors))
+    count = len(packed)
     own, xla = chain(lambda x, w: native.matmul(x, w, None, "native")), chain(lambda x, w: x @ w)
     lines = []
     for rows in ROWS:

@@ -118,7 +118,8 @@ void matmul(const MatmulArguments& a, const W* w) {
     x = spread.data();
   }
   const double work = static_cast<double>(a.M) * a.K * a.N;
-  const int64_t wanted = work < 1.5e5 ? 1 : 4 * Pool::get().threads();
+  // Small pieces, so that both ends meet: but none below about two microseconds.
+  const int64_t wanted = std::clamp<int64_t>(work / 5e4, 1, 16 * Pool::get().threads());
   const int64_t chunk = std::max<int64_t>(1, panels * groups / wanted);
   const int64_t chunks = (panels + chunk - 1) / chunk;
   parallel_for(groups * chunks, [&](int64_t item) {

@@ -106,12 +106,11 @@ class Pool {
   uint32_t next_loop(uint32_t seen) {
     const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(kSpinMicroseconds);
     do {
-      for (int i = 0; i < 32; ++i) {
+      for (int i = 0; i < 32; ++i) {  // without yielding: on a busy machine the core would be gone for milliseconds
         const uint32_t loop = static_cast<uint32_t>(word_.load(std::memory_order_acquire) >> 32);
         if (loop != seen) return loop;
         pause_cpu();
       }
-      sched_yield();  // a spinning helper must not keep a core from a thread that has work
     } while (std::chrono::steady_clock::now() < until);
     std::unique_lock<std::mutex> lock(mutex_);
     sleeping_.fetch_add(1, std::memory_order_seq_cst);
