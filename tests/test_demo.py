@@ -1,0 +1,58 @@
+"""The demo's plumbing at the smallest size, and what must be true of the base model that ships."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lt_jax.data.tasks import Problems
+from lt_jax.decode import DecodeConfig
+from lt_jax.demo import BASE
+from lt_jax.evaluation import folder, suites
+from lt_jax.evaluation.run import evaluate
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_base_model_reasons():
+    """Greedy, on held-out problems: what the demo starts from must solve most of them."""
+    suite = suites.embedded(30, seed=5)
+    writer = folder.open_folder(BASE)
+    found = evaluate([folder.contender("base", writer, DecodeConfig(rows=30, capacity=800), max_new=760)], suite)
+    assert sum(record.correct for record in found.methods[0].records) >= 20
+
+
+def test_the_base_model_is_small():
+    assert (BASE / "model.safetensors").stat().st_size <= 4 * 2**20
+
+
+def test_the_tokenizer_keeps_digits_apart():
+    tokenizer = folder.load_tokenizer(BASE)
+    problem = Problems(5, seed=1)[2]
+    text = "\n\n".join((problem.question, *problem.thoughts))
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    pieces = [tokenizer.decode([i]) for i in ids]
+    assert "".join(pieces) == text
+    assert all(len(piece) == 1 or piece.endswith(")") or not any(map(str.isdigit, piece)) for piece in pieces)
+    assert tokenizer.encode("\n\n", add_special_tokens=False) == [tokenizer.convert_tokens_to_ids("ĊĊ")]
+
+
+@pytest.mark.slow
+def test_demo_runs_through(tmp_path):
+    small = {
+        "out": tmp_path / "demo", "train.steps": 2, "train.log_every": 1, "batches.batch": 1, "decode.rows": 4,
+        "decode.max_new": 40, "suites.main.embedded": 5, "suites.longer.embedded": 2,
+    }  # fmt: skip
+    command = [sys.executable, "launch/demo.py", "--config=configs/demo.py"]
+    command += [f"--config.{name}={value}" for name, value in small.items()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "lightthinker - vanilla" in done.stdout
+    for suite, size in (("main", 5), ("longer", 2)):
+        results = json.loads((tmp_path / "demo" / suite / "results.json").read_text())
+        assert [len(method["records"]) for method in results["methods"]] == [size, size]
+        assert (tmp_path / "demo" / suite / "report.html").is_file()
+    card = json.loads((tmp_path / "demo" / "lightthinker" / "final" / "lt_jax.json").read_text())
+    assert card["scheme"]["method"] == "lightthinker" and len(card["special"]["gists"]) == 4
