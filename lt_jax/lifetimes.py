@@ -46,7 +46,9 @@ def causal(batch: int, length: int) -> Lifetimes:
     return Lifetimes(jnp.full((batch, length), NEVER, jnp.int32))
 
 
-def visible(birth, death, index, since=None, key_gist=None, query_gist=None, gist_rule: str = "causal"):
+def visible(
+    birth, death, index, since=None, key_gist=None, query_gist=None, gist_rule: str = "causal", keys_first: bool = False
+):
     """The rule, for keys [..., S] and queries [..., T]; leading axes broadcast. Works on numpy and JAX arrays.
 
     Two thoughts `a b` and `d e`, each ended by a gist `g` and an output token `o` (death of a, b = 3; of d, e = 7):
@@ -67,17 +69,21 @@ def visible(birth, death, index, since=None, key_gist=None, query_gist=None, gis
         since: [..., T] int32 or None.
         key_gist, query_gist: [..., S] and [..., T] int32 gist-block ids, -1 outside; needed unless "causal".
         gist_rule: see `Lifetimes`.
+        keys_first: return [..., S, T] instead.
 
     Returns:
         bool [..., T, S].
     """
-    birth, death, index = birth[..., None, :], death[..., None, :], index[..., :, None]
+    column = lambda x: x[..., :, None]
+    line = lambda x: x[..., None, :]
+    keys, queries = (column, line) if keys_first else (line, column)
+    birth, death, index = keys(birth), keys(death), queries(index)
     alive = (birth >= 0) & (index < death)
     if since is not None:
-        alive = alive & (birth >= since[..., :, None])
+        alive = alive & (birth >= queries(since))
     seen = birth <= index
     if gist_rule != "causal":
-        same = (key_gist[..., None, :] == query_gist[..., :, None]) & (query_gist[..., :, None] >= 0)
+        same = (keys(key_gist) == queries(query_gist)) & (queries(query_gist) >= 0)
         seen = (seen | same) if gist_rule == "bidirectional" else (seen & (~same | (birth == index)))
     return alive & seen
 
@@ -98,4 +104,4 @@ def draw(mask, labels=None) -> str:
     if labels is None:
         return "\n".join(rows)
     head = "    " + " ".join(labels[: mask.shape[1]])
-    return "\n".join([head, *(f"{label}   {row}" for label, row in zip(labels, rows))])
+    return "\n".join([head, *(f"{label}   {row}" for label, row in zip(labels, rows, strict=False))])

@@ -7,9 +7,8 @@ Tiles hold keys first: scores are [block_k, M] with M = (heads per kv head) * bl
 softmax then run along the slow axis, whole vectors at a time, all query heads of a group share the keys, and no matmul
 contracts the fast axis of both sides, which XLA's CPU backend does several times slower.
 
-A unit is one (row, kv head). XLA's CPU backend keeps the elementwise code of a loop on one core but runs independent
-loops side by side: there two lanes of units are unrolled inside the loop over query blocks. In lockstep (accelerators)
-every unit is a lane of its own and the lanes are one batch, each waiting for the longest list.
+A unit is one (row, kv head). On a CPU units and query blocks go one after the other, each with its own number of key
+blocks. In lockstep (accelerators) all units are one batch and wait for the longest list.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def _forward(q, k, v, plan, scale, lockstep):
         out, lses = carry
         step = functools.partial(_forward_step, _block(qt, unit, i), after)
         start = (jnp.zeros((depth, width)), jnp.full((width,), LOWEST), jnp.zeros((width,)))
-        acc, top, total = _visit(step, start, ks, vs, plan, unit, i, limit)
+        acc, top, total = _visit(step, start, ks, vs, plan, unit, i, limit, width)
         tile = (acc / jnp.where(total > 0, total, 1)).astype(q.dtype)
         lse = jnp.where(total > 0, top + jnp.log2(total), -HIDDEN)
         lses = jax.lax.dynamic_update_slice(lses, lse[None, None], (at, i, 0))
@@ -93,7 +92,7 @@ def _backward(scale, lockstep, saved, dout):
         dq, dk, dv = carry
         tiles = (_block(qt, unit, i), _block(qn, unit, i), _block(dot, unit, i), _block(don, unit, i))
         step = functools.partial(_backward_step, tiles, lse[unit, i], delta[unit, i], after, at)
-        tile, dk, dv = _visit(step, (jnp.zeros((depth, width)), dk, dv), ks, vs, plan, unit, i, limit)
+        tile, dk, dv = _visit(step, (jnp.zeros((depth, width)), dk, dv), ks, vs, plan, unit, i, limit, width)
         tile = (tile * scale).astype(dq.dtype)
         return jax.lax.dynamic_update_slice(dq, tile[None, None], (at, i, 0, 0)), dk, dv
 
@@ -131,8 +130,7 @@ def _scores(kb, qt, after, mask):
     if after is not None:
         scores = scores * after
     if mask is not None:
-        grouped = scores.reshape(scores.shape[0], -1, mask.shape[1])
-        scores = jnp.where(mask[:, None], grouped, HIDDEN).reshape(scores.shape)
+        scores = jnp.where(mask, scores, HIDDEN)
     return scores
 
 
@@ -146,8 +144,8 @@ def _block(x, unit, j):
     return jax.lax.dynamic_slice(x, (unit, j, 0, 0), (1, 1, *x.shape[2:]))[0, 0]
 
 
-def _visit(step, carry, ks, vs, plan, unit, i, limit):
-    """Run `step` over the key blocks that query block `i` of `unit` may see.
+def _visit(step, carry, ks, vs, plan, unit, i, limit, width):
+    """Run `step` over the key blocks that query block `i` of `unit` may see, on tiles of `width` columns.
 
     `limit` None: full blocks first, without a mask, then partial ones. Otherwise all lanes make `limit` masked steps
     and those past the end of a lane's list see nothing.
@@ -158,11 +156,9 @@ def _visit(step, carry, ks, vs, plan, unit, i, limit):
 
     def visit(masked, t, carry):
         j = listed[t]
-        mask = None
-        if masked:
-            mask = block_mask(plan, row, i, j)
-            # Without the barrier the mask is worked out again for every query head of the group, and twice.
-            mask = jax.lax.optimization_barrier(mask if limit is None else mask & (t < active))
+        mask = block_mask(plan, row, i, j, width) if masked else None
+        if limit is not None:
+            mask = mask & (t < active)
         return step(_block(ks, unit, j), _block(vs, unit, j), mask, j, carry)
 
     if limit is not None:
@@ -175,23 +171,16 @@ def _visit(step, carry, ks, vs, plan, unit, i, limit):
 def _for_each_query_block(lane, start, plan, units, lockstep):
     """Run `lane(unit, at, i, limit, carry)` for every unit and query block i; `at` is the unit's place in its carry.
 
-    `start(n)` makes the carry of a lane of n units, with leading axis n. Returns the carries with leading axis `units`.
+    `start(n)` makes the carry of a lane of n units, with leading axis n. Returns carries with leading axis `units`.
     """
     nq = plan.blocks.shape[1]
-    if lockstep:
-        run = jax.vmap(lane, in_axes=(0, None, None, None, 0))
-        body = lambda i, carry: run(jnp.arange(units), 0, i, jnp.max(plan.n_active[:, i]), carry)
-        carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (units, *x.shape)), start(1))
-        return jax.tree.map(lambda x: x[:, 0], jax.lax.fori_loop(0, nq, body, carry))
-    lanes = 2 if units % 2 == 0 else 1
-    per = units // lanes
-
-    def body(n, carries):
-        at, i = n // nq, n % nq
-        return tuple(lane(number * per + at, at, i, None, carry) for number, carry in enumerate(carries))
-
-    carries = jax.lax.fori_loop(0, per * nq, body, tuple(start(per) for _ in range(lanes)))
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *carries)
+    if not lockstep:
+        body = lambda n, carry: lane(n // nq, n // nq, n % nq, None, carry)
+        return jax.lax.fori_loop(0, units * nq, body, start(units))
+    lanes = jax.vmap(lane, in_axes=(0, None, None, None, 0))
+    body = lambda i, carry: lanes(jnp.arange(units), 0, i, jnp.max(plan.n_active[:, i]), carry)
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (units, *x.shape)), start(1))
+    return jax.tree.map(lambda x: x[:, 0], jax.lax.fori_loop(0, nq, body, carry))
 
 
 def _tile(x, plan, groups):

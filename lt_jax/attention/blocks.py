@@ -154,12 +154,19 @@ def _active(birth, death, first_seen, last_same, since, nq, block_q):
     return blocks, jnp.sum(kind == 0, -1, dtype=jnp.int32), jnp.sum(kind < 2, -1, dtype=jnp.int32)
 
 
-def block_mask(plan: BlockPlan, row, i, j) -> jax.Array:
-    """The rule inside one pair of blocks, bool [block_k, block_q]; keys first, as in the tiles of `blocked`."""
-    at = lambda x, block: None if x is None else jax.lax.dynamic_slice(x, (row, block, 0), (1, 1, x.shape[-1]))[0, 0]
-    index = i * plan.block_q + jnp.arange(plan.block_q, dtype=jnp.int32)
-    birth, death, key_gist = at(plan.birth, j), at(plan.death, j), at(plan.key_gist, j)
-    return visible(birth, death, index, at(plan.since, i), key_gist, at(plan.query_gist, i), plan.gist_rule).T
+def block_mask(plan: BlockPlan, row, i, j, width: int) -> jax.Array:
+    """The rule inside one pair of blocks, bool [block_k, width]: keys first, and the queries repeated up to `width`.
+
+    Repeating three int32 vectors is nearly free; repeating the mask for every query head of a group is not, on a CPU.
+    """
+    keys = lambda x: None if x is None else jax.lax.dynamic_slice(x, (row, j, 0), (1, 1, x.shape[-1]))[0, 0]
+    repeat = lambda x: jnp.tile(x, width // plan.block_q)
+    queries = lambda x: None if x is None else repeat(jax.lax.dynamic_slice(x, (row, i, 0), (1, 1, x.shape[-1]))[0, 0])
+    index = repeat(i * plan.block_q + jnp.arange(plan.block_q, dtype=jnp.int32))
+    birth, death, key_gist = keys(plan.birth), keys(plan.death), keys(plan.key_gist)
+    return visible(
+        birth, death, index, queries(plan.since), key_gist, queries(plan.query_gist), plan.gist_rule, keys_first=True
+    )
 
 
 def share(plan: BlockPlan) -> jax.Array:
