@@ -1,0 +1,175 @@
+"""Supervised training from a folder and a file of traces to an exported folder, and what it says to bad input."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lt_jax.data.pipeline import PipelineConfig
+from lt_jax.errors import UserError
+from lt_jax.layout import card
+from lt_jax.layout.scheme import Scheme
+from lt_jax.layout.tokenizer import load_tokenizer
+from lt_jax.models import huggingface
+from lt_jax.models.config import LoraConfig
+from lt_jax.training.sft import SftConfig, SourceConfig, TokensConfig, new_rows, sft
+from tests.tiny_folder import make
+from tests.training_tools import config
+
+ROOT = Path(__file__).parents[1]
+QUIET = lambda line: None
+
+
+def write_traces(path, count=12):
+    records = [
+        {"question": f"Sum {i}+{i}", "response": f"1) {i}+{i}\n\n2) carry 0\n\n3) so {2 * i}"} for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory):
+    return write_traces(tmp_path_factory.mktemp("data") / "traces.jsonl")
+
+
+def settings(folder, base, traces, **more):
+    train = {"steps": 4, "log_every": 1, "save_every": 2, "optim": {"learning_rate": 1e-2}, **more.pop("train", {})}
+    return SftConfig(**{
+        "folder": str(folder), "model": str(base), "source": SourceConfig((str(traces),), held_out=2),
+        "batches": PipelineConfig(length=64, batch=2, bins=4, threads=1), "scheme": Scheme(n_gist=2),
+        "train": config(**train), "tensorboard": False, **more,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run_folder(base, traces, tmp_path_factory):
+    """A finished LoRA run, with what it said."""
+    folder, said = tmp_path_factory.mktemp("runs") / "run", []
+    final = sft(settings(folder, base, traces, lora=LoraConfig(rank=2), tensorboard=True), said.append)
+    assert final == folder / "final"
+    return folder, "\n".join(said)
+
+
+def test_a_run_leaves_config_metrics_checkpoints_and_an_export(run_folder):
+    folder, said = run_folder
+    kept = {entry.name for entry in folder.iterdir()}
+    assert kept == {"config.json", "metrics.jsonl", "checkpoints", "final", "data", "tensorboard"}
+    assert json.loads((folder / "config.json").read_text())["scheme"]["n_gist"] == 2
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4] and lines[-1]["eval_loss"] > 0
+    assert lines[3]["loss"] < lines[0]["loss"]
+    assert "of which" in said and "memory of a step" in said and "data: " in said and "exported to" in said
+
+
+def test_the_export_is_the_base_with_adapters_and_new_rows(run_folder, base):
+    final = run_folder[0] / "final"
+    (before, was), (after, now) = huggingface.load(base), huggingface.load(final)
+    tokenizer = load_tokenizer(final)
+    found = card.read_card(final, tokenizer)
+    assert found.scheme == Scheme(n_gist=2) and len(found.special.gists) == 2
+    assert now.vocab_size == was.vocab_size + 4 == len(tokenizer), "splitter, continue, two gists"
+    np.testing.assert_array_equal(after["embed"][: was.vocab_size], before["embed"][: was.vocab_size])
+    rows = np.asarray(after["embed"][was.vocab_size : now.vocab_size])
+    assert np.linalg.norm(rows, axis=1).min() > 0 and len({row.tobytes() for row in rows}) == 4
+    assert bool(jnp.any(after["layers"]["q"]["w"] != before["layers"]["q"]["w"]))
+    np.testing.assert_array_equal(after["final_norm"], before["final_norm"])
+
+
+def test_the_same_command_again_goes_on(run_folder, base, traces):
+    folder, _ = run_folder
+    said = []
+    longer = settings(folder, base, traces, lora=LoraConfig(rank=2), train={"steps": 5}, tensorboard=True)
+    assert sft(longer, said.append) == folder / "final"
+    assert "going on from the checkpoint of step 4" in said
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 4, 5, 5]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"scheme": Scheme(n_gist=3)}, "is 2 there and 3 here|another model"),
+        ({"batches": PipelineConfig(length=32, batch=2, bins=4)}, "batches.length is 64 there and 32 here; .*another"),
+        ({"lora": LoraConfig(rank=4)}, "lora.rank is 2 there and 4 here"),
+    ],
+)
+def test_another_run_in_the_same_folder_is_refused(run_folder, base, traces, change, said):
+    with pytest.raises(UserError, match=said):
+        sft(settings(run_folder[0], base, traces, **{"lora": LoraConfig(rank=2), **change}), QUIET)
+
+
+def test_all_parameters_can_be_trained_and_compressed_again(base, traces, tmp_path):
+    final = sft(settings(tmp_path / "a", base, traces, train={"steps": 1}), QUIET)
+    again = sft(settings(tmp_path / "b", final, traces, train={"steps": 1}), QUIET)
+    assert len(load_tokenizer(again)) == len(load_tokenizer(final)), "no token is added twice"
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda c, t: {"model": str(t / "nowhere")}, "nowhere: no such folder"),
+        (lambda c, t: {"model": ""}, "model.path is empty"),
+        (lambda c, t: {"source": SourceConfig((str(t / "no.jsonl"),))}, "no.jsonl: no such file"),
+        (lambda c, t: {"source": dataclasses.replace(c.source, held_out=12)}, "cannot hold out 12 of 12"),
+        (lambda c, t: {"tokens": TokensConfig(trigger="not one token")}, "trigger 'not one token' is"),
+        (lambda c, t: {"tokens": TokensConfig(table="reference")}, "eos '<.im_end.>' is"),
+        (lambda c, t: {"batches": PipelineConfig(length=4, batch=2)}, "longer than data.length 4 tokens"),
+    ],
+)
+def test_bad_input_is_one_clear_line(base, traces, tmp_path, change, said):
+    with pytest.raises(UserError, match=said) as caught:
+        good = settings(tmp_path / "run", base, traces)
+        sft(dataclasses.replace(good, **change(good, tmp_path)), QUIET)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_a_broken_line_of_the_data_is_named(base, tmp_path):
+    path = write_traces(tmp_path / "broken.jsonl", 3)
+    path.write_text(path.read_text() + '{"question": "x", "resp\n')
+    with pytest.raises(UserError, match=r"broken.jsonl.*4.*JSON"):
+        sft(settings(tmp_path / "run", base, path), QUIET)
+
+
+def test_new_tokens_must_be_one_stretch_for_adapters():
+    assert new_rows([7, 8, 6]) == (6, 3) and new_rows([]) is None
+    with pytest.raises(UserError, match="not one stretch"):
+        new_rows([3, 5])
+
+
+def launch(*arguments):
+    command = [sys.executable, "launch/train.py", *arguments]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+
+
+def test_an_unknown_key_is_one_line_and_exit_code_2():
+    done = launch("--config=configs/lora_qwen.py", "--config.train.stepz=3")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.strip() == "error: unknown config key --config.train.stepz: config.train has no key 'stepz'; did you mean steps?"  # fmt: skip # noqa: E501
+
+
+def test_the_command_trains_and_exports(base, traces, tmp_path):
+    done = launch(
+        "--config=configs/lora_qwen.py", f"--config.model.path={base}", f"--config.data.path={traces}",
+        f"--config.folder={tmp_path / 'run'}", "--config.train.steps=2", "--config.train.attention=dense",
+        "--config.lora.rank=2", "--config.scheme.n_gist=2", "--config.batches.length=64", "--config.data.chat=own",
+        "--config.tokens.eos=<|end|>", f"--config.compile_cache={jax.config.jax_compilation_cache_dir}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "step 2/2  loss" in done.stderr and "exported to" in done.stdout
+    assert (tmp_path / "run" / "final" / "lt_jax.json").is_file()
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["lora"]["rank"] == 2
