@@ -2,8 +2,8 @@
 
 Keys are sorted by death: those that never die first, then by death, birth order kept within equal deaths. Keys that
 live long then share blocks and keys that die together share blocks, so per-block bounds of birth, death and since
-prove most pairs empty. LightThinker with 40-token thoughts at 4,096 tokens keeps about 19 % of the 128 x 128 pairs, a
-causal mask 52 %. Everything is computed on the device, in O(S log S + pairs of blocks), once per step.
+prove most pairs empty. LightThinker with 40-token thoughts at 4,096 tokens keeps 21 % of the 128 x 128 pairs and 14 %
+of 64 x 32, a causal mask 52 %. All is computed on the device, in O(S log S + pairs of blocks), once per step.
 """
 
 from __future__ import annotations
