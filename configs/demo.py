@@ -1,8 +1,8 @@
 r"""The demo: does a model that reasons still reason when every thought is put away as soon as it is written?
 
 Why: the smallest honest run of the whole library. A base model of 0.85 M parameters that writes worked solutions
-(shipped, see configs/base.py) is trained on twice, for the same number of steps: on plain traces, and on LightThinker rows whose
-thoughts die once they are written into four gists. Then both solve problems that neither was trained on.
+(shipped, see configs/base.py) is trained on twice, for the same number of steps: on plain traces, and on LightThinker
+rows whose thoughts die once they are written into six gists. Then both solve problems that neither was trained on.
 
     make demo                          (or: python launch/demo.py --config=configs/demo.py)
 
@@ -16,12 +16,12 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.out = "runs/demo"
     config.steps = (5, 12)  # thoughts of a training problem
-    config.batches = ConfigDict({"length": 1024, "batch": 4, "bins": 32, "over_length": "drop", "seed": 1})
-    config.n_gist = 4
+    config.batches = ConfigDict({"length": 2048, "batch": 1, "bins": 32, "over_length": "drop", "seed": 1})
+    config.n_gist = 6
     config.trigger = "\n\n"  # the token that ends a thought anyway; None would add one
-    config.train = ConfigDict({"steps": 200, "log_every": 20, "seed": 1})
+    config.train = ConfigDict({"steps": 700, "log_every": 50, "seed": 1})
     config.train.optim = ConfigDict({
-        "name": "muon", "learning_rate": 3e-3, "warmup": 0.1, "end_fraction": 0.02, "weight_decay": 0.01,
+        "name": "muon", "learning_rate": 4e-3, "warmup": 0.1, "end_fraction": 0.02, "weight_decay": 0.01,
     })  # fmt: skip
     config.suites = ConfigDict({
         "main": {"embedded": 1000, "steps": (6, 12), "seed": 1},

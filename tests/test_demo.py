@@ -55,4 +55,4 @@ def test_demo_runs_through(tmp_path):
         assert [len(method["records"]) for method in results["methods"]] == [size, size]
         assert (tmp_path / "demo" / suite / "report.html").is_file()
     card = json.loads((tmp_path / "demo" / "lightthinker" / "final" / "lt_jax.json").read_text())
-    assert card["scheme"]["method"] == "lightthinker" and len(card["special"]["gists"]) == 4
+    assert card["scheme"]["method"] == "lightthinker" and len(card["special"]["gists"]) == 6
