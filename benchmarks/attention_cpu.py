@@ -161,8 +161,9 @@ def main():
     changed = git("status", "--porcelain", "--", "../lt_jax/attention", "../lt_jax/lifetimes.py", __file__)
     torch = sys.modules.get("torch")
     report = dict(
-        command=" ".join(["python benchmarks/attention_cpu.py", *sys.argv[1:]]), commit=git("rev-parse", "--short", "HEAD"),
-        changed_since=bool(changed), date=datetime.date.today().isoformat(), python=platform.python_version(), jax=jax.__version__,
+        command=" ".join(["python benchmarks/attention_cpu.py", *sys.argv[1:]]),
+        commit=git("rev-parse", "--short", "HEAD"), changed_since=bool(changed),
+        date=datetime.date.today().isoformat(), python=platform.python_version(), jax=jax.__version__,
         torch=torch and torch.__version__, machine=platform.machine(), cores=len(os.sched_getaffinity(0)),
         load=os.getloadavg()[0], heads=HEADS, kv_heads=GROUPS,
         row=dict(prompt=ROW[0], thought=ROW[1], gists=ROW[2], output=1), lines=lines,
