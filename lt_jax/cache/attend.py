@@ -1,7 +1,8 @@
 """Attention of new queries over a cache that first takes their own keys in: the one place where the cache is read.
 
-`attend` is what the rest calls. `dense` is the definition, `blocks` walks over the slots in blocks and stops behind the
-longest row, so that its cost follows the keys that are there and not the capacity.
+`dense` is the definition; `blocks` walks over the slots in blocks and stops behind the longest row; `native` is the CPU
+kernel and stops behind each row's own last key. The cost of these two follows the keys that are there and not the
+capacity.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import lax
 
+from lt_jax import native
 from lt_jax.cache.kv_cache import SLOTS, pick
 
 NONE = -1e30  # a score no key can have; finite, so that a query that sees nothing gives zeros and not NaN
@@ -26,29 +28,32 @@ def attend(q, k_new, v_new, keys, values, layer: int, rows, start, mask, bound, 
         start: [R] int32, slot of each row's first new key; start + T must not pass C.
         mask: [R, Kb, T, C] bool, visible (query, slot) pairs, new keys included; Kb is 1 or Hkv.
         bound: [R] int32, slots at or after it are not visible to any query of the row.
-        implementation: a name of `IMPLEMENTATIONS`; None is the best for the platform.
+        implementation: "native", or a name of `IMPLEMENTATIONS`; None is the best for platform and shapes, a name
+            never falls back.
 
     Returns:
         attended [R, T, H, D], zeros where a query sees nothing; keys; values.
     """
+    if implementation is None:
+        implementation = "native" if native.available() and native.takes(q.shape[-1], keys.dtype) else "blocks"
+    if implementation == "native":
+        fresh = jnp.concatenate([q, k_new, v_new], 2)
+        where = (layer, rows, start, mask, bound)
+        out, keys, values = native.attend(fresh, keys, values, *where, implementation="native")
+        return out.astype(q.dtype), keys, values
     keys = write(keys, k_new, layer, rows, start)
     values = write(values, v_new, layer, rows, start)
-    run = IMPLEMENTATIONS[implementation or "blocks"]
-    return run(q, keys, values, layer, rows, mask, bound), keys, values
+    return IMPLEMENTATIONS[implementation](q, keys, values, layer, rows, mask, bound), keys, values
 
 
 def write(cached, new, layer: int, rows, start):
     """cached [L, B, Hkv, C, D] with new [R, T, Hkv, D] in slots start.. of the given rows."""
     batch, tokens = new.shape[:2]
-    new = new.astype(cached.dtype)
-    if tokens == 1 and batch > 1:
-        where = jnp.arange(batch) if rows is None else rows
-        return cached.at[layer, where, :, start].set(new[:, 0], mode="promise_in_bounds", unique_indices=True)
-    new = new.transpose(0, 2, 1, 3)
-    for r in range(batch):
-        row = r if rows is None else rows[r]
-        cached = lax.dynamic_update_slice(cached, new[None, r : r + 1], (layer, row, 0, start[r], 0))
-    return cached
+    rows = jnp.arange(batch) if rows is None else rows
+    slot = start[:, None] + jnp.arange(tokens)
+    return cached.at[layer, rows[:, None], :, slot].set(
+        new.astype(cached.dtype), mode="promise_in_bounds", unique_indices=True
+    )
 
 
 def grouped(q, kv_heads: int):

@@ -164,20 +164,13 @@ def close(cache: KVCache, rows, start, end, tail: int, valid=None) -> KVCache:
 
 def _move(kv, rows, to, origin, n: int):
     """Copies n slots of every layer of each row from slot `origin` to slot `to`, both [Lb, R]."""
-    layers, _, heads, _, size = kv[0].shape
-    for own in range(to.shape[0]):  # one run for all layers, or one per layer
-        layer, depth = (own, 1) if to.shape[0] > 1 else (0, layers)
-        for r in range(rows.shape[0]):
-            part = lambda x, r=r, own=own, layer=layer, depth=depth: lax.dynamic_slice(
-                x, (layer, rows[r], 0, origin[own, r], 0), (depth, 1, heads, n, size)
-            )
-            # Without the barrier XLA fuses the read into the write, and copies the whole cache to be safe.
-            parts = lax.optimization_barrier(tuple(part(x) for x in kv))
-            kv = tuple(
-                lax.dynamic_update_slice(x, new, (layer, rows[r], 0, to[own, r], 0))
-                for x, new in zip(kv, parts, strict=True)
-            )
-    return kv
+    layers, _, _, capacity, _ = kv[0].shape
+    layer, row = jnp.arange(layers)[:, None, None], rows[:, None]
+    run = lambda first: jnp.clip(first[..., None] + jnp.arange(n), 0, capacity - 1)
+    # A gather and a scatter: XLA would fuse slices into one operation, and copy the whole cache first to be safe.
+    old = [x.at[layer, row, :, run(origin)].get(mode="promise_in_bounds") for x in kv]
+    put = lambda x, new: x.at[layer, row, :, run(to)].set(new, mode="promise_in_bounds")
+    return tuple(map(put, kv, old))
 
 
 def compact(cache: KVCache, index, rows=None) -> KVCache:

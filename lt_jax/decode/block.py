@@ -90,7 +90,7 @@ def ordinary(weights, model, rules: Rules, p: Progress, active) -> Progress:
     """One token for every active row; a row whose last token this was is finished."""
     state = p.state
     feed = Feed(state.token[:, None], state.index, active.astype(jnp.int32))
-    logits, cache, visible, held = run(weights, model, p.cache, feed)
+    logits, cache, visible, held = run(weights, model, p.cache, feed, form=rules.attention)
     zero = jnp.zeros_like(state.index)
     line = _line(
         token=state.token,
@@ -126,11 +126,16 @@ def close_thoughts(weights, model, rules: Rules, n: int, p: Progress, ready) -> 
     feed = Feed(tokens, state.index, jnp.where(valid, m, 0), rows, since=since, gist=gist)
     before = p.cache.length[:, rows]
     ending = (first, jnp.where(valid, end, first), state.index + close.thought_dies)
-    logits, cache, visible, held = run(weights, model, p.cache, feed, gist_rule=rules.gist_rule, ending=ending)
+    how = dict(gist_rule=rules.gist_rule, ending=ending, form=rules.attention)
+    logits, cache, visible, held = run(weights, model, p.cache, feed, **how)
     # Births count up by one from the first dead key to the row's end, so slots follow from them.
     slot = lambda birth: before + birth - state.index
     tail = MOVES if close.opens is not None else m - rules.dying
-    cache = slots.close(cache, rows, slot(first), slot(end), tail, valid)
+    length = jnp.max(before, 0) + m - (end - first)
+    after = control.advance(rules, control.closed(rules, state), logits, length)
+    # Every token is >= 0; that `close` looks at it makes it wait for the last layer's attention. Without this order
+    # XLA would copy the cache, so that the one may still read while the other already writes.
+    cache = slots.close(cache, rows, slot(first), slot(end), tail, valid & (after.token >= 0))
 
     wide = lambda x: jnp.broadcast_to(x[:, None], (n, m))
     only_first = lambda x: jnp.where(np.arange(m) == 0, x[:, None], 0)
@@ -147,7 +152,6 @@ def close_thoughts(weights, model, rules: Rules, n: int, p: Progress, ready) -> 
     )
     at = jnp.where(valid[:, None], p.written[rows][:, None] + np.arange(m), p.log.shape[1])
     log = p.log.at[rows[:, None], at].set(line, mode="drop")
-    after = control.advance(rules, control.closed(rules, state), logits, jnp.max(cache.length[:, rows], 0))
     put = lambda old, new: old.at[rows].set(jnp.where(valid, new, old[rows]))
     return Progress(jax.tree.map(put, p.state, after), cache, log, p.written.at[rows].add(valid * m), p.step)
 
@@ -187,7 +191,7 @@ def prefill(
         length=cache.length.at[:, rows].set(length),
     )
     rule = rules.gist_rule if feed.gist is not None else "causal"
-    logits, cache, _, _ = run(weights, model, cache, feed, gist_rule=rule)
+    logits, cache, _, _ = run(weights, model, cache, feed, gist_rule=rule, form=rules.attention)
     if not final:
         return state, cache
     index = feed.first + feed.count

@@ -28,6 +28,8 @@ class DecodeConfig:
         stop: ids that end a row besides EOS.
         closers: rows whose thoughts are closed in one pass; None is one in 16 of `rows`.
         patience: steps a row may wait for others to share that pass.
+        implementation: of products and attention, "native" (the CPU kernels of `lt_jax.native`) or "plain" (XLA).
+            None is the best for the platform; a name never falls back.
     """
 
     rows: int = 1
@@ -38,6 +40,7 @@ class DecodeConfig:
     stop: tuple[int, ...] = ()
     closers: int | None = None
     patience: int = 4
+    implementation: str | None = None
 
     def __post_init__(self):
         for name in ("rows", "capacity", "buffer"):

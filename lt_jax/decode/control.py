@@ -58,7 +58,7 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What is the same for all rows, see `DecodeConfig`; `close` is None for vanilla."""
+    """What is the same for all rows, see `DecodeConfig`. close: None for vanilla. attention: see `cache.attend`."""
 
     close: Closing | None
     gist_rule: str
@@ -67,6 +67,7 @@ class Rules:
     max_thought: int | None
     capacity: int
     sampling: Sampling
+    attention: str | None = None
 
     @property
     def longest(self) -> int:

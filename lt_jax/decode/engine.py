@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_jax import cache as slots
+from lt_jax import native
 from lt_jax.decode import control
 from lt_jax.decode.block import decode_block, prefill, slack
 from lt_jax.decode.config import Completion, DecodeConfig, Request
@@ -60,8 +61,17 @@ class Engine:
             UserError: the scheme, the token table and the config do not go together.
         """
         close = closing(scheme, special, tokenize)
+        attention = {None: None, "native": "native", "plain": "blocks"}
+        self.form = native.choose(config.implementation)
         self.rules = Rules(
-            close, scheme.gist_rule, special.eos, config.stop, config.max_thought, config.capacity, config.sampling
+            close,
+            scheme.gist_rule,
+            special.eos,
+            config.stop,
+            config.max_thought,
+            config.capacity,
+            config.sampling,
+            attention[config.implementation],
         )
         _check(scheme, model, config, self.rules)
         self.model, self.scheme, self.config = model, scheme, config
@@ -78,7 +88,7 @@ class Engine:
 
     def load(self, params: dict) -> None:
         """Takes new parameters of the same shapes; nothing is compiled again. Rows under way go on with them."""
-        self.weights = jax.jit(prepare, static_argnums=1)(params, self.model)
+        self.weights = jax.jit(prepare, static_argnums=(1, 2))(params, self.model, self.form)
 
     def run(
         self, requests: Iterable[Request], stream: Callable[[Record, int], None] | None = None
@@ -128,9 +138,11 @@ class Engine:
 
     def complete(self, requests: Iterable[Request]) -> list[Completion]:
         """All completions, in the order of the requests."""
-        numbered = [dataclasses.replace(request, id=(number, request.id)) for number, request in enumerate(requests)]
-        found = {c.id[0]: dataclasses.replace(c, id=numbered[c.id[0]].id[1]) for c in self.run(numbered)}
-        return [found[number] for number in range(len(numbered))]
+        requests = list(requests)
+        numbered = [dataclasses.replace(request, id=number) for number, request in enumerate(requests)]
+        found = {c.id: c for c in self.run(numbered)}
+        own = lambda number, request: number if request.id is None else request.id
+        return [dataclasses.replace(found[i], id=own(i, request)) for i, request in enumerate(requests)]
 
     def _fill(self, waiting, records: dict[int, Record], free) -> bool:
         """Feeds prompts into the free rows; False when there are no prompts left."""

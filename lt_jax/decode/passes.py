@@ -9,10 +9,9 @@ import jax.numpy as jnp
 
 from lt_jax import cache as slots
 from lt_jax.cache import KVCache
-from lt_jax.decode.weights import finish, qkv
+from lt_jax.decode.weights import attend, embed, finish, logits
 from lt_jax.models import rope
 from lt_jax.models.config import DecoderConfig
-from lt_jax.models.decoder import embed, final_norm, logits
 
 
 @jax.tree_util.register_dataclass
@@ -39,10 +38,20 @@ class Feed:
     gist: jax.Array | None = None
 
 
-def run(weights: dict, config: DecoderConfig, cache: KVCache, feed: Feed, *, gist_rule="causal", ending=None):
+def run(
+    weights: dict,
+    config: DecoderConfig,
+    cache: KVCache,
+    feed: Feed,
+    *,
+    gist_rule="causal",
+    ending=None,
+    form: str | None = None,
+):
     """Feeds the tokens: their keys join the cache, and every token sees what the rule lets it see.
 
     Args:
+        form: of attention, see `cache.attend`.
         ending: (first, end, death), [R] each: keys with births first..end-1 die at `death`, already in this pass.
 
     Returns:
@@ -66,13 +75,13 @@ def run(weights: dict, config: DecoderConfig, cache: KVCache, feed: Feed, *, gis
     keys, values = cache.k, cache.v
     for number, layer in enumerate(weights["layers"]):
         own = min(number, mask.shape[0] - 1)
-        q, k, v = qkv(layer, config, x, angles)
-        attended, keys, values = slots.attend(q, k, v, keys, values, number, rows, start[own], mask[own], bound[own])
+        where = (number, rows, start[own], mask[own], bound[own])
+        attended, keys, values = attend(layer, config, x, angles, keys, values, where, form)
         x = finish(layer, config, x, attended)
     last = jnp.maximum(feed.count - 1, 0)
     x = x[:, 0] if tokens.shape[1] == 1 else jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
     seen = jnp.max(jnp.sum(mask, -1, dtype=jnp.int32), (0, 2))
-    out = logits(weights, config, final_norm(weights, config, x))
+    out = logits(weights, config, x)
     return out, dataclasses.replace(cache, k=keys, v=values), seen, jnp.max(held, 0)
 
 

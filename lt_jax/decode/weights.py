@@ -2,7 +2,10 @@
 
 Against `models/decoder.py`: LoRA adapters and new vocabulary rows are merged in, q|k|v and gate|up are one matrix each,
 and every layer has arrays of its own. (A layer sliced out of the stacked arrays inside a loop would be copied for every
-token: three times the memory traffic of a step that is bound by it.)
+token: three times the memory traffic of a step that is bound by it.) On a CPU the matrices are packed for the native
+kernels, in the dtype they are stored in: bfloat16 weights are read as such and multiplied in float32, exactly. A layer
+is then five calls, because what XLA does on a CPU between the products (norms, rotation, gate, residuals) took a third
+of a step.
 """
 
 from __future__ import annotations
@@ -10,35 +13,43 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lt_jax.models import rope
+from lt_jax import cache as slots
+from lt_jax import native
+from lt_jax.models import decoder, rope
 from lt_jax.models.config import DecoderConfig
 from lt_jax.models.decoder import rms_norm
 from lt_jax.models.linear import linear
 
 
-def prepare(params: dict, config: DecoderConfig) -> dict:
-    """Parameter tree of `models/params.py` -> {"embed", "layers": (one dict per layer), "final_norm", "head"?}."""
-    cast = lambda x: x.astype(config.dtype)
-    out = {"embed": cast(params["embed"]), "final_norm": params["final_norm"]}
-    if "head" in params:
-        out["head"] = cast(params["head"])
+def prepare(params: dict, config: DecoderConfig, form: str) -> dict:
+    """Parameter tree of `models/params.py` -> {"embed"?, "layers": (one dict per layer), "final_norm", "head"?}.
+
+    Args:
+        form: "native" (matrices are `native.Packed`; a tied embedding is the packed head alone) or "plain".
+    """
+    dtype = params["embed"].dtype if form == "native" else config.dtype
+    out = {name: params[name].astype(dtype) for name in ("embed", "head") if name in params}
+    out["final_norm"] = params["final_norm"]
     if "new_rows" in params:
         first, n = config.lora.rows
-        out["embed"] = out["embed"].at[first : first + n].set(cast(params["new_rows"]["embed"]))
+        own = params["new_rows"]
+        out["embed"] = out["embed"].at[first : first + n].set(own["embed"].astype(out["embed"].dtype))
         if "head" in params:
-            out["head"] = out["head"].at[:, first : first + n].set(cast(params["new_rows"]["head"]))
-    out["layers"] = tuple(
-        _layer(jax.tree.map(lambda x, i=i: x[i], params["layers"]), config) for i in range(config.layers)
-    )
-    return out
+            out["head"] = out["head"].at[:, first : first + n].set(own["head"].astype(out["head"].dtype))
+    if form == "native":
+        out["head"] = native.prepack(out.pop("embed").T if config.tie_embeddings else out["head"])
+    layer = lambda i: _layer(jax.tree.map(lambda x: x[i], params["layers"]), config, form)
+    return out | {"layers": tuple(map(layer, range(config.layers)))}
 
 
-def _layer(layer: dict, config: DecoderConfig) -> dict:
+def _layer(layer: dict, config: DecoderConfig, form: str) -> dict:
     merged = {name: _merge(p, config) for name, p in layer.items() if isinstance(p, dict)}
     out = {name: p for name, p in layer.items() if not isinstance(p, dict)}
-    out["qkv"] = _join([merged[name] for name in "qkv"], config)
-    out["gate_up"] = _join([merged["gate"], merged["up"]], config)
-    return out | {name: _join([merged[name]], config) for name in ("o", "down")}
+    joined = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
+    out |= {name: _join([merged[part] for part in parts], config, form) for name, parts in joined.items()}
+    if form == "native":
+        out["gate_up"] = {"w": native.prepack(merged["gate"]["w"], merged["up"]["w"])}
+    return out
 
 
 def _merge(p: dict, config: DecoderConfig) -> dict:
@@ -48,16 +59,65 @@ def _merge(p: dict, config: DecoderConfig) -> dict:
     return {**p, "w": p["w"] + (p["lora_a"] @ p["lora_b"] * scale).astype(p["w"].dtype)}
 
 
-def _join(maps: list[dict], config: DecoderConfig) -> dict:
-    names = [name for name in ("w", "b") if name in maps[0]]
-    return {name: jnp.concatenate([p[name] for p in maps], -1).astype(config.dtype) for name in names}
+def _join(maps: list[dict], config: DecoderConfig, form: str) -> dict:
+    joined = {name: jnp.concatenate([p[name] for p in maps], -1) for name in ("w", "b") if name in maps[0]}
+    if form == "native":
+        return joined | {"w": native.prepack(joined["w"])}
+    return {name: x.astype(config.dtype) for name, x in joined.items()}
 
 
-def qkv(layer: dict, config: DecoderConfig, x: jax.Array, angles) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """As `models.decoder.qkv`: x [R, T, E], `rope.table`'s angles -> q [R, T, H, D], k, v [R, T, Hkv, D]."""
-    y = linear(rms_norm(x, layer["attn_norm"], config.norm_eps), layer["qkv"], config)
-    y = y.reshape(*y.shape[:-1], -1, config.head_dim)
-    turned, v = y[..., : -config.kv_heads, :], y[..., -config.kv_heads :, :]
+def packed(p: dict) -> bool:
+    """Whether a linear map is in the form of the native kernels."""
+    return isinstance(p["w"], native.Packed)
+
+
+def embed(weights: dict, config: DecoderConfig, tokens: jax.Array) -> jax.Array:
+    """As `models.decoder.embed`."""
+    if "embed" in weights:
+        return decoder.embed(weights, config, tokens)
+    return native.take_columns(weights["head"], tokens).astype(config.dtype)
+
+
+def logits(weights: dict, config: DecoderConfig, x: jax.Array) -> jax.Array:
+    """The final norm and `models.decoder.logits`: x [R, E] -> [R, V] float32."""
+    if not isinstance(weights.get("head"), native.Packed):
+        return decoder.logits(weights, config, decoder.final_norm(weights, config, x))
+    norm = dict(norm=weights["final_norm"], eps=config.norm_eps)
+    out = native.matmul(x, weights["head"], **norm, implementation="native")
+    if config.vocab_padded > config.vocab_size:
+        out = jnp.where(jnp.arange(config.vocab_padded) < config.vocab_size, out, -jnp.inf)
+    return out
+
+
+def attend(layer: dict, config: DecoderConfig, x: jax.Array, angles, keys, values, where, form: str | None):
+    """The first half of a layer up to the output projection; the new keys join the cache.
+
+    Args:
+        x: [R, T, E].
+        angles: of `rope.table`.
+        keys, values, where, form: of `cache.attend`; `where` is (layer, rows, start, mask, bound).
+
+    Returns:
+        attended [R, T, H, D], keys, values.
+    """
+    p, eps = layer["qkv"], config.norm_eps
+    if packed(p):
+        fresh = native.matmul(x, p["w"], p.get("b"), norm=layer["attn_norm"], eps=eps, implementation="native")
+    else:
+        fresh = linear(rms_norm(x, layer["attn_norm"], eps), p, config)
+    fresh = fresh.reshape(*x.shape[:-1], -1, config.head_dim)
+    if packed(p) and native.takes(config.head_dim, keys.dtype):
+        norms = (layer["q_norm"], layer["k_norm"]) if config.qk_norm else None
+        out, *cache = native.attend(
+            fresh, keys, values, *where, angles=angles, norms=norms, eps=eps, implementation="native"
+        )
+        return out.astype(x.dtype), *cache
+    return slots.attend(*_heads(layer, config, fresh.astype(x.dtype), angles), keys, values, *where, form)
+
+
+def _heads(layer: dict, config: DecoderConfig, fresh: jax.Array, angles) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """[R, T, H + 2 Hkv, D] -> q [R, T, H, D], k, v [R, T, Hkv, D], normed and rotated."""
+    turned, v = fresh[..., : -config.kv_heads, :], fresh[..., -config.kv_heads :, :]
     if config.qk_norm:
         scale = [
             jnp.broadcast_to(layer[name], (n, config.head_dim))
@@ -70,7 +130,13 @@ def qkv(layer: dict, config: DecoderConfig, x: jax.Array, angles) -> tuple[jax.A
 
 def finish(layer: dict, config: DecoderConfig, x: jax.Array, attended: jax.Array) -> jax.Array:
     """As `models.decoder.finish`: attended [R, T, H, D] -> x [R, T, E]."""
-    x = x + linear(attended.reshape(*x.shape[:-1], -1), layer["o"], config)
+    y = attended.reshape(*x.shape[:-1], -1)
+    if packed(layer["o"]):
+        product = lambda x, name, **around: native.matmul(x, layer[name]["w"], **around, implementation="native")
+        middle = product(y, "o", residual=x)
+        y = product(middle, "gate_up", norm=layer["mlp_norm"], eps=config.norm_eps)
+        return product(y, "down", residual=middle).astype(x.dtype)
+    x = x + linear(y, layer["o"], config)
     y = linear(rms_norm(x, layer["mlp_norm"], config.norm_eps), layer["gate_up"], config)
     gate, up = jnp.split(y, 2, axis=-1)
     return x + linear(jax.nn.silu(gate) * up, layer["down"], config)
