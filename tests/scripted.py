@@ -82,7 +82,7 @@ def contender(name, scheme, traces, *, wrong_every=0, encode=encode, decode=deco
     return Contender(name, "recited", scheme, SPECIAL, complete, ask, decode, pieces)
 
 
-def three(size=24, families=("chain_sum", "products"), **codec):
+def three(size=24, families=("gcd", "simple_equations"), **codec):
     """(contenders, suite): vanilla, LightThinker, AnLLM reciting the same problems."""
     options = dict(steps=(4, 6), families=families)
     traces = list(Problems(size, held_out=True, **options))

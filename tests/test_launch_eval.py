@@ -141,9 +141,9 @@ def test_bad_suites(tmp_path, text, message):
 
 
 def test_embedded_suite_is_held_out_and_seeded():
-    suite = suites.embedded(6, steps=(4, 5), families=("chain_sum", "products"), seed=4)
-    assert suite == suites.embedded(6, steps=(4, 5), families=("chain_sum", "products"), seed=4)
-    assert {p.family for p in suite.problems} == {"chain_sum", "products"}
+    suite = suites.embedded(6, steps=(4, 5), families=("gcd", "simple_equations"), seed=4)
+    assert suite == suites.embedded(6, steps=(4, 5), families=("gcd", "simple_equations"), seed=4)
+    assert {p.family for p in suite.problems} == {"gcd", "simple_equations"}
     with pytest.raises(UserError, match="unknown family 'chess'; families are"):
         suites.embedded(6, families=("chess",))
     with pytest.raises(UserError, match="TFDS no_such_set, split test: cannot be read"):
@@ -172,7 +172,7 @@ def test_engine_counts_what_its_lifetimes_say(folder):
 
 def test_job_writes_everything(folder, tmp_path, capsys):
     each = {name: job.ContenderConfig(str(folder), name) for name in ("vanilla", "lightthinker")}
-    suite = job.SuiteConfig(embedded=3, steps=(4, 5), families=("chain_sum",))
+    suite = job.SuiteConfig(embedded=3, steps=(4, 5), families=("gcd",))
     config = job.EvalConfig(suite, each, str(tmp_path / "out"), rows=3, capacity=256, buffer=8, max_new=24, samples=1)
     found = job.run(config)
     printed = capsys.readouterr()
@@ -181,8 +181,8 @@ def test_job_writes_everything(folder, tmp_path, capsys):
     assert {p.name for p in (tmp_path / "out").iterdir()} >= {"results.json", "table.txt", "report.html"}
     with pytest.raises(UserError, match="contenders.vanilla: which model"):
         job.run(job.EvalConfig(suite, {"vanilla": job.ContenderConfig("")}, str(tmp_path / "no")))
-    with pytest.raises(UserError, match=r"lightthinker: problem \d of .* tokens; decode.capacity is 16 keys"):
-        job.run(job.EvalConfig(suite, {"lightthinker": each["lightthinker"]}, str(tmp_path / "no"), capacity=16))
+    with pytest.raises(UserError, match=r"lightthinker: problem \d of .* tokens; decode.capacity is 8 keys"):
+        job.run(job.EvalConfig(suite, {"lightthinker": each["lightthinker"]}, str(tmp_path / "no"), capacity=8))
     assert not (tmp_path / "no").exists()
 
 
