@@ -43,7 +43,7 @@ def options():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dense-to", type=int, default=4096, help="longest row for dense (10 GB at 8,192)")
     parser.add_argument("--causal-to", type=int, default=4096, help="longest row for XLA's causal (8 GB at 8,192)")
-    parser.add_argument("--out", type=pathlib.Path, default=HERE / "results" / "attention_cpu.json")
+    parser.add_argument("--out", type=pathlib.Path, default=HERE.parent / "results" / "attention_cpu.json")
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 """Matrix products of decoding on this CPU: the packed native form beside XLA's and torch's, and the machine's limits.
 
-    python benchmarks/matmul_cpu.py [--out=benchmarks/results/matmul_cpu.json] [--repeats=20] [--threads=2]
+    python benchmarks/matmul_cpu.py [--out=results/matmul_cpu.json] [--repeats=20] [--threads=2]
 
 Real-model shapes (hidden 896) go through enough different weights that no cache holds them, as in decoding; the small
 model's shapes (hidden 256) stay in the cache. All forms of a shape take turns within one run, and the fastest turn of
@@ -22,7 +22,7 @@ import tempfile
 import time
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results" / "matmul_cpu.json")
+parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/matmul_cpu.json"))
 parser.add_argument("--repeats", type=int, default=20)
 parser.add_argument("--threads", type=int, default=2)
 OPTIONS = parser.parse_args()
