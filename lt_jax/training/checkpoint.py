@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import shutil
+import time
 from typing import Any
 
 import jax
@@ -133,14 +134,26 @@ def _explained(checkpoints: Checkpoints, step: int):
         if not _is_disk_error(error):
             raise
         folder = checkpoints.folder
-        for partial in folder.glob(f"{step}.*tmp*"):
-            shutil.rmtree(partial, ignore_errors=True)
         checkpoints.reopen()
+        _remove_partial(folder, step)
         before = checkpoints.latest
         kept = f"the checkpoint of step {before} is untouched" if before is not None else "there is no earlier one"
         raise UserError(
             f"{folder}: the checkpoint of step {step} could not be written ({_reason(error)}); {kept}"
         ) from error
+
+
+def _remove_partial(folder: pathlib.Path, step: int) -> None:
+    """Removes what was half written. The other parts of a save that failed may still be writing: look until quiet."""
+    quiet = 0
+    for _ in range(100):
+        partial = list(folder.glob(f"{step}.*tmp*"))
+        quiet = 0 if partial else quiet + 1
+        if quiet == 3:
+            return
+        for each in partial:
+            shutil.rmtree(each, ignore_errors=True)
+        time.sleep(0.05)
 
 
 def _chain(error: BaseException | None):
