@@ -34,7 +34,7 @@ def test_packing_is_exact(dtype, columns):
     w = draw(0, 7, columns, dtype=dtype)
     packed = native.prepack(w)
     assert packed.panels.shape == (-(-columns // 32), 7, 32) and packed.dtype == dtype and packed.shape == w.shape
-    assert (native.unpack(packed) == w).all()
+    assert (native.unpack(packed)[0] == w).all()
     some = jnp.arange(columns)[::-1].reshape(1, -1)
     assert (native.take_columns(packed, some) == w.T[some]).all()
 
@@ -44,17 +44,52 @@ def test_order_of_a_bfloat16_panel():
     assert packed.panels[0, 0, :6].tolist() == [0, 16, 1, 17, 2, 18]
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_packing_a_gate(dtype):
+    gate, up = draw(0, 5, 40, dtype=dtype), draw(1, 5, 40, dtype=dtype)
+    packed = native.prepack(gate, up)
+    assert packed.gated and packed.panels.shape == (3, 5, 32) and packed.shape == (5, 40)
+    assert all((a == b).all() for a, b in zip(native.unpack(packed), (gate, up), strict=True))
+    with pytest.raises(UserError, match="must be alike"):
+        native.prepack(gate, up[:, :39])
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9, 15, 33, 97, 200])
 def test_matmul(form, dtype, rows):
     # 67: no multiple of any unrolling; 1024: rows 4 KiB apart; 100 columns: the last panel is not full.
     for seed, (k, n) in enumerate([(67, 100), (1024, 64), (256, 320)]):
-        x, w, b = draw(seed, rows, k), draw(seed + 10, k, n, dtype=dtype), draw(seed + 20, n)
+        x, w = draw(seed, rows, k), draw(seed + 10, k, n, dtype=dtype)
         exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64)
-        packed = native.prepack(w)
-        close(native.matmul(x, packed, implementation=form), exact, 3e-6)
-        close(native.matmul(x, packed, b, implementation=form), exact + np.asarray(b), 3e-6)
+        close(native.matmul(x, native.prepack(w), implementation=form), exact, 3e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("columns", [96, 100])
+def test_what_stands_around_the_product(form, gated, columns):
+    x, norm, residual = draw(0, 9, 70) * 3, draw(1, 70), draw(2, 9, columns) * 10
+    w, up, bias = draw(3, 70, columns), draw(4, 70, columns), draw(5, columns) * 5
+    exact = lambda a: np.asarray(a, np.float64)
+    normed = exact(x) / np.sqrt((exact(x) ** 2).mean(-1, keepdims=True) + 0.1) * exact(norm)
+    want = normed @ exact(w)
+    if gated:
+        want, bias = want / (1 + np.exp(-want)) * (normed @ exact(up)), None
+    packed = native.prepack(w, up if gated else None)
+    added = 0 if bias is None else exact(bias)
+    got = native.matmul(x, packed, bias, norm=norm, eps=0.1, residual=residual, implementation=form)
+    close(got, want + added + exact(residual), 3e-6)
+    close(native.matmul(x, packed, bias, norm=norm, eps=0.1, implementation=form), want + added, 3e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gate_far_from_zero(form):
+    x = jnp.array([[-1e4], [-90], [-1], [0], [1], [90], [1e4]])
+    one = jnp.ones((1, 16))
+    got = native.matmul(x, native.prepack(one, one), implementation=form)[:, 0]
+    want = np.asarray(x, np.float64)[:, 0]
+    np.testing.assert_allclose(got, want**2 / (1 + np.exp(np.minimum(-want, 700))), rtol=2e-6, atol=1e-30)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -62,11 +97,11 @@ def test_matmul_in_loops_and_with_leading_axes(form):
     x, packed = draw(0, 2, 3, 64), native.prepack(draw(1, 64, 64) / 8)
     step = lambda y, _: (jnp.tanh(native.matmul(y, packed, implementation=form)), y.sum())
     scanned, sums = jax.jit(lambda x: jax.lax.scan(step, x, length=5))(x)
-    looped = jax.jit(lambda x: jax.lax.while_loop(
-        lambda c: c[0] < 5, lambda c: (c[0] + 1, step(c[1], None)[0]), (0, x))[1])(x)
+    count = lambda c: (c[0] + 1, step(c[1], None)[0])
+    looped = jax.jit(lambda x: jax.lax.while_loop(lambda c: c[0] < 5, count, (0, x))[1])(x)
     want = np.asarray(x)
     for _ in range(5):
-        want = np.tanh(want @ np.asarray(native.unpack(packed)))
+        want = np.tanh(want @ np.asarray(native.unpack(packed)[0]))
     close(scanned, want)
     close(looped, want)
     assert sums.shape == (5,)
@@ -77,14 +112,22 @@ def test_no_rows(form):
     assert native.matmul(jnp.zeros((0, 8)), native.prepack(draw(0, 8, 40)), implementation=form).shape == (0, 40)
 
 
-def test_x_that_does_not_fit():
-    with pytest.raises(UserError, match="last axis of x must be 8"):
-        native.matmul(jnp.zeros((2, 7)), native.prepack(draw(0, 8, 40)))
+def test_operands_that_do_not_fit():
+    x, w = jnp.zeros((2, 8)), draw(0, 8, 40)
+    packed, gated = native.prepack(w), native.prepack(w, w)
+    with pytest.raises(UserError, match=r"x is \(2, 7\), but \(2, 8\) fits"):
+        native.matmul(x[:, :7], packed)
+    with pytest.raises(UserError, match=r"residual is \(2, 8\), but \(2, 40\) fits"):
+        native.matmul(x, packed, residual=x)
+    with pytest.raises(UserError, match="takes no bias"):
+        native.matmul(x, gated, jnp.zeros(40))
+    with pytest.raises(UserError, match="one matrix"):
+        native.prepack(jnp.zeros((2, 8, 40)))
 
 
 @dataclasses.dataclass
 class Case:
-    """A cache of 3 layers and 5 rows, of which some are asked."""
+    """Three of the five rows of layer 1 of 3."""
 
     heads: int = 4
     kv_heads: int = 2
@@ -93,19 +136,30 @@ class Case:
     slots: int = 192
     dtype: type = jnp.float32
     each: bool = False
+    turned: bool = False
+    normed: bool = False
 
     def arguments(self, seed=0):
         rng = np.random.default_rng(seed)
         rows = np.array([4, 0, 3])
         cache = lambda s: draw(s, 3, 5, self.kv_heads, self.slots, self.size, dtype=self.dtype)
-        new = lambda s: draw(s, 3, self.tokens, self.kv_heads, self.size)
         start = np.array([0, 70, self.slots - self.tokens])
         bound = start + self.tokens
         shape = 3, self.kv_heads if self.each else 1, self.tokens, self.slots
         mask = (rng.random(shape) < 0.5) & (np.arange(self.slots) < bound[:, None, None, None])
         mask[1, :, 0, 16:80] = False  # whole blocks that are hidden
-        return (draw(1, 3, self.tokens, self.heads, self.size), new(2), new(3), cache(4), cache(5), 1,
-                *map(jnp.asarray, (rows, start, mask, bound)))
+        fresh = draw(1, 3, self.tokens, self.heads + 2 * self.kv_heads, self.size)
+        if self.dtype == jnp.bfloat16:  # so that the reference, too, stores what was written
+            fresh = fresh.astype(jnp.bfloat16).astype(jnp.float32)
+        return fresh, cache(4), cache(5), 1, *map(jnp.asarray, (rows, start, mask, bound))
+
+    def options(self):
+        angles = draw(6, 3, self.tokens, 1, self.size // 2)
+        return dict(
+            angles=(jnp.cos(angles), jnp.sin(angles)) if self.turned else None,
+            norms=(draw(7, self.size), draw(8, self.size)) if self.normed else None,
+            eps=0.1,
+        )
 
 
 CASES = {
@@ -119,23 +173,40 @@ CASES = {
     "each head its own mask": Case(each=True, tokens=3),
     "slots of no block": Case(slots=75),
     "large heads": Case(size=256, tokens=2),
+    "rotated": Case(tokens=3, turned=True),
+    "normed": Case(normed=True),
+    "normed and rotated": Case(heads=8, size=16, tokens=2, normed=True, turned=True),
 }
 
 
-def reference(q, k, v, keys, values, layer, rows, start, mask, bound):
+def reference(fresh, keys, values, layer, rows, start, mask, bound, angles=None, norms=None, eps=0.0):
     """Key by key, in float64."""
     keys, values = np.array(keys.astype(jnp.float32)), np.array(values.astype(jnp.float32))
-    out = np.zeros(q.shape)
+    kv_heads, size = keys.shape[2], keys.shape[4]
+    heads = fresh.shape[2] - 2 * kv_heads
+
+    def ready(x, r, t, norm):
+        if norms is not None:
+            x = x / np.sqrt((x**2).mean() + eps) * np.asarray(norms[norm], float)
+        if angles is not None:
+            turn = np.asarray(angles[0][r, t, 0]) + 1j * np.asarray(angles[1][r, t, 0])
+            pairs = (x[: size // 2] + 1j * x[size // 2 :]) * turn
+            x = np.concatenate([pairs.real, pairs.imag])
+        return x
+
+    out = np.zeros((*fresh.shape[:2], heads, size))
+    new = np.asarray(fresh, float)
     for r, row in enumerate(np.asarray(rows)):
-        for t in range(q.shape[1]):
-            keys[layer, row, :, start[r] + t] = k[r, t]
-            values[layer, row, :, start[r] + t] = v[r, t]
-        for t in range(q.shape[1]):
-            for h in range(q.shape[2]):
-                kv = h * keys.shape[2] // q.shape[2]
+        for t in range(fresh.shape[1]):
+            for h in range(kv_heads):
+                keys[layer, row, h, start[r] + t] = ready(new[r, t, heads + h], r, t, 1)
+                values[layer, row, h, start[r] + t] = new[r, t, heads + kv_heads + h]
+        for t in range(fresh.shape[1]):
+            for h in range(heads):
+                kv = h * kv_heads // heads
                 seen = np.flatnonzero(np.asarray(mask)[r, min(kv, mask.shape[1] - 1), t, : int(bound[r])])
                 if len(seen):
-                    scores = keys[layer, row, kv, seen].astype(float) @ np.asarray(q[r, t, h], float) * q.shape[3]**-0.5
+                    scores = keys[layer, row, kv, seen].astype(float) @ ready(new[r, t, h], r, t, 0) * size**-0.5
                     weights = np.exp(scores - scores.max())
                     out[r, t, h] = weights / weights.sum() @ values[layer, row, kv, seen]
     return out, keys, values
@@ -144,61 +215,61 @@ def reference(q, k, v, keys, values, layer, rows, start, mask, bound):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", CASES)
 def test_attend(form, name):
-    arguments = CASES[name].arguments()
-    if CASES[name].dtype == jnp.bfloat16:  # round the new keys first, so that the reference sees what is stored
-        q, k, v, *rest = arguments
-        arguments = q, *(x.astype(jnp.bfloat16).astype(jnp.float32) for x in (k, v)), *rest
-    out, keys, values = jax.jit(lambda *a: native.attend(*a, implementation=form))(*arguments)
-    want, want_keys, want_values = reference(*arguments)
-    close(out, want, 2e-6)
-    assert keys.dtype == arguments[3].dtype
-    assert (np.asarray(keys, np.float32) == want_keys).all() and (np.asarray(values, np.float32) == want_values).all()
-    assert not np.asarray(arguments[3] == keys).all()  # the caller's own cache is left alone unless donated
+    arguments, options = CASES[name].arguments(), CASES[name].options()
+    out, keys, values = jax.jit(lambda *a: native.attend(*a, **options, implementation=form))(*arguments)
+    want, want_keys, want_values = reference(*arguments, **options)
+    close(out, want, 3e-6)
+    assert keys.dtype == arguments[1].dtype
+    close(np.asarray(keys, np.float32), want_keys, 1e-6)
+    assert (np.asarray(values, np.float32) == want_values).all()
+    assert not np.asarray(arguments[1] == keys).all()  # the caller's own cache is left alone unless donated
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_attend_sees_nothing_beyond_the_bound(form):
-    q, k, v, keys, values, layer, rows, start, mask, bound = Case().arguments()
-    everything = jnp.ones_like(mask)
+    fresh, keys, values, layer, rows, start, mask, bound = Case().arguments()
     behind = jnp.arange(keys.shape[3]) >= 71
     keys, values = (jnp.where(behind[:, None], 1e30, x) for x in (keys, values))
     start, bound = jnp.array([0, 70, 3]), jnp.array([0, 71, 4])
-    out = native.attend(q, k, v, keys, values, layer, rows, start, everything, bound, implementation=form)[0]
+    everything = jnp.ones_like(mask)
+    out = native.attend(fresh, keys, values, layer, rows, start, everything, bound, implementation=form)[0]
     assert (out[0] == 0).all()  # bound 0: the row sees nothing at all
     assert np.isfinite(out).all() and np.abs(out[1:]).max() < 10
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_large_scores(form):
-    q, *rest = Case().arguments()
-    out = native.attend(q * 1e4, *rest, implementation=form)[0]
+    fresh, *rest = Case().arguments()
+    fresh = fresh.at[:, :, :4].multiply(1e4)
+    out = native.attend(fresh, *rest, implementation=form)[0]
     assert np.isfinite(out).all()
-    close(out, reference(q * 1e4, *rest)[0])
+    close(out, reference(fresh, *rest)[0])
 
 
 @needs_native
 def test_cache_is_carried_through_a_loop_in_place():
-    q, k, v, keys, values, _, rows, start, mask, bound = Case().arguments()
+    fresh, keys, values, _, *where = Case().arguments()
 
     def run(keys, values, layers):
-        step = lambda c, layer: (native.attend(q, k, v, *c, layer, rows, start, mask, bound, "native")[1:], None)
+        step = lambda c, layer: (tuple(native.attend(fresh, *c, layer, *where, implementation="native")[1:]), None)
         return jax.lax.scan(step, (keys, values), layers)[0]
 
     compiled = jax.jit(run, donate_argnums=(0, 1)).lower(keys, values, jnp.arange(3)).compile()
-    memory = compiled.memory_analysis()
-    assert memory.temp_size_in_bytes < keys.nbytes / 2  # no copy of the cache, not even of one layer with its rows
+    assert compiled.memory_analysis().temp_size_in_bytes < keys.nbytes / 2  # no copy of the cache
     got = compiled(keys + 0, values + 0, jnp.arange(3))
     want = keys, values
     for layer in range(3):
-        want = native.attend(q, k, v, *want, layer, rows, start, mask, bound, "plain")[1:]
+        want = native.attend(fresh, *want, layer, *where, implementation="plain")[1:]
     assert all((a == b).all() for a, b in zip(got, want, strict=True))
 
 
 @needs_native
 def test_a_slot_outside_the_cache_is_an_error_and_not_memory():
-    q, k, v, keys, values, layer, rows, start, mask, bound = Case().arguments()
+    fresh, keys, values, layer, rows, start, mask, bound = Case().arguments()
     with pytest.raises(Exception, match="slots 192 to 192 of a cache of 192"):
-        jax.block_until_ready(native.attend(q, k, v, keys, values, layer, rows, start + 1, mask, bound, "native"))
+        jax.block_until_ready(
+            native.attend(fresh, keys, values, layer, rows, start + 1, mask, bound, implementation="native")
+        )
 
 
 @needs_native
@@ -243,7 +314,7 @@ def test_without_a_compiler_one_line_says_so(no_library, caplog):
     x, packed = draw(0, 2, 8), native.prepack(draw(1, 8, 8))
     with caplog.at_level(logging.WARNING, "lt_jax"):
         for _ in range(2):
-            close(native.matmul(x, packed), np.asarray(x) @ np.asarray(native.unpack(packed)))
+            close(native.matmul(x, packed), np.asarray(x) @ np.asarray(native.unpack(packed)[0]))
     assert [r.getMessage() for r in caplog.records] == ["decoding falls back to XLA's own CPU code, which is several "
                                                         "times slower: no C++ compiler was found (looked for g++)"]
     with pytest.raises(UserError, match="no C\\+\\+ compiler was found"):

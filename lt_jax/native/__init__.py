@@ -20,7 +20,7 @@ from lt_jax.native import build as _build
 from lt_jax.native import matmul as _matmul
 from lt_jax.native.matmul import Packed, prepack, take_columns, unpack
 
-__all__ = ["Packed", "attend", "available", "choose", "matmul", "prepack", "take_columns", "unpack"]
+__all__ = ["Packed", "attend", "available", "choose", "matmul", "prepack", "take_columns", "takes", "unpack"]
 
 IMPLEMENTATIONS = ("native", "plain")
 
@@ -56,24 +56,40 @@ def choose(implementation: str | None = None) -> str:
     return implementation
 
 
-def matmul(x: jax.Array, packed: Packed, bias: jax.Array | None = None, implementation: str | None = None) -> jax.Array:
-    """x [..., K] times packed weights [K, N], plus bias [N] -> [..., N] float32.
+def matmul(x, packed: Packed, bias=None, *, norm=None, eps: float = 1e-6, residual=None, implementation=None):
+    """residual + norm(x) @ w + bias; with gated weights silu(norm(x) @ gate) * (norm(x) @ up) in place of the product.
 
     Weights are exact, products and sums are float32. No gradient, no vmap: for decoding only.
 
+    Args:
+        x: [..., K].
+        packed: of `prepack`, [K, N].
+        bias: [N] or None.
+        norm: [K], weights of the RMS norm of x, or None: x as it is. `eps` is the norm's.
+        residual: [..., N] or None.
+
+    Returns:
+        [..., N] float32.
+
     Raises:
-        UserError: x does not fit the weights; see also `choose`.
+        UserError: a shape does not fit the weights; see also `choose`.
     """
     form = {"native": _matmul.native, "plain": _matmul.plain}[choose(implementation)]
-    return form(_matmul.rows_of(x, packed), packed, bias).reshape(*x.shape[:-1], packed.columns)
+    rows, bias, norm, added = _matmul.fit(x, packed, bias, norm, residual)
+    return form(rows, packed, bias, norm, eps, added).reshape(*x.shape[:-1], packed.columns)
 
 
-def attend(q, k, v, keys, values, layer, rows, start, mask, bound, implementation: str | None = None):
+def takes(head_size: int, dtype) -> bool:
+    """Whether there is a native form of `attend` for this head size and dtype of the cache."""
+    return _attention.fits(head_size, dtype)
+
+
+def attend(fresh, keys, values, layer, rows, start, mask, bound, *, angles=None, norms=None, eps: float = 1e-6,
+           implementation: str | None = None):  # fmt: skip
     """Writes new keys and values into their slots of one layer, then attends over each row's slots below its bound.
 
     Args:
-        q: [R, T, H, D], not scaled; the scale is D ** -0.5.
-        k, v: [R, T, Hkv, D] of the new tokens.
+        fresh: [R, T, H + 2 Hkv, D], queries, keys and values of the new tokens; the scale of scores is D ** -0.5.
         keys, values: [L, B, Hkv, C, D] float32 or bfloat16, the whole cache. Updated in place where the caller lets go
             of them; no layer is sliced out.
         layer: which layer, a number or [] int32.
@@ -81,6 +97,8 @@ def attend(q, k, v, keys, values, layer, rows, start, mask, bound, implementatio
         start: [R] int32, slot of each row's first new key. start + T must not pass C: the native form fails there.
         mask: [R, Kb, T, C] bool, visible (query, slot) pairs; Kb is 1 or Hkv.
         bound: [R] int32, slots at or after it are seen by no query; the cost follows it.
+        angles: (cos, sin) [R, T, 1, D / 2] that rotate queries and keys (pairs i and i + D / 2), or None.
+        norms: weights [D] of the RMS norms of queries and keys before that, or None. `eps` is theirs.
 
     Returns:
         attended [R, T, H, D] float32, zeros where a query sees nothing; keys; values.
@@ -89,11 +107,13 @@ def attend(q, k, v, keys, values, layer, rows, start, mask, bound, implementatio
         UserError: the native form is named for a head size it does not take; see also `choose`.
     """
     form = choose(implementation)
-    if form == "native" and not _attention.fits(q, keys):
+    if form == "native" and not takes(fresh.shape[-1], keys.dtype):
         if implementation is not None:
             raise UserError(f"native attention takes head sizes that are multiples of {_attention.LANES} up to "
-                            f"{_attention.MOST} and float32 or bfloat16 caches, not {q.shape[-1]} and {keys.dtype}")
+                            f"{_attention.MOST} and float32 or bfloat16 caches, not {fresh.shape[-1]} and "
+                            f"{keys.dtype}")  # fmt: skip
         form = "plain"
-    rows = jnp.arange(q.shape[0], dtype=jnp.int32) if rows is None else rows
+    rows = jnp.arange(fresh.shape[0], dtype=jnp.int32) if rows is None else rows
     return {"native": _attention.native, "plain": _attention.plain}[form](
-        q, k, v, keys, values, layer, rows, start, mask, bound)
+        fresh, keys, values, layer, rows, start, mask, bound, angles, norms, eps
+    )

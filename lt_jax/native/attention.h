@@ -9,6 +9,7 @@
 #include <cmath>
 #include <vector>
 
+#include "matmul.h"
 #include "pool.h"
 #include "vector.h"
 
@@ -21,13 +22,14 @@ constexpr float kNone = -1e30f;
 
 // Axes: R rows of queries, T tokens, H heads, Hkv kv heads, Kb 1 or Hkv, C slots, D head size (a multiple of 16).
 struct AttentionArguments {
-  const float* q;       // [R, T, H, D]
-  const uint8_t* mask;  // [R, Kb, T, C]
-  const int32_t* rows;  // [R], cache rows
-  const int32_t* bound;  // [R], slots at or after it are seen by no query
-  float* out;           // [R, T, H, D]
+  const float* fresh;                   // [R, T, H + 2 Hkv, D]: queries, keys, values, as they leave the projection
+  const float *cosine, *sine;           // [R, T, D / 2], angles of the rotary embedding; nullptr: not rotated
+  const float *query_norm, *key_norm;   // [D], weights of the RMS norm of each head; nullptr: not normed
+  float eps;                            // of the norm
+  const uint8_t* mask;                  // [R, Kb, T, C]
+  const int32_t *rows, *start, *bound;  // [R]: cache row, slot of the first new key, first slot that no query sees
+  float* out;                           // [R, T, H, D]
   int64_t R, T, H, Hkv, Kb, C, D;
-  float scale;
 };
 
 #if defined(__clang__)
@@ -175,13 +177,14 @@ struct Tile {
 
 // Queries first, first + 1, ... of the T * G that share a kv head, counted token by token.
 template <int Q, typename K>
-void attend_tile(const AttentionArguments& a, const K* k, const K* v, int64_t r, int64_t h, int64_t first) {
+void attend_tile(const AttentionArguments& a, const float* q, const K* k, const K* v, int64_t r, int64_t h,
+                 int64_t first) {
   const int64_t G = a.H / a.Hkv, n = std::clamp<int64_t>(a.bound[r], 0, a.C);
   Tile<Q> tile;
   float* out[Q];
   for (int i = 0; i < Q; ++i) {
     const int64_t t = (first + i) / G, at = ((r * a.T + t) * a.H + h * G + (first + i) % G) * a.D;
-    for (int64_t d = 0; d < a.D; ++d) tile.q[i][d] = a.q[at + d] * a.scale;
+    std::copy_n(q + at, a.D, tile.q[i]);
     std::fill_n(tile.out[i], a.D, 0.0f);
     out[i] = a.out + at;
     tile.mask[i] = a.mask + ((r * a.Kb + (a.Kb == 1 ? 0 : h)) * a.T + t) * a.C;
@@ -201,24 +204,13 @@ void attend_tile(const AttentionArguments& a, const K* k, const K* v, int64_t r,
 }
 
 template <typename K, int Q = kQueries>
-void attend_some(int queries, const AttentionArguments& a, const K* k, const K* v, int64_t r, int64_t h, int64_t first) {
+void attend_some(int queries, const AttentionArguments& a, const float* q, const K* k, const K* v, int64_t r, int64_t h,
+                 int64_t first) {
   if (queries == Q) {
-    attend_tile<Q>(a, k, v, r, h, first);
+    attend_tile<Q>(a, q, k, v, r, h, first);
   } else if constexpr (Q > 1) {
-    attend_some<K, Q - 1>(queries, a, k, v, r, h, first);
+    attend_some<K, Q - 1>(queries, a, q, k, v, r, h, first);
   }
-}
-
-// k, v: [B, Hkv, C, D], one layer of the cache.
-template <typename K>
-void attention(const AttentionArguments& a, const K* k, const K* v) {
-  const int64_t queries = a.T * (a.H / a.Hkv), tiles = (queries + kQueries - 1) / kQueries;
-  parallel_for(a.R * a.Hkv * tiles, [&](int64_t item) {
-    const int64_t tile = item % tiles, h = item / tiles % a.Hkv, r = item / tiles / a.Hkv;
-    const int64_t first = queries * tile / tiles, last = queries * (tile + 1) / tiles;
-    const int64_t base = (a.rows[r] * a.Hkv + h) * a.C * a.D;
-    attend_some<K>(static_cast<int>(last - first), a, k + base, v + base, r, h, first);
-  });
 }
 
 inline void copy_values(const float* from, int64_t n, float* to) { std::copy_n(from, n, to); }
@@ -229,14 +221,64 @@ inline void copy_values(const float* from, int64_t n, bf16* to) {  // round to n
   }
 }
 
-// New keys [R, T, Hkv, D] into the slots from start[r] on of one layer [B, Hkv, C, D].
+// One head of a query or key: normed, rotated (pairs i and i + D/2), scaled.
+inline void ready(const AttentionArguments& a, const float* from, const float* norm, int64_t token, float scale,
+                  float* to) {
+  if (norm != nullptr) {
+    norm_row(from, norm, a.eps, a.D, to);
+    from = to;
+  }
+  const int64_t half = a.D / 2;
+  if (a.cosine == nullptr) {
+    for (int64_t d = 0; d < a.D; ++d) to[d] = from[d] * scale;
+    return;
+  }
+  const float *cosine = a.cosine + token * half, *sine = a.sine + token * half;
+  for (int64_t d = 0; d < half; ++d) {
+    const float x = from[d], y = from[d + half];
+    to[d] = (x * cosine[d] - y * sine[d]) * scale;
+    to[d + half] = (y * cosine[d] + x * sine[d]) * scale;
+  }
+}
+
+// The new keys and values into their slots of one layer [B, Hkv, C, D], the queries, ready to use, into q [R, T, H, D].
 template <typename K>
-void append(const AttentionArguments& a, const float* fresh, const int32_t* start, K* cached) {
-  for (int64_t r = 0; r < a.R; ++r)
-    for (int64_t t = 0; t < a.T; ++t)
-      for (int64_t h = 0; h < a.Hkv; ++h)
-        copy_values(fresh + ((r * a.T + t) * a.Hkv + h) * a.D, a.D,
-                    cached + ((a.rows[r] * a.Hkv + h) * a.C + start[r] + t) * a.D);
+void append(const AttentionArguments& a, float* q, K* keys, K* values) {
+  const int64_t heads = a.H + 2 * a.Hkv, each = std::max<int64_t>(1, 16384 / (heads * a.D));
+  const float scale = 1 / std::sqrt(static_cast<float>(a.D));
+  parallel_for((a.R * a.T + each - 1) / each, a.R * a.T * heads * a.D / 2e3, [&](int64_t item) {
+    for (int64_t token = item * each; token < std::min(a.R * a.T, (item + 1) * each); ++token) {
+      const int64_t r = token / a.T, slot = a.start[r] + token % a.T;
+      const float* from = a.fresh + token * heads * a.D;
+      for (int64_t h = 0; h < a.H; ++h, from += a.D)
+        ready(a, from, a.query_norm, token, scale, q + (token * a.H + h) * a.D);
+      alignas(64) float key[kMostHeadSize];
+      for (int64_t h = 0; h < a.Hkv; ++h, from += a.D) {
+        const int64_t at = ((a.rows[r] * a.Hkv + h) * a.C + slot) * a.D;
+        ready(a, from, a.key_norm, token, 1, key);
+        copy_values(key, a.D, keys + at);
+        copy_values(from + a.Hkv * a.D, a.D, values + at);
+      }
+    }
+  });
+}
+
+// keys, values: [B, Hkv, C, D], one layer of the cache.
+template <typename K>
+void attention(const AttentionArguments& a, K* keys, K* values) {
+  static thread_local std::vector<float> room;
+  if (static_cast<int64_t>(room.size()) < a.R * a.T * a.H * a.D) room.resize(a.R * a.T * a.H * a.D);
+  float* q = room.data();
+  append(a, q, keys, values);
+  const int64_t queries = a.T * (a.H / a.Hkv), tiles = (queries + kQueries - 1) / kQueries;
+  int64_t slots = 0;
+  for (int64_t r = 0; r < a.R; ++r) slots += a.bound[r];
+  parallel_for(a.R * a.Hkv * tiles, slots * a.T * a.H * a.D / 1e4, [&](int64_t item) {
+    const int64_t tile = item % tiles, h = item / tiles % a.Hkv, r = item / tiles / a.Hkv;
+    const int64_t first = queries * tile / tiles, last = queries * (tile + 1) / tiles;
+    const int64_t base = (a.rows[r] * a.Hkv + h) * a.C * a.D;
+    attend_some<K>(static_cast<int>(last - first), a, q, keys + base, values + base, r, h, first);
+  });
 }
 
 }  // namespace lt

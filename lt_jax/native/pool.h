@@ -4,6 +4,9 @@
 // left, and where the pool is in use by another caller (several XLA devices in one process) the loop runs on the caller
 // alone. Helpers spin for a short while after a loop, because in decoding the next one comes within microseconds, and
 // then sleep.
+//
+// On a busy machine a helper may lose its core in the middle of an item, and the caller waits for a whole time slice: a
+// hundred times what the loop itself takes. Once that has happened the next short loops run on the caller alone.
 #pragma once
 
 #include <sched.h>
@@ -41,9 +44,16 @@ class Pool {
 
   int threads() const { return helpers_ + 1; }
 
-  // Calls body(argument, i) once for every i in [0, items), in any order, on any of the threads.
-  void run(int64_t items, Body body, const void* argument) {
+  // Calls body(argument, i) once for every i in [0, items), in any order, on any of the threads. `microseconds`: about how
+  // long it takes one thread.
+  void run(int64_t items, double microseconds, Body body, const void* argument) {
     if (items <= 1 || helpers_ == 0 || busy_.exchange(true, std::memory_order_acquire)) {
+      for (int64_t i = 0; i < items; ++i) body(argument, i);
+      return;
+    }
+    if (alone_ > 0 && microseconds < kLong) {
+      --alone_;
+      busy_.store(false, std::memory_order_release);
       for (int64_t i = 0; i < items; ++i) body(argument, i);
       return;
     }
@@ -58,10 +68,7 @@ class Pool {
       wake_.notify_all();
     }
     work(loop);
-    for (int spins = 0; done_.load(std::memory_order_acquire) != static_cast<uint32_t>(items); ++spins) {
-      if (spins < 2000) pause_cpu();
-      else sched_yield();
-    }
+    wait(static_cast<uint32_t>(items));
     busy_.store(false, std::memory_order_release);
   }
 
@@ -94,6 +101,23 @@ class Pool {
     }
   }
 
+  // Waits for the items that helpers still work on.
+  void wait(uint32_t items) {
+    for (int spins = 0; spins < 2000; ++spins) {
+      if (done_.load(std::memory_order_acquire) == items) {
+        penalty_ = std::max(kLeastPenalty, penalty_ - 1);
+        return;
+      }
+      pause_cpu();
+    }
+    const auto start = std::chrono::steady_clock::now();
+    while (done_.load(std::memory_order_acquire) != items) sched_yield();
+    if (std::chrono::steady_clock::now() - start > std::chrono::microseconds(kLate)) {
+      alone_ = penalty_;
+      penalty_ = std::min(kMostPenalty, 2 * penalty_);
+    }
+  }
+
   void help() {
     uint32_t seen = 0;
     while (true) {
@@ -122,8 +146,12 @@ class Pool {
 
   static constexpr int kMostThreads = 16;
   static constexpr int kSpinMicroseconds = 100;
+  static constexpr int kLate = 300;      // microseconds of waiting for a helper that must have lost its core
+  static constexpr double kLong = 2000;  // microseconds of work that are worth a lost time slice
+  static constexpr int kLeastPenalty = 8, kMostPenalty = 1024;  // loops on the caller alone
 
   int helpers_ = 0;
+  int alone_ = 0, penalty_ = kLeastPenalty;  // of whoever holds busy_
   std::atomic<bool> busy_{false};
   std::atomic<Body> body_{nullptr};
   std::atomic<const void*> argument_{nullptr};
@@ -136,8 +164,8 @@ class Pool {
 };
 
 template <typename F>
-void parallel_for(int64_t items, const F& body) {
-  Pool::get().run(items, [](const void* f, int64_t i) { (*static_cast<const F*>(f))(i); }, &body);
+void parallel_for(int64_t items, double microseconds, const F& body) {
+  Pool::get().run(items, microseconds, [](const void* f, int64_t i) { (*static_cast<const F*>(f))(i); }, &body);
 }
 
 }  // namespace lt

@@ -85,4 +85,11 @@ inline V exp_nonpositive(V x) {
   return choose(tiny, V{}, p * (V)power);
 }
 
+// x / (1 + e^-x)
+inline V silu(V x) {
+  const VI positive = x > V{};
+  const V e = exp_nonpositive(choose(positive, -x, x));
+  return x * choose(positive, splat(1), e) / (e + 1.0f);
+}
+
 }  // namespace lt
