@@ -1,4 +1,4 @@
-"""Attention of one layer on this CPU: `blocked` beside `dense`, XLA's and torch's plain causal attention.
+"""Attention of one layer on this CPU: `native` and `blocked` beside `dense`, XLA's and torch's plain causal attention.
 
     python benchmarks/attention_cpu.py [--lengths=1024,2048,4096,8192,16384] [--depths=32,64] [--repeats=5]
 
@@ -6,13 +6,14 @@ One row of LightThinker: a prompt of 64 tokens, thoughts of 40, 9 gists and an o
 heads. The causal columns compute something else (every key stays visible): they are what training without compression
 costs. All forms of a length take turns within one run and the median counts, so that a busy machine hits all alike;
 CPU milliseconds (both cores added) are given too, because they suffer less from it. `of peak` is the rate of the
-matmuls that `blocked` does in its visited blocks over that of one large float32 matmul in the same run.
+matmuls in the visited blocks of `native` and `blocked` over that of one large float32 matmul in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -33,6 +34,7 @@ from tests.attention_rows import lightthinker  # noqa: E402
 HERE = pathlib.Path(__file__).parent
 HEADS, GROUPS = 8, 2
 ROW = 64, 40, 9
+OURS = "native", "blocked"
 MATMULS = {"forward": 2, "both": 7}  # matmuls of a visited pair of blocks: forward; forward and backward
 
 
@@ -104,8 +106,8 @@ def measure(length, depth, args):
     arrays = [jnp.asarray(rng.standard_normal((1, length, n, depth)), jnp.float32)
               for n in (HEADS, GROUPS, GROUPS, HEADS)]
     life = lightthinker(length, parts=ROW)
-    plan = jax.jit(lambda x: prepare(x, "blocked"))(life)
-    forms = [jax_form("blocked", attention, arrays, plan)]
+    plans = {name: jax.jit(functools.partial(prepare, implementation=name))(life) for name in OURS}
+    forms = [jax_form(name, attention, arrays, plan) for name, plan in plans.items()]
     if length <= args.dense_to:
         forms.append(jax_form("dense", attention, arrays, prepare(life, "dense")))
     if length <= args.causal_to:
@@ -114,6 +116,7 @@ def measure(length, depth, args):
     forms += [form for form in [torch_form(arrays)] if form]
     wall, cpu = take_turns(forms, args.repeats)
     peak, peak_core = peak_rate(args.repeats)
+    plan = plans["blocked"]
     share = float(blocks.share(plan))
     lines = []
     for form in forms:
@@ -121,30 +124,30 @@ def measure(length, depth, args):
         for part in MATMULS:
             key = form["name"], part
             line[part] = dict(wall_ms=wall[key], cpu_ms=cpu[key])
-            if form["name"] == "blocked":
+            if form["name"] in OURS:
                 pairs = HEADS * int(plan.n_active.sum()) * plan.block_q * plan.block_k
                 gflop = MATMULS[part] * 2 * depth * pairs / 1e9
                 line[part] |= dict(gflops=1e3 * gflop / wall[key], of_peak=1e3 * gflop / wall[key] / peak,
                                    of_peak_per_core_second=1e3 * gflop / cpu[key] / peak_core)
-        if form["name"] == "blocked":
+        if form["name"] in OURS:
             line |= dict(visited_share=share, block_q=plan.block_q, block_k=plan.block_k, peak_gflops=peak)
         lines.append(line)
     return lines
 
 
 def table(lines):
-    print(f"{'tokens':>7} {'form':<13} {'forward ms':>11} {'fwd+bwd ms':>11} {'(cpu ms)':>9} {'blocked is':>11} "
-          f"{'temp MiB':>9}   blocked: visited, GFLOP/s, of peak (per core-second)")
-    ours = {line["length"]: line["both"]["wall_ms"] for line in lines if line["form"] == "blocked"}
+    print(f"{'tokens':>7} {'form':<13} {'forward ms':>11} {'fwd+bwd ms':>11} {'(cpu ms)':>9} {'blocked is':>11} {'native is':>10} "
+          f"{'temp MiB':>9}   ours: visited, GFLOP/s, of peak (per core-second)")
+    ours = {(line["form"], line["length"]): line["both"]["wall_ms"] for line in lines if line["form"] in OURS}
     for line in lines:
         both, memory = line["both"], line["temporary_mib"]
-        times = "" if line["form"] == "blocked" else f"{both['wall_ms'] / ours[line['length']]:.1f} x"
+        times = [f"{both['wall_ms'] / ours[form, line['length']]:.1f} x" for form in reversed(OURS)]
         more = ""
-        if line["form"] == "blocked":
+        if line["form"] in OURS:
             more = (f"   {line['visited_share']:.1%}, {both['gflops']:.0f}, {both['of_peak']:.0%} "
                     f"({both['of_peak_per_core_second']:.0%})")
         print(f"{line['length']:>7} {line['form']:<13} {line['forward']['wall_ms']:>11.1f} {both['wall_ms']:>11.1f} "
-              f"{both['cpu_ms']:>9.1f} {times:>11} {'' if memory is None else format(memory, '.1f'):>9}{more}")
+              f"{both['cpu_ms']:>9.1f} {times[0]:>11} {times[1]:>10} {'' if memory is None else format(memory, '.1f'):>9}{more}")
 
 
 def main():

@@ -28,7 +28,6 @@ def get_config() -> ConfigDict:
         "maximum": 0,
         "embedded": 0,  # or this many embedded problems in place of files
         "steps": (6, 12),  # least and most of their thoughts
-        "shift": 0,  # most that their steps' numbers are moved up
     })  # fmt: skip
     config.batches = ConfigDict({
         "length": 1024,

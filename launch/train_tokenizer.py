@@ -15,7 +15,7 @@ from absl import flags
 from launch.main import run
 
 OUT = flags.DEFINE_string("out", "lt_jax/assets/base", "folder for tokenizer.json and tokenizer_config.json")
-SIZE = flags.DEFINE_integer("vocab_size", 448, "tokens, special ones included")
+SIZE = flags.DEFINE_integer("vocab_size", 284, "tokens at most, special ones included")
 PROBLEMS = flags.DEFINE_integer("problems", 6000, "worked problems to train on")
 
 
@@ -23,10 +23,10 @@ def main(argv) -> None:
     from lt_jax.data import tokenizer
     from lt_jax.data.tasks import Problems
 
-    problems = Problems(PROBLEMS.value, seed=9, steps=(3, 14), shift=6)
+    problems = Problems(PROBLEMS.value, seed=9, steps=(3, 14))
     texts = ("\n\n".join((problems[i].question, *problems[i].thoughts)) for i in range(PROBLEMS.value))
-    tokenizer.train(texts, SIZE.value, OUT.value)
-    print(f"{SIZE.value} tokens written to {OUT.value}")
+    size = tokenizer.train(texts, SIZE.value, OUT.value)
+    print(f"{size} tokens written to {OUT.value}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lt_jax.attention import attention, blocked, blocks, prepare
+from lt_jax.errors import UserError
 from lt_jax.lifetimes import GIST_RULES, NEVER, Lifetimes, causal
 from tests.attention_rows import anllm, evicted, joined, lightthinker, packed
 
@@ -34,11 +35,13 @@ def results(q, k, v, weight, plan):
 def agree(life, heads=4, groups=2, depth=16, **sides):
     args = arrays(life.death.shape[0], life.death.shape[-1], heads, groups, depth)
     want, want_grads = results(*args, prepare(life, "dense"))
-    out, grads = results(*args, prepare(life, "blocked", **(sides or SIDES)))
-    np.testing.assert_allclose(out, want, atol=1e-5, rtol=0)
-    for name, a, b in zip("qkv", grads, want_grads, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4, rtol=0, err_msg=f"gradient of {name}")
-    return out
+    for form in ("blocked", "native"):
+        if form == "native" and depth % 16:
+            continue  # refused, see test_wrong_use_says_what_is_wrong
+        out, grads = results(*args, prepare(life, form, **(sides or SIDES)))
+        np.testing.assert_allclose(out, want, atol=1e-5, rtol=0, err_msg=form)
+        for name, a, b in zip("qkv", grads, want_grads, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4, rtol=0, err_msg=f"{form}: gradient of {name}")
 
 
 @pytest.mark.parametrize("exclude_continue", [False, True])
@@ -71,6 +74,7 @@ def test_gist_ids_may_be_scattered_and_come_back():
 @pytest.mark.parametrize("heads, groups", [(2, 2), (8, 2), (7, 1), (14, 2)])
 def test_grouped_queries(heads, groups):
     agree(lightthinker(70), heads, groups, depth=8)
+    agree(lightthinker(70), heads, groups, depth=80)
 
 
 @pytest.mark.parametrize("rows, groups", [(1, 3), (2, 2), (2, 1)])
@@ -104,7 +108,7 @@ def test_lockstep_is_the_same(life):
 def test_causal_is_plain_causal_attention():
     q, k, v, _ = arrays(2, LENGTH)
     want = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-    for name in ("dense", "blocked"):
+    for name in ("dense", "blocked", "native"):
         np.testing.assert_allclose(attention(q, k, v, causal(2, LENGTH), name), want, atol=1e-5)
     half = jax.nn.dot_product_attention(q, k, v, is_causal=True, scale=0.5)
     np.testing.assert_allclose(attention(q, k, v, causal(2, LENGTH), scale=0.5), half, atol=1e-5)
@@ -114,13 +118,13 @@ def test_bfloat16():
     args = arrays(1, LENGTH, dtype=jnp.bfloat16)
     life = lightthinker(LENGTH)
     exact, _ = results(*(x.astype(jnp.float32) for x in args), prepare(life, "dense"))
-    for name in ("dense", "blocked"):
+    for name in ("dense", "blocked", "native"):
         out, grads = results(*args, prepare(life, name))
         assert out.dtype == grads[1].dtype == jnp.bfloat16
         np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.03)
 
 
-@pytest.mark.parametrize("name", ["dense", "blocked"])
+@pytest.mark.parametrize("name", ["dense", "blocked", "native"])
 def test_queries_without_a_key_give_zeros(name):
     death = jnp.arange(40, dtype=jnp.int32)[None].at[:, 20:].set(NEVER)  # the first 20 keys are dead at birth
     args = arrays(1, 40)
@@ -130,7 +134,7 @@ def test_queries_without_a_key_give_zeros(name):
     assert all(np.isfinite(x).all() for x in grads)
 
 
-@pytest.mark.parametrize("name", ["dense", "blocked"])
+@pytest.mark.parametrize("name", ["dense", "blocked", "native"])
 def test_what_lies_behind_unseen_keys_does_not_matter(name):
     """NaN behind keys dead at birth; huge numbers behind keys that a query does not see."""
     life = lightthinker(LENGTH)
@@ -155,9 +159,10 @@ def test_large_scores_stay_finite():
     life = lightthinker(LENGTH)
     args = 300 * q, 300 * k, v, weight
     want, _ = results(*args, prepare(life, "dense"))
-    out, grads = results(*args, prepare(life, "blocked", **SIDES))
-    np.testing.assert_allclose(out, want, atol=1e-3)
-    assert all(np.isfinite(x).all() for x in grads)
+    for name in ("blocked", "native"):
+        out, grads = results(*args, prepare(life, name, **SIDES))
+        np.testing.assert_allclose(out, want, atol=1e-3)
+        assert all(np.isfinite(x).all() for x in grads)
 
 
 def test_one_plan_serves_a_rematerialised_scan_over_layers():
@@ -176,7 +181,9 @@ def test_one_plan_serves_a_rematerialised_scan_over_layers():
         return jax.grad(lambda q: jnp.sum(jax.lax.scan(layer, q, scales)[0] * weight))(q)
 
     life = packed(LENGTH)
-    np.testing.assert_allclose(gradient(life, "blocked", q), gradient(life, "dense", q), atol=1e-4)
+    want = gradient(life, "dense", q)
+    for name in ("blocked", "native"):
+        np.testing.assert_allclose(gradient(life, name, q), want, atol=1e-4)
 
 
 def test_no_array_of_length_squared():
@@ -229,6 +236,10 @@ def test_wrong_use_says_what_is_wrong():
         attention(q, k, v, life, "flash")
     with pytest.raises(ValueError, match="'dense' was asked for, but the plan is for 'blocked'"):
         attention(q, k, v, prepare(life, "blocked"), "dense")
+    with pytest.raises(ValueError, match="'native' was asked for, but the plan is for 'blocked'"):
+        attention(q, k, v, prepare(life, "blocked"), "native")
+    with pytest.raises(UserError, match="multiples of 16, not 8 and 32"):
+        attention(q[..., :8], k[..., :8], v[..., :8], life, "native")
     with pytest.raises(ValueError, match="do not fit q"):
         attention(q, k, v, lightthinker(21))
     with pytest.raises(ValueError, match="shapes do not fit"):

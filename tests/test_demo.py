@@ -35,7 +35,7 @@ def test_the_tokenizer_keeps_digits_apart():
     ids = tokenizer.encode(text, add_special_tokens=False)
     pieces = [tokenizer.decode([i]) for i in ids]
     assert "".join(pieces) == text
-    assert all(len(piece) == 1 or piece.endswith(")") or not any(map(str.isdigit, piece)) for piece in pieces)
+    assert all(len(piece) == 1 or not any(map(str.isdigit, piece)) for piece in pieces)
     assert tokenizer.encode("\n\n", add_special_tokens=False) == [tokenizer.convert_tokens_to_ids("ĊĊ")]
 
 
@@ -55,4 +55,4 @@ def test_demo_runs_through(tmp_path):
         assert [len(method["records"]) for method in results["methods"]] == [size, size]
         assert (tmp_path / "demo" / suite / "report.html").is_file()
     card = json.loads((tmp_path / "demo" / "lightthinker" / "final" / "lt_jax.json").read_text())
-    assert card["scheme"]["method"] == "lightthinker" and len(card["special"]["gists"]) == 6
+    assert card["scheme"]["method"] == "lightthinker" and len(card["special"]["gists"]) == 9

@@ -20,17 +20,17 @@ def test_answers_score_full_marks_with_reasoning_gym(problems):
         assert scorer(given, {"answer": problem.answer, "metadata": {"source_dataset": problem.family}}) == 1.0
 
 
-STEP = re.compile(r"(\d{4})([+/-])(\d+) (.*?) =(\d{4})")
+STEP = re.compile(r"(\d{4})([+/-])(\d{3}) (?:(\d\d) )?(\S+=\S+ \S+=\S+ \S+=\S+ \S+=\S+) (.*?)(\d{4}) (\d{3})")
+SIGNS = {"<": -1, "=": 0, ">": 1}
 
 
 def test_every_column_is_true(problems):
     """Reads each thought back and redoes every column with plain arithmetic."""
-    seen = 0
     for problem in problems:
         for thought in problem.thoughts[:-1]:
-            a, sign, b, work, result = STEP.search(thought).groups()
+            a, sign, b, _, work, notes, after, _ = STEP.fullmatch(thought).groups()
             a, b, digits = int(a), int(b), ""
-            assert int(result) == {"+": a + b, "-": a - b, "/": a // b if sign == "/" else 0}[sign]
+            result = {"+": a + b, "-": a - b, "/": a // b if sign == "/" else 0}[sign]
             for column in work.split():
                 left, right = column.split("=")
                 if sign == "/":
@@ -40,14 +40,27 @@ def test_every_column_is_true(problems):
                     x, y, carry = map(int, left)
                     assert {"+": x + y + carry, "-": x - y - carry + 20 * int(right[0])}[sign] == int(right)
                     digits = right[1] + digits
-                seen += 1
-            assert digits == result
-    assert seen > 3000
+            assert int(digits) == result
+            if problem.family == "gcd":
+                found, signs = re.fullmatch(r"=(\d{4}) (...) ", notes).groups()
+                assert int(found) == result and columns.compare(result, b) == signs
+                assert [SIGNS[s] for s in signs] == [(x > y) - (x < y) for x, y in zip(found[1:], f"{b:03d}")]
+            elif problem.family != "lcm" or sign == "+":
+                assert int(after) == result
+
+
+def test_every_thought_takes_up_what_the_last_one_left(problems):
+    for problem in problems:
+        steps = [STEP.fullmatch(thought).groups() for thought in problem.thoughts[:-1]]
+        for before, after in zip(steps, steps[1:]):
+            assert before[6:] == (after[0], after[2]), problem
+            assert after[3] is None or before[5].split()[-1] == after[3]
 
 
 def test_columns_as_drawn():
     for text in (columns.add(336, 98), columns.subtract(988, 891), columns.divide(473, 2)):
         assert text in columns.__doc__
+    assert f"{columns.wide(336)}+{columns.slim(98)} 24 {columns.add(336, 98)} 34 0434 098" in columns.__doc__
 
 
 def test_all_families_have_long_solutions(problems):
@@ -58,11 +71,12 @@ def test_all_families_have_long_solutions(problems):
 
 
 def test_an_early_number_is_needed_late(problems):
-    """The remainder of the k-th halving is the k-th last digit of the answer, many thoughts later."""
+    """The first thought of an lcm finds how many multiples it takes; the last but one stops there."""
     for problem in problems:
-        if problem.family == "base_conversion":
-            halved = [int(STEP.search(thought)[1]) for thought in problem.thoughts[:-1]]
-            assert problem.answer == "".join(str(n % 2) for n in reversed(halved))
+        if problem.family == "lcm":
+            times = STEP.fullmatch(problem.thoughts[0])[6].split()[-1][1]
+            assert int(times) == len(problem.thoughts) - 2
+            assert STEP.fullmatch(problem.thoughts[-2])[6] == f"{times}{times} "
 
 
 def test_items_depend_on_seed_and_index_alone():
@@ -71,11 +85,11 @@ def test_items_depend_on_seed_and_index_alone():
 
 
 def test_train_and_test_never_share_a_question():
-    train, test = Problems(300, seed=0, shift=8), Problems(300, seed=0, held_out=True)
+    train, test = Problems(300, seed=0), Problems(300, seed=0, held_out=True)
     assert not any(train[i].held_out for i in range(300)) and all(test[i].held_out for i in range(300))
 
 
 def test_steps_are_respected():
-    for family in ("gcd", "simple_equations"):
+    for family in ("gcd", "products", "simple_equations"):
         longer = Problems(12, seed=1, steps=(15, 18), families=(family,))
         assert all(16 <= len(longer[i].thoughts) <= 20 for i in range(12))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import jax
 
+from lt_jax import native as _library
 from lt_jax.attention.blocked import blocked as _blocked
 from lt_jax.attention.blocks import BlockPlan
 from lt_jax.attention.blocks import build as _build_blocks
 from lt_jax.attention.dense import DensePlan
 from lt_jax.attention.dense import build as _build_dense
 from lt_jax.attention.dense import dense as _dense
+from lt_jax.attention.native import native as _native
+from lt_jax.attention.native import takes as _takes
+from lt_jax.errors import UserError
 from lt_jax.lifetimes import Lifetimes
 
 __all__ = ["IMPLEMENTATIONS", "BlockPlan", "DensePlan", "Plan", "attention", "prepare"]
 
-IMPLEMENTATIONS = ("dense", "blocked")
+IMPLEMENTATIONS = ("dense", "blocked", "native")
 Plan = DensePlan | BlockPlan
 _SIDES = {"cpu": (64, 32)}  # block sides in queries and keys: measured best on CPU for 4 query heads per kv head
 _OTHER_SIDES = (128, 128)
@@ -27,20 +31,20 @@ def prepare(
 
     Args:
         lifetimes: of B rows of S tokens.
-        implementation: "dense", "blocked", or None for the best one on this platform ("blocked").
+        implementation: "dense", "blocked", "native" (compiled code for CPUs, on the plan of "blocked"), or None for the
+            best one here.
         block_q, block_k: block sides in tokens for "blocked"; None for the platform's. Cut down to short rows.
 
     Returns:
         A pytree for the `lifetimes` argument of `attention`; it may be closed over by a scan over layers.
     """
-    name = "blocked" if implementation is None else implementation
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"attention implementation {name!r} is not one of {', '.join(IMPLEMENTATIONS)}")
-    if name == "dense":
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(f"attention implementation {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
+    if implementation == "dense":
         return _build_dense(lifetimes)
     best_q, best_k = _SIDES.get(jax.default_backend(), _OTHER_SIDES)
     short = -(-lifetimes.death.shape[-1] // 16) * 16
-    return _build_blocks(lifetimes, min(block_q or best_q, short), min(block_k or best_k, short))
+    return _build_blocks(lifetimes, min(block_q or best_q, short), min(block_k or best_k, short), implementation)
 
 
 def attention(q, k, v, lifetimes: Lifetimes | Plan, implementation: str | None = None, scale: float | None = None):
@@ -50,7 +54,7 @@ def attention(q, k, v, lifetimes: Lifetimes | Plan, implementation: str | None =
         q: [B, S, H, D].
         k, v: [B, S, Hkv, D], H a multiple of Hkv; query head h reads kv head h // (H / Hkv).
         lifetimes: `Lifetimes` of the rows, or what `prepare` made of them.
-        implementation: see `prepare`; with a plan, None or the plan's own.
+        implementation: see `prepare`; with a plan, None or what it was made for.
         scale: of the scores, D ** -0.5 if None.
 
     Returns:
@@ -59,16 +63,30 @@ def attention(q, k, v, lifetimes: Lifetimes | Plan, implementation: str | None =
 
     Raises:
         ValueError: for shapes that do not fit each other or the lifetimes, or an implementation that is not the plan's.
+        UserError: "native" was asked for where there is no compiler, or for sides that are no multiples of 16.
     """
     plan = prepare(lifetimes, implementation) if isinstance(lifetimes, Lifetimes) else lifetimes
-    name = "dense" if isinstance(plan, DensePlan) else "blocked"
-    if implementation not in (None, name):
-        raise ValueError(f"attention implementation {implementation!r} was asked for, but the plan is for {name!r}")
+    made_for = "dense" if isinstance(plan, DensePlan) else plan.form
+    if None not in (implementation, made_for) and implementation != made_for:
+        raise ValueError(f"attention implementation {implementation!r} was asked for, but the plan is for {made_for!r}")
     _check(q, k, v, plan)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if name == "dense":
+    if made_for == "dense":
         return _dense(q, k, v, plan, scale)
+    if _is_native(implementation or made_for, q.shape[-1], plan):
+        return _native(q, k, v, plan, scale)
     return _blocked(q, k, v, plan, scale, lockstep=jax.default_backend() != "cpu")
+
+
+def _is_native(implementation, head_size, plan):
+    if implementation is None:  # XLA cannot split a call of compiled code over devices
+        return jax.device_count() == 1 and _takes(head_size, plan) and _library.available()
+    if implementation == "native":
+        _library.choose("native")
+        if not _takes(head_size, plan):
+            raise UserError(f"native attention takes head sizes and query blocks in multiples of 16, not {head_size} "
+                            f"and {plan.block_q}")  # fmt: skip
+    return implementation == "native"
 
 
 def _check(q, k, v, plan):

@@ -106,7 +106,9 @@ def _backward(scale, lockstep, saved, dout):
 def _backward_step(tiles, lse, delta, after, at, kb, vb, mask, j, carry):
     qt, qn, dot, don = tiles
     dq, dk, dv = carry
-    weights = jnp.exp2(_scores(kb, qt, after, mask) - lse)
+    # Apart from the mask: XLA's CPU backend takes the two in one loop for heavy, and splits it over threads at a loss.
+    scores = jax.lax.optimization_barrier(_scores(kb, qt, after, mask))
+    weights = jnp.exp2(scores - lse)
     dscores = (weights * (_dot(vb, dot, 1, 0) - delta)).astype(kb.dtype)
     add = lambda whole, part: jax.lax.dynamic_update_slice(
         whole, (_block(whole, at, j) + part)[None, None], (at, j, 0, 0)

@@ -37,6 +37,7 @@ class BlockPlan:
         n_full, n_active: [R, nq] int32, how many of `blocks` are full (all pairs visible), full or partial.
         unseen: [B, S] bool (or [B, Hkv, S]), keys which are dead at birth; what lies behind them is replaced by 0.
         rows, length: B and S.
+        form: "blocked" or "native", which code follows the plan; None: the best there is.
     """
 
     order: jax.Array
@@ -55,6 +56,7 @@ class BlockPlan:
     block_k: int = _static()
     rows: int = _static()
     length: int = _static()
+    form: str | None = _static()
 
 
 def unseen_keys(lifetimes: Lifetimes) -> jax.Array:
@@ -86,7 +88,7 @@ def _gist_ends(gist):
     return jnp.where(gist < 0, index, take(first_index)), jnp.where(gist < 0, index, take(last_index))
 
 
-def build(lifetimes: Lifetimes, block_q: int, block_k: int) -> BlockPlan:
+def build(lifetimes: Lifetimes, block_q: int, block_k: int, form: str | None = None) -> BlockPlan:
     """Sort the keys of `lifetimes` by death and list the active blocks; see `BlockPlan`."""
     per_head = lifetimes.death.ndim == 3
     rows, length = lifetimes.death.shape[0], lifetimes.death.shape[-1]
@@ -132,6 +134,7 @@ def build(lifetimes: Lifetimes, block_q: int, block_k: int) -> BlockPlan:
         block_k=block_k,
         rows=rows,
         length=length,
+        form=form,
     )
 
 

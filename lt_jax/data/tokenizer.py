@@ -1,7 +1,7 @@
 """Trains the small byte-level BPE tokenizer that ships with the base model.
 
-Digits stand alone, a step number such as `12)` is one token, and spaces stay apart from digits, so that a number is
-the same tokens wherever it appears.
+Digits and signs of comparison stand alone, and spaces stay apart from digits, so that a number is the same tokens
+wherever it appears.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable
 
-WORDS = r"\d+\)|\d|\n+| ?[A-Za-z]+| ?[^\sA-Za-z\d]+|\s+"
+WORDS = r"\d|[<=>]|\n+| ?[A-Za-z]+| ?[^\sA-Za-z\d<=>]+|\s+"
 PAD, USER, ASSISTANT, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -20,8 +20,11 @@ CHAT_TEMPLATE = (
 )
 
 
-def train(texts: Iterable[str], vocab_size: int, folder: str) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, readable by `transformers.AutoTokenizer`, into `folder`."""
+def train(texts: Iterable[str], vocab_size: int, folder: str) -> int:
+    """Writes tokenizer.json and tokenizer_config.json, readable by `transformers.AutoTokenizer`, into `folder`.
+
+    Returns how many tokens there are: at most `vocab_size`, fewer where the texts leave nothing more to merge.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -45,3 +48,4 @@ def train(texts: Iterable[str], vocab_size: int, folder: str) -> None:
     }
     with open(os.path.join(folder, "tokenizer_config.json"), "w") as file:
         json.dump(config, file, indent=1)
+    return tokenizer.get_vocab_size()

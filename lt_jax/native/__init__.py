@@ -1,4 +1,4 @@
-"""Matrix products of few rows and cache attention for decoding on a CPU, where XLA's own forms are slow.
+"""For CPUs, where XLA's own forms are slow: matrix products of few rows, attention over a cache and over whole rows.
 
 A small C++ library, compiled at first use (see `build.py`) and called by XLA through its foreign function interface. It
 is never needed: without a compiler the plain forms beside it take over, and one line says so.
@@ -35,7 +35,7 @@ def available() -> bool:
         return False
     why = _build.reason()
     if why is not None:
-        _build.log.warning("decoding falls back to XLA's own CPU code, which is several times slower: %s", why)
+        _build.log.warning("attention and decoding fall back to XLA's own CPU code, which is several times slower: %s", why)
     return why is None
 
 

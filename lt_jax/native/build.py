@@ -21,10 +21,15 @@ import tempfile
 import jax
 import jaxlib
 
-SOURCES = ("library.cc", "attention.h", "matmul.h", "pool.h", "vector.h")
+SOURCES = ("library.cc", "attention.h", "flash.h", "matmul.h", "pool.h", "vector.h")
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-O3", "-std=gnu++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-DNDEBUG", "-w")
-TARGETS = {"lt_matmul": "LtMatmul", "lt_attend": "LtAttend"}
+TARGETS = {
+    "lt_matmul": "LtMatmul",
+    "lt_attend": "LtAttend",
+    "lt_flash_forward": "LtFlashForward",
+    "lt_flash_backward": "LtFlashBackward",
+}
 SECONDS = 600  # a compiler that takes longer hangs
 
 log = logging.getLogger("lt_jax")

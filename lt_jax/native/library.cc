@@ -3,6 +3,7 @@
 #include <string>
 
 #include "attention.h"
+#include "flash.h"
 #include "matmul.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -94,6 +95,70 @@ static ffi::Error Attend(Floats fresh, ffi::AnyBuffer keys, ffi::AnyBuffer value
   return ffi::Error::Success();
 }
 
+// What both directions are given; 0 where a shape does not fit.
+static const char* Flash(lt::FlashArguments& a, const Floats& q, const Floats& k, const Floats& v, const Ints& order,
+                         const Ints& birth, const Ints& death, const Ints& key_gist, const Ints& query_gist,
+                         const Ints& since, const Ints& blocks, const Ints& full, const Ints& active, float scale,
+                         int32_t rule) {
+  const auto shape = q.dimensions(), kv = k.dimensions(), lists = blocks.dimensions(), keys = birth.dimensions();
+  if (shape.size() != 4 || kv.size() != 4 || lists.size() != 3 || keys.size() != 3) return "flash: wrong ranks";
+  a.B = shape[0], a.S = shape[1], a.H = shape[2], a.D = shape[3], a.Hkv = kv[2];
+  a.R = lists[0], a.nq = lists[1], a.nk = lists[2], a.bk = keys[2], a.scale = scale, a.rule = rule;
+  const int64_t keyed = a.R * a.nk * a.bk;
+  const auto size = [](const Ints& x) { return static_cast<int64_t>(x.element_count()); };
+  const auto ints = [](const Ints& x) { return x.element_count() == 0 ? nullptr : x.typed_data(); };
+  if (a.Hkv <= 0 || a.H % a.Hkv || count(k) != a.B * a.S * a.Hkv * a.D || count(v) != count(k)) return "flash: k, v";
+  if (a.D % lt::kLanes || a.D > lt::kMostHeadSize) return "flash: head size is not a multiple of 16 up to 256";
+  if (a.R != a.B && a.R != a.B * a.Hkv) return "flash: lists do not fit rows and heads";
+  if (size(order) != keyed || size(birth) != keyed || size(death) != keyed) return "flash: keys of the plan";
+  if (size(full) != a.R * a.nq || size(active) != a.R * a.nq) return "flash: lists of the plan";
+  a.bq = a.nq == 0 ? 0 : size(since) / (a.R * a.nq);
+  if (a.bq % lt::kLanes || a.bq <= 0 || a.nq * a.bq < a.S || a.nk * a.bk < a.S) return "flash: block sides";
+  if (rule < 0 || rule > 2) return "flash: no such rule";
+  if (rule && (size(key_gist) != keyed || size(query_gist) != size(since))) return "flash: gists of the plan";
+  for (int64_t n = 0; n < keyed; ++n)
+    if (order.typed_data()[n] < 0 || order.typed_data()[n] >= a.S) return "flash: order points outside of the row";
+  for (int64_t n = 0; n < a.R * a.nq; ++n)
+    if (active.typed_data()[n] < 0 || active.typed_data()[n] > a.nk) return "flash: a list is too long";
+  for (int64_t n = 0; n < a.R * a.nq * a.nk; ++n)
+    if (blocks.typed_data()[n] < 0 || blocks.typed_data()[n] >= a.nk) return "flash: no such block";
+  a.q = q.typed_data(), a.k = k.typed_data(), a.v = v.typed_data();
+  a.order = ints(order), a.birth = ints(birth), a.death = ints(death), a.since = ints(since);
+  a.key_gist = ints(key_gist), a.query_gist = ints(query_gist);
+  a.blocks = ints(blocks), a.n_full = ints(full), a.n_active = ints(active);
+  return nullptr;
+}
+
+// q [B, S, H, D], k and v [B, S, Hkv, D] and the fields of a BlockPlan -> out [B, S, H, D], lse [B, H, S].
+static ffi::Error FlashForward(Floats q, Floats k, Floats v, Ints order, Ints birth, Ints death, Ints key_gist,
+                               Ints query_gist, Ints since, Ints blocks, Ints full, Ints active,
+                               ffi::Result<Floats> out, ffi::Result<Floats> lse, float scale, int32_t rule) {
+  lt::FlashArguments a{};
+  const char* wrong = Flash(a, q, k, v, order, birth, death, key_gist, query_gist, since, blocks, full, active, scale,
+                            rule);
+  LT_CHECK(wrong == nullptr, wrong);
+  LT_CHECK(count(*out) == count(q) && count(*lse) == a.B * a.H * a.S, "flash: results do not fit");
+  a.out = out->typed_data(), a.lse = lse->typed_data();
+  lt::flash_forward(a);
+  return ffi::Error::Success();
+}
+
+// The same, out, lse and the gradient of out -> the gradients of q, k and v.
+static ffi::Error FlashBackward(Floats q, Floats k, Floats v, Ints order, Ints birth, Ints death, Ints key_gist,
+                                Ints query_gist, Ints since, Ints blocks, Ints full, Ints active, Floats out,
+                                Floats lse, Floats dout, ffi::Result<Floats> dq, ffi::Result<Floats> dk,
+                                ffi::Result<Floats> dv, float scale, int32_t rule) {
+  lt::FlashArguments a{};
+  const char* wrong = Flash(a, q, k, v, order, birth, death, key_gist, query_gist, since, blocks, full, active, scale,
+                            rule);
+  LT_CHECK(wrong == nullptr, wrong);
+  LT_CHECK(count(out) == count(q) && count(dout) == count(q) && count(lse) == a.B * a.H * a.S && count(*dq) == count(q) &&
+           count(*dk) == count(k) && count(*dv) == count(k), "flash: gradients do not fit");
+  a.out = out.typed_data(), a.lse = lse.typed_data();
+  lt::flash_backward(a, {dout.typed_data(), dq->typed_data(), dk->typed_data(), dv->typed_data()});
+  return ffi::Error::Success();
+}
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(LtMatmul, Matmul,
                               ffi::Ffi::Bind()
                                   .Arg<Floats>()
@@ -123,3 +188,45 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(LtAttend, Attend,
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<float>("eps"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(LtFlashForward, FlashForward,
+                              ffi::Ffi::Bind()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<float>("scale")
+                                  .Attr<int32_t>("rule"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(LtFlashBackward, FlashBackward,
+                              ffi::Ffi::Bind()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<float>("scale")
+                                  .Attr<int32_t>("rule"));

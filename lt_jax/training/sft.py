@@ -64,7 +64,7 @@ class SourceConfig:
     Attributes:
         paths: trace files or folders of them; format: a key of `data.traces.FORMATS`, None to see it.
         embedded: number of embedded problems (`data.tasks.Problems`) to train on in place of files, with thoughts from
-            steps[0] to steps[1], their numbers moved up by `shift` at most.
+            steps[0] to steps[1].
         held_out: samples kept for eval_loss; 0 measures none.
         data_dir: where prepared data sets are kept; None is `data` in the run folder.
         chat, system, prefix: see `data.rows.prompter`. segment, minimum, maximum: see `data.rows.RowMaker`.
@@ -82,7 +82,6 @@ class SourceConfig:
     maximum: int | None = None
     embedded: int = 0
     steps: tuple[int, int] = (6, 12)
-    shift: int = 0
 
     def __post_init__(self):
         if any(self.paths) == bool(self.embedded):
@@ -178,7 +177,7 @@ def special_tokens(tokenizer, config: SftConfig) -> Table:
 def open_source(source: SourceConfig, folder: Path) -> tuple[Sequence, str]:
     """The samples, and a name that tells them from all others: the content of files, or what the problems are."""
     if source.embedded:
-        problems = Problems(source.embedded, steps=tuple(source.steps), shift=source.shift)
+        problems = Problems(source.embedded, steps=tuple(source.steps))
         return Mapped(problems, worked), "embedded problems"
     prepared = prepare(source.paths, source.data_dir or folder / "data", source.format)
     return open_prepared(prepared), "/".join(prepared.parts[-2:])
