@@ -136,8 +136,8 @@ def measure(length, depth, args):
 
 
 def table(lines):
-    print(f"{'tokens':>7} {'form':<13} {'forward ms':>11} {'fwd+bwd ms':>11} {'(cpu ms)':>9} {'blocked is':>11} {'native is':>10} "
-          f"{'temp MiB':>9}   ours: visited, GFLOP/s, of peak (per core-second)")
+    print(f"{'tokens':>7} {'form':<13} {'forward ms':>11} {'fwd+bwd ms':>11} {'(cpu ms)':>9} "
+          f"{'blocked is':>11} {'native is':>10} {'temp MiB':>9}   ours: visited, GFLOP/s, of peak (per core-second)")
     ours = {(line["form"], line["length"]): line["both"]["wall_ms"] for line in lines if line["form"] in OURS}
     for line in lines:
         both, memory = line["both"], line["temporary_mib"]
@@ -147,7 +147,8 @@ def table(lines):
             more = (f"   {line['visited_share']:.1%}, {both['gflops']:.0f}, {both['of_peak']:.0%} "
                     f"({both['of_peak_per_core_second']:.0%})")
         print(f"{line['length']:>7} {line['form']:<13} {line['forward']['wall_ms']:>11.1f} {both['wall_ms']:>11.1f} "
-              f"{both['cpu_ms']:>9.1f} {times[0]:>11} {times[1]:>10} {'' if memory is None else format(memory, '.1f'):>9}{more}")
+              f"{both['cpu_ms']:>9.1f} {times[0]:>11} {times[1]:>10} "
+              f"{'' if memory is None else format(memory, '.1f'):>9}{more}")
 
 
 def main():

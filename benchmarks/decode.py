@@ -32,6 +32,7 @@ parser.add_argument("--out", type=Path, default=Path("results/decode.json"))
 OPTIONS = parser.parse_args()
 # Before JAX and torch count the processors.
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: OPTIONS.threads])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

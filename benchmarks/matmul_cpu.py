@@ -18,6 +18,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -27,6 +28,7 @@ parser.add_argument("--repeats", type=int, default=20)
 parser.add_argument("--threads", type=int, default=2)
 OPTIONS = parser.parse_args()
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: OPTIONS.threads])
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +37,7 @@ def arguments():
 
 OPTIONS = arguments()
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: OPTIONS.threads])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -57,7 +59,7 @@ from lt_jax.training.config import OptimizerConfig, TrainConfig  # noqa: E402
 
 MODELS = {
     "small": DecoderConfig(vocab_size=2048, hidden=256, intermediate=704, layers=6, heads=8, kv_heads=2, head_dim=32),
-    "demo": DecoderConfig(vocab_size=512, hidden=128, intermediate=384, layers=4, heads=4, kv_heads=2, head_dim=32),
+    "demo": DecoderConfig(vocab_size=384, hidden=128, intermediate=384, layers=4, heads=4, kv_heads=2, head_dim=32),
 }
 OPTIM = OptimizerConfig(learning_rate=1e-3, warmup=0.0, weight_decay=0.1)
 

@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
         "maximum": 0,
         "embedded": 0,  # or this many embedded problems in place of files
         "steps": (6, 12),  # least and most of their thoughts
+        "families": (),  # of them, in turn; empty: all
     })  # fmt: skip
     config.batches = ConfigDict({
         "length": 1024,

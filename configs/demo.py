@@ -18,8 +18,9 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.out = "runs/demo"
     config.steps = (5, 12)  # thoughts of a training problem
+    config.families = ("gcd", "lcm", "products", "lcm", "simple_equations", "count_bits")
     config.batches = ConfigDict({"length": 2048, "batch": 1, "bins": 32, "over_length": "drop", "seed": 1})
-    config.n_gist = 6
+    config.n_gist = 9
     config.trigger = "\n\n"  # the token that ends a thought anyway; None would add one
     config.train = ConfigDict({"steps": 500, "log_every": 50, "seed": 1})
     config.train.optim = ConfigDict({
@@ -28,8 +29,7 @@ def get_config() -> ConfigDict:
     config.suites = ConfigDict({
         "main": {"embedded": 1000, "steps": (6, 12), "seed": 1},
         # Longer chains than any that the students or the base were trained on (which had up to 14 steps).
-        "longer": {"embedded": 200, "steps": (15, 18), "seed": 2,
-                   "families": ("gcd", "simple_equations")},
+        "many_steps": {"embedded": 200, "steps": (15, 18), "seed": 2, "families": ("gcd", "products")},
     })  # fmt: skip
     config.decode = ConfigDict({"rows": 64, "capacity": 1152, "buffer": 32, "max_new": 1000})
     config.max_thought = 96

@@ -23,7 +23,7 @@ from lt_jax.errors import UserError
 
 def run(main) -> None:
     """Parses flags, calls `main(argv)` and exits: 0, or 2 after one line on stderr for a `UserError`."""
-    logging.set_verbosity(logging.WARNING)  # JAX tells at length which backends it does not find
+    logging.set_verbosity(logging.ERROR)  # JAX tells which backends it does not find, Orbax what it need not merge
     try:
         app.run(main, flags_parser=parse)
     except UserError as error:

@@ -31,6 +31,7 @@ class DemoConfig:
         train: of either student; the same steps for both.
         batches: how the problems are packed.
         steps: least and most thoughts of the training problems.
+        families: of the training problems, in turn; a family named twice comes twice as often.
         n_gist: gist tokens of a thought.
         trigger: a native token that ends thoughts, or None to add one.
         suites: name -> the suite and its report's folder name; the contenders are filled in here.
@@ -42,6 +43,7 @@ class DemoConfig:
     train: TrainConfig
     batches: PipelineConfig
     steps: tuple[int, int]
+    families: tuple[str, ...]
     n_gist: int
     trigger: str | None
     suites: dict[str, job.SuiteConfig]
@@ -78,7 +80,7 @@ def teach(config: DemoConfig, scheme: Scheme, folder: Path, say) -> Path:
             model=str(BASE),
             scheme=scheme,
             tokens=sft.TokensConfig(trigger=config.trigger if scheme.has_trigger else None),
-            source=sft.SourceConfig((), embedded=EPOCH, steps=config.steps),
+            source=sft.SourceConfig((), embedded=EPOCH, steps=config.steps, families=config.families),
             batches=config.batches,
             train=config.train,
             tensorboard=False,

@@ -43,14 +43,14 @@ def test_the_tokenizer_keeps_digits_apart():
 def test_demo_runs_through(tmp_path):
     small = {
         "out": tmp_path / "demo", "train.steps": 2, "train.log_every": 1, "batches.batch": 1, "decode.rows": 4,
-        "decode.max_new": 40, "suites.main.embedded": 5, "suites.longer.embedded": 2,
+        "decode.max_new": 40, "suites.main.embedded": 5, "suites.many_steps.embedded": 2,
     }  # fmt: skip
     command = [sys.executable, "launch/demo.py", "--config=configs/demo.py"]
     command += [f"--config.{name}={value}" for name, value in small.items()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "lightthinker - vanilla" in done.stdout
-    for suite, size in (("main", 5), ("longer", 2)):
+    for suite, size in (("main", 5), ("many_steps", 2)):
         results = json.loads((tmp_path / "demo" / suite / "results.json").read_text())
         assert [len(method["records"]) for method in results["methods"]] == [size, size]
         assert (tmp_path / "demo" / suite / "report.html").is_file()

@@ -101,6 +101,7 @@ def test_tokenizer_and_further_files(tmp_path):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="b")
     one = huggingface.save(tmp_path / "one", make(), CONFIG, tokenizer, files={"notes.json": '{"x": 1}'})
     two = huggingface.save(tmp_path / "two", make(), CONFIG, one)
+    assert json.loads((one / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert (two / "tokenizer.json").read_bytes() == (one / "tokenizer.json").read_bytes()
     assert AutoTokenizer.from_pretrained(two)("a")["input_ids"] == [0]
     assert json.loads((one / "notes.json").read_text()) == {"x": 1}

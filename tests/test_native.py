@@ -315,8 +315,8 @@ def test_without_a_compiler_one_line_says_so(no_library, caplog):
     with caplog.at_level(logging.WARNING, "lt_jax"):
         for _ in range(2):
             close(native.matmul(x, packed), np.asarray(x) @ np.asarray(native.unpack(packed)[0]))
-    assert [r.getMessage() for r in caplog.records] == ["decoding falls back to XLA's own CPU code, which is several "
-                                                        "times slower: no C++ compiler was found (looked for g++)"]
+    assert [r.getMessage() for r in caplog.records] == ["attention and decoding fall back to XLA's own, several times "
+                                                        "slower code: no C++ compiler was found (looked for g++)"]
     with pytest.raises(UserError, match="no C\\+\\+ compiler was found"):
         native.matmul(x, packed, implementation="native")
     with pytest.raises(UserError, match="it is one of native, plain"):

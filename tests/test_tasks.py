@@ -1,11 +1,13 @@
 """The embedded problems: right, checkable at every column, seeded, and never in both train and test."""
 
+import itertools
 import re
 
 import pytest
 import reasoning_gym
 
 from lt_jax.data.tasks import FAMILIES, Problems, columns
+from lt_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,8 @@ def test_every_column_is_true(problems):
             if problem.family == "gcd":
                 found, signs = re.fullmatch(r"=(\d{4}) (...) ", notes).groups()
                 assert int(found) == result and columns.compare(result, b) == signs
-                assert [SIGNS[s] for s in signs] == [(x > y) - (x < y) for x, y in zip(found[1:], f"{b:03d}")]
+                pairs = zip(found[1:], f"{b:03d}", strict=True)
+                assert [SIGNS[s] for s in signs] == [(x > y) - (x < y) for x, y in pairs]
             elif problem.family != "lcm" or sign == "+":
                 assert int(after) == result
 
@@ -52,7 +55,7 @@ def test_every_column_is_true(problems):
 def test_every_thought_takes_up_what_the_last_one_left(problems):
     for problem in problems:
         steps = [STEP.fullmatch(thought).groups() for thought in problem.thoughts[:-1]]
-        for before, after in zip(steps, steps[1:]):
+        for before, after in itertools.pairwise(steps):
             assert before[6:] == (after[0], after[2]), problem
             assert after[3] is None or before[5].split()[-1] == after[3]
 
@@ -93,3 +96,8 @@ def test_steps_are_respected():
     for family in ("gcd", "products", "simple_equations"):
         longer = Problems(12, seed=1, steps=(15, 18), families=(family,))
         assert all(16 <= len(longer[i].thoughts) <= 20 for i in range(12))
+
+
+def test_an_unknown_family_is_named():
+    with pytest.raises(UserError, match="no family of problems 'sums'; there are gcd, lcm"):
+        Problems(5, families=("gcd", "sums"))

@@ -1,4 +1,4 @@
-"""The algorithm of `blocked.py` as compiled CPU code (`native/flash.h`): no graph of small operations for every tile."""
+"""The algorithm of `blocked.py` as compiled CPU code (`native/flash.h`): no graph of small operations a tile."""
 
 from __future__ import annotations
 

@@ -360,6 +360,7 @@ def _write_tokenizer(folder: Path, tokenizer) -> None:
         return
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder)
+        _keep_tokenizer_class(folder / "tokenizer_config.json", Path(tokenizer.name_or_path) / "tokenizer_config.json")
         return
     source = Path(tokenizer)
     if not (source / "tokenizer.json").is_file():
@@ -367,3 +368,13 @@ def _write_tokenizer(folder: Path, tokenizer) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+
+
+def _keep_tokenizer_class(written: Path, source: Path) -> None:
+    """Names the source's class again: transformers 5 writes one that transformers 4 does not know."""
+    config = json.loads(written.read_text(encoding="utf-8"))
+    before = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {}
+    config["tokenizer_class"] = before.get("tokenizer_class", "PreTrainedTokenizerFast")
+    for key in ("backend", "is_local", "local_files_only"):
+        config.pop(key, None)
+    written.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -35,7 +35,7 @@ def available() -> bool:
         return False
     why = _build.reason()
     if why is not None:
-        _build.log.warning("attention and decoding fall back to XLA's own CPU code, which is several times slower: %s", why)
+        _build.log.warning("attention and decoding fall back to XLA's own, several times slower code: %s", why)
     return why is None
 
 

@@ -21,7 +21,7 @@ from lt_jax.data.builder import open_prepared, prepare
 from lt_jax.data.pipeline import PipelineConfig, evaluation_batches, train_batches
 from lt_jax.data.rows import RowMaker, prompter
 from lt_jax.data.sources import Mapped, hold_out, worked
-from lt_jax.data.tasks import Problems
+from lt_jax.data.tasks import FAMILIES, Problems
 from lt_jax.errors import UserError
 from lt_jax.layout.card import NAME, Card, read_card
 from lt_jax.layout.scheme import Scheme
@@ -64,7 +64,7 @@ class SourceConfig:
     Attributes:
         paths: trace files or folders of them; format: a key of `data.traces.FORMATS`, None to see it.
         embedded: number of embedded problems (`data.tasks.Problems`) to train on in place of files, with thoughts from
-            steps[0] to steps[1].
+            steps[0] to steps[1], of `families` in turn (empty: all; a family named twice comes twice as often).
         held_out: samples kept for eval_loss; 0 measures none.
         data_dir: where prepared data sets are kept; None is `data` in the run folder.
         chat, system, prefix: see `data.rows.prompter`. segment, minimum, maximum: see `data.rows.RowMaker`.
@@ -82,6 +82,7 @@ class SourceConfig:
     maximum: int | None = None
     embedded: int = 0
     steps: tuple[int, int] = (6, 12)
+    families: tuple[str, ...] = ()
 
     def __post_init__(self):
         if any(self.paths) == bool(self.embedded):
@@ -177,8 +178,10 @@ def special_tokens(tokenizer, config: SftConfig) -> Table:
 def open_source(source: SourceConfig, folder: Path) -> tuple[Sequence, str]:
     """The samples, and a name that tells them from all others: the content of files, or what the problems are."""
     if source.embedded:
-        problems = Problems(source.embedded, steps=tuple(source.steps))
-        return Mapped(problems, worked), "embedded problems"
+        families = tuple(source.families) or tuple(FAMILIES)
+        problems = Problems(source.embedded, steps=tuple(source.steps), families=families)
+        name = f"problems of {source.steps[0]} to {source.steps[1]} steps: {', '.join(families)}"
+        return Mapped(problems, worked), name
     prepared = prepare(source.paths, source.data_dir or folder / "data", source.format)
     return open_prepared(prepared), "/".join(prepared.parts[-2:])
 

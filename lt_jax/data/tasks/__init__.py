@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from lt_jax.data.tasks import count_bits, gcd, lcm, products, simple_equations
 from lt_jax.data.tasks.worked import Worked
+from lt_jax.errors import UserError
 
 FAMILIES = {m.SOURCE: m for m in (gcd, lcm, products, simple_equations, count_bits)}
 _TRIES = 1 << 15
@@ -25,11 +26,17 @@ class Problems(Sequence):
         steps: least and most thoughts of a problem, the answer aside.
         held_out: True for problems that no training stream contains, False for the training stream.
         families: names from FAMILIES, in turn.
+
+    Raises:
+        UserError: a family that is not there.
     """
 
     def __init__(self, size, seed=0, steps=(6, 12), held_out=False, families=tuple(FAMILIES)):
         import reasoning_gym
 
+        unknown = set(families) - set(FAMILIES)
+        if unknown:
+            raise UserError(f"no family of problems {min(unknown)!r}; there are {', '.join(FAMILIES)}")
         self._size, self._seed, self._steps, self._held_out = size, seed, steps, held_out
         self._families = families
         self._datasets = {
