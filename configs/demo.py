@@ -18,13 +18,14 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.out = "runs/demo"
     config.steps = (5, 12)  # thoughts of a training problem
-    config.families = ("gcd", "lcm", "products", "lcm", "simple_equations", "count_bits")
+    # Each family in turn; the two that take longest to learn come twice.
+    config.families = ("gcd", "lcm", "products", "gcd", "simple_equations", "lcm", "count_bits")
     config.batches = ConfigDict({"length": 2048, "batch": 1, "bins": 32, "over_length": "drop", "seed": 1})
     config.n_gist = 9
     config.trigger = "\n\n"  # the token that ends a thought anyway; None would add one
-    config.train = ConfigDict({"steps": 500, "log_every": 50, "seed": 1})
+    config.train = ConfigDict({"steps": 850, "log_every": 50, "seed": 1})
     config.train.optim = ConfigDict({
-        "name": "muon", "learning_rate": 4e-3, "warmup": 0.1, "end_fraction": 0.02, "weight_decay": 0.01,
+        "name": "muon", "learning_rate": 8e-3, "warmup": 0.1, "end_fraction": 0.02, "weight_decay": 0.01,
     })  # fmt: skip
     config.suites = ConfigDict({
         "main": {"embedded": 1000, "steps": (6, 12), "seed": 1},
