@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import pathlib
+import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -292,6 +295,17 @@ def test_many_threads_at_once():
         for _ in range(20):
             got = list(pool.map(run, inputs))
             assert all((a == b).all() for a, b in zip(got, want, strict=True))
+
+
+@needs_native
+def test_loops_of_the_pool(tmp_path):
+    """Every item of every loop runs once, however late a helper comes; no loop takes memory on a helper."""
+    compiler = next(filter(None, map(shutil.which, build.COMPILERS)))
+    made, headers = tmp_path / "pool", pathlib.Path(build.__file__).parent
+    flags = ["-w", "-O2", "-std=gnu++17", "-pthread", *build._tuning(), f"-I{headers}"]
+    subprocess.run([compiler, *flags, str(pathlib.Path(__file__).with_name("native_pool.cc")), "-o", made], check=True)
+    done = subprocess.run([made], capture_output=True, text=True, timeout=60)  # a lost item is waited for for ever
+    assert done.stdout == "right\n", (done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture

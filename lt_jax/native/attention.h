@@ -246,7 +246,7 @@ template <typename K>
 void append(const AttentionArguments& a, float* q, K* keys, K* values) {
   const int64_t heads = a.H + 2 * a.Hkv, each = std::max<int64_t>(1, 16384 / (heads * a.D));
   const float scale = 1 / std::sqrt(static_cast<float>(a.D));
-  parallel_for((a.R * a.T + each - 1) / each, a.R * a.T * heads * a.D / 2e3, [&](int64_t item) {
+  parallel_for((a.R * a.T + each - 1) / each, a.R * a.T * heads * a.D / 2e3, [&](int64_t item) noexcept {
     for (int64_t token = item * each; token < std::min(a.R * a.T, (item + 1) * each); ++token) {
       const int64_t r = token / a.T, slot = a.start[r] + token % a.T;
       const float* from = a.fresh + token * heads * a.D;
@@ -273,7 +273,7 @@ void attention(const AttentionArguments& a, K* keys, K* values) {
   const int64_t queries = a.T * (a.H / a.Hkv), tiles = (queries + kQueries - 1) / kQueries;
   int64_t slots = 0;
   for (int64_t r = 0; r < a.R; ++r) slots += a.bound[r];
-  parallel_for(a.R * a.Hkv * tiles, slots * a.T * a.H * a.D / 1e4, [&](int64_t item) {
+  parallel_for(a.R * a.Hkv * tiles, slots * a.T * a.H * a.D / 1e4, [&](int64_t item) noexcept {
     const int64_t tile = item % tiles, h = item / tiles % a.Hkv, r = item / tiles / a.Hkv;
     const int64_t first = queries * tile / tiles, last = queries * (tile + 1) / tiles;
     const int64_t base = (a.rows[r] * a.Hkv + h) * a.C * a.D;

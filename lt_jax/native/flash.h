@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "attention.h"
@@ -84,19 +85,36 @@ inline void turn(const float* from, int64_t rows, int64_t columns, int64_t ldf, 
     }
 }
 
-// One thread's tiles of one head and query block.
+// One thread's tiles of one head and query block, in memory of FlashTile::size floats that is aligned to whole vectors.
 struct FlashTile {
-  std::vector<float> memory;
   float *rows, *drows, *turned, *dturned, *acc, *p, *ds;  // [bq][D] twice, [D][bq] three times, [bk][bq] twice
   float *top, *total;                                     // [bq]; backward: the logarithm of the sum, and delta
 
-  explicit FlashTile(const FlashArguments& a) : memory(5 * a.bq * a.D + 2 * a.bk * a.bq + 2 * a.bq + 16) {
-    const auto address = reinterpret_cast<uintptr_t>(memory.data());
-    float* at = memory.data() + (64 - address % 64) % 64 / sizeof(float);
+  static int64_t size(const FlashArguments& a) {  // every part of it is whole vectors: bq and D are
+    return 5 * a.bq * a.D + 2 * a.bk * a.bq + 2 * a.bq;
+  }
+
+  FlashTile(const FlashArguments& a, float* at) {
     for (float** part : {&rows, &drows, &turned, &dturned, &acc}) *part = at, at += a.bq * a.D;
     for (float** part : {&p, &ds}) *part = at, at += a.bk * a.bq;
     for (float** part : {&top, &total}) *part = at, at += a.bq;
   }
+};
+
+// Tiles for every thread of the pool, made before the loop: the loop itself must not allocate.
+class FlashRoom {
+ public:
+  explicit FlashRoom(const FlashArguments& a)
+      : a_(a), memory_(new float[Pool::get().threads() * FlashTile::size(a) + kLanes]) {}
+
+  FlashTile own() const {
+    const int64_t past = reinterpret_cast<uintptr_t>(memory_.get()) / sizeof(float) % kLanes;
+    return FlashTile(a_, memory_.get() + (kLanes - past) % kLanes + Pool::thread() * FlashTile::size(a_));
+  }
+
+ private:
+  const FlashArguments& a_;
+  const std::unique_ptr<float[]> memory_;
 };
 
 // Queries [first, first + bq) of x [B, S, H, D] times factor, as rows [bq][D]; zeros past the end.
@@ -152,7 +170,7 @@ inline void hide(const FlashArguments& a, int64_t list, int64_t i, int64_t j, fl
 inline std::vector<float> sorted(const FlashArguments& a, const float* x) {
   const int64_t units = a.B * a.Hkv, places = a.nk * a.bk;
   std::vector<float> all(units * places * a.D);
-  parallel_for(units * a.nk, units * places * 0.01, [&](int64_t item) {
+  parallel_for(units * a.nk, units * places * 0.01, [&](int64_t item) noexcept {
     const int64_t u = item / a.nk, j = item % a.nk, b = u / a.Hkv, g = u % a.Hkv;
     const int32_t* order = a.order + (u * a.R / units) * places + j * a.bk;
     float* to = all.data() + (u * places + j * a.bk) * a.D;
@@ -214,8 +232,9 @@ inline double flash_microseconds(const FlashArguments& a, int products) {
 inline void flash_forward(const FlashArguments& a) {
   const std::vector<float> ks = sorted(a, a.k), vs = sorted(a, a.v);
   const int64_t items = a.B * a.H * a.nq, group = a.H / a.Hkv;
-  parallel_for(items, flash_microseconds(a, 2), [&](int64_t item) {
-    FlashTile tile(a);
+  const FlashRoom room(a);
+  parallel_for(items, flash_microseconds(a, 2), [&](int64_t item) noexcept {
+    FlashTile tile = room.own();
     const int64_t unit = item / (a.nq * group), i = item / group % a.nq, g = item % group;
     flash_forward_tile(a, tile, ks.data(), vs.data(), unit, i, unit % a.Hkv * group + g);
   });
@@ -263,22 +282,29 @@ inline void flash_backward_tile(const FlashArguments& a, const FlashGradients& g
   put_turned(a, t.acc, b, h, first, t.drows, g.dq);
 }
 
-// Every (row, kv head) is cut into parts of interleaved query blocks, each with its own sums of dk and dv.
+// Every (row, kv head) is cut into parts of interleaved query blocks, each with its own sums of dk and dv: two for every
+// thread, so that all end together, but never more than four. The sums, [units][parts][2][keys][D] on the heap, where XLA
+// does not count them, are then at most four times what dk and dv take themselves, whatever the number of threads.
+inline int64_t flash_parts(int64_t threads, int64_t units, int64_t blocks) {
+  if (threads == 1) return 1;
+  return std::max<int64_t>(1, std::min({(2 * threads + units - 1) / units, blocks, int64_t{4}}));
+}
+
 inline void flash_backward(const FlashArguments& a, const FlashGradients& g) {
   const std::vector<float> ks = sorted(a, a.k), vs = sorted(a, a.v);
   const int64_t units = a.B * a.Hkv, group = a.H / a.Hkv, size = a.nk * a.bk * a.D;
-  const int64_t wanted = Pool::get().threads() == 1 ? 1 : (2 * Pool::get().threads() + units - 1) / units;
-  const int64_t parts = std::min(std::max<int64_t>(1, wanted), a.nq);
+  const int64_t parts = flash_parts(Pool::get().threads(), units, a.nq);
   std::vector<float> sums(units * parts * 2 * size);
-  parallel_for(units * parts, flash_microseconds(a, 5), [&](int64_t item) {
+  const FlashRoom room(a);
+  parallel_for(units * parts, flash_microseconds(a, 5), [&](int64_t item) noexcept {
     const int64_t u = item / parts;
     float* dk = sums.data() + item * 2 * size;
-    FlashTile tile(a);
+    FlashTile tile = room.own();
     for (int64_t i = item % parts; i < a.nq; i += parts)
       for (int64_t h = 0; h < group; ++h)
         flash_backward_tile(a, g, tile, ks.data(), vs.data(), dk, dk + size, u, i, u % a.Hkv * group + h);
   });
-  parallel_for(units * a.nk, units * parts * size * 5e-4, [&](int64_t item) {
+  parallel_for(units * a.nk, units * parts * size * 5e-4, [&](int64_t item) noexcept {
     const int64_t u = item / a.nk, j = item % a.nk, b = u / a.Hkv;
     const int32_t* order = a.order + (u * a.R / units) * a.nk * a.bk;
     for (int64_t s = j * a.bk; s < std::min((j + 1) * a.bk, a.S); ++s) {

@@ -1,5 +1,6 @@
 // What XLA calls. Shapes are checked here, because nothing else stands between a wrong one and memory. An operand without
 // elements stands for one that is not there.
+#include <new>
 #include <string>
 
 #include "attention.h"
@@ -13,6 +14,17 @@ using Ints = ffi::Buffer<ffi::S32>;
 
 #define LT_CHECK(condition, message) \
   if (!(condition)) return ffi::Error::InvalidArgument(message)
+
+// Room that cannot be had is an error of the call and not the end of the process.
+template <typename F>
+static ffi::Error Ran(const F& run) {
+  try {
+    run();
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "lt_jax native: out of memory");
+  }
+  return ffi::Error::Success();
+}
 
 static int64_t count(const Floats& x) { return static_cast<int64_t>(x.element_count()); }
 static const float* given(const Floats& x) { return x.element_count() == 0 ? nullptr : x.typed_data(); }
@@ -32,13 +44,12 @@ static ffi::Error Matmul(Floats x, ffi::AnyBuffer panels, Floats bias, Floats no
   const lt::MatmulArguments a{x.typed_data(),  given(norm), eps, given(bias), given(residual),
                               out->typed_data(), M,           K,   N,           gated};
   if (panels.element_type() == ffi::F32) {
-    lt::matmul(a, static_cast<const float*>(panels.untyped_data()));
-  } else if (panels.element_type() == ffi::BF16) {
-    lt::matmul(a, static_cast<const lt::bf16*>(panels.untyped_data()));
-  } else {
-    return ffi::Error::InvalidArgument("matmul: panels are neither float32 nor bfloat16");
+    return Ran([&] { lt::matmul(a, static_cast<const float*>(panels.untyped_data())); });
   }
-  return ffi::Error::Success();
+  if (panels.element_type() == ffi::BF16) {
+    return Ran([&] { lt::matmul(a, static_cast<const lt::bf16*>(panels.untyped_data())); });
+  }
+  return ffi::Error::InvalidArgument("matmul: panels are neither float32 nor bfloat16");
 }
 
 template <typename K>
@@ -91,8 +102,7 @@ static ffi::Error Attend(Floats fresh, ffi::AnyBuffer keys, ffi::AnyBuffer value
                    : keys.element_type() == ffi::BF16 ? Run<lt::bf16>
                                                       : nullptr;
   LT_CHECK(run != nullptr, "attend: the cache is neither float32 nor bfloat16");
-  run(a, offset, keys.untyped_data(), values.untyped_data());
-  return ffi::Error::Success();
+  return Ran([&] { run(a, offset, keys.untyped_data(), values.untyped_data()); });
 }
 
 // What both directions are given; 0 where a shape does not fit.
@@ -139,8 +149,7 @@ static ffi::Error FlashForward(Floats q, Floats k, Floats v, Ints order, Ints bi
   LT_CHECK(wrong == nullptr, wrong);
   LT_CHECK(count(*out) == count(q) && count(*lse) == a.B * a.H * a.S, "flash: results do not fit");
   a.out = out->typed_data(), a.lse = lse->typed_data();
-  lt::flash_forward(a);
-  return ffi::Error::Success();
+  return Ran([&] { lt::flash_forward(a); });
 }
 
 // The same, out, lse and the gradient of out -> the gradients of q, k and v.
@@ -155,8 +164,8 @@ static ffi::Error FlashBackward(Floats q, Floats k, Floats v, Ints order, Ints b
   LT_CHECK(count(out) == count(q) && count(dout) == count(q) && count(lse) == a.B * a.H * a.S && count(*dq) == count(q) &&
            count(*dk) == count(k) && count(*dv) == count(k), "flash: gradients do not fit");
   a.out = out.typed_data(), a.lse = lse.typed_data();
-  lt::flash_backward(a, {dout.typed_data(), dq->typed_data(), dk->typed_data(), dv->typed_data()});
-  return ffi::Error::Success();
+  const lt::FlashGradients g{dout.typed_data(), dq->typed_data(), dk->typed_data(), dv->typed_data()};
+  return Ran([&] { lt::flash_backward(a, g); });
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(LtMatmul, Matmul,

@@ -155,7 +155,7 @@ inline const float* prepare_rows(const MatmulArguments& a, std::vector<float>& r
   if (static_cast<int64_t>(room.size()) < a.M * a.K) room.resize(a.M * a.K);
   const int64_t each = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, a.K));
   float* to = room.data();
-  parallel_for((a.M + each - 1) / each, a.M * a.K / 4e3, [&, to](int64_t item) {
+  parallel_for((a.M + each - 1) / each, a.M * a.K / 4e3, [&, to](int64_t item) noexcept {
     for (int64_t r = item * each; r < std::min(a.M, (item + 1) * each); ++r)
       norm_row(a.x + r * a.K, a.norm, a.eps, a.K, to + r * a.K);
   });
@@ -175,7 +175,7 @@ void matmul(const MatmulArguments& a, const W* w) {
   const int64_t wanted = std::clamp<int64_t>(microseconds, 1, 16 * Pool::get().threads());
   const int64_t chunk = std::max<int64_t>(1, panels * groups / wanted);
   const int64_t chunks = (panels + chunk - 1) / chunk;
-  parallel_for(groups * chunks, microseconds, [&](int64_t item) {
+  parallel_for(groups * chunks, microseconds, [&](int64_t item) noexcept {
     const int64_t group = item / chunks;
     const int64_t first = group * kGroup, last = std::min(a.M, first + kGroup);
     const int64_t end = std::min(panels, (item % chunks + 1) * chunk);

@@ -35,19 +35,29 @@ inline void pause_cpu() {
 
 class Pool {
  public:
-  using Body = void (*)(const void* argument, int64_t item);
+  using Body = void (*)(const void* argument, int64_t item) noexcept;
 
   static Pool& get() {
-    static Pool* pool = new Pool();  // never destroyed: helpers may outlive static destructors
+    static Pool* pool = new Pool(std::min(available_cpus(), kMostThreads));
     return *pool;
   }
 
+  // Never to be destroyed: the helpers are not waited for, and may outlive even static destructors.
+  explicit Pool(int threads) : helpers_(threads - 1) {
+    for (int i = 1; i <= helpers_; ++i) std::thread([this, i] { help(i); }).detach();
+  }
+  ~Pool() = delete;
+
   int threads() const { return helpers_ + 1; }
 
+  // The number of this thread below threads(): 0 for every caller, another for each helper. What a loop hands out by this
+  // number is used by one thread at a time.
+  static int thread() { return number(); }
+
   // Calls body(argument, i) once for every i in [0, items), in any order, on any of the threads. `microseconds`: about how
-  // long it takes one thread.
+  // long it takes one thread. A body must not throw, so it must not allocate either: on a helper nobody would catch it.
   void run(int64_t items, double microseconds, Body body, const void* argument) {
-    if (items <= 1 || helpers_ == 0 || busy_.exchange(true, std::memory_order_acquire)) {
+    if (items <= 1 || items > UINT32_MAX || helpers_ == 0 || busy_.exchange(true, std::memory_order_acquire)) {
       for (int64_t i = 0; i < items; ++i) body(argument, i);
       return;
     }
@@ -59,10 +69,9 @@ class Pool {
     }
     body_.store(body, std::memory_order_relaxed);
     argument_.store(argument, std::memory_order_relaxed);
-    items_.store(static_cast<uint32_t>(items), std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
     const uint32_t loop = static_cast<uint32_t>(word_.load(std::memory_order_relaxed) >> 32) + 1;
-    word_.store(static_cast<uint64_t>(loop) << 32, std::memory_order_seq_cst);
+    word_.store(static_cast<uint64_t>(loop) << 32 | static_cast<uint32_t>(items), std::memory_order_seq_cst);
     if (sleeping_.load(std::memory_order_seq_cst) > 0) {
       std::lock_guard<std::mutex> lock(mutex_);
       wake_.notify_all();
@@ -73,9 +82,9 @@ class Pool {
   }
 
  private:
-  Pool() {
-    helpers_ = std::min(available_cpus(), kMostThreads) - 1;
-    for (int i = 0; i < helpers_; ++i) std::thread([this] { help(); }).detach();
+  static int& number() {
+    static thread_local int number = 0;
+    return number;
   }
 
   static int available_cpus() {
@@ -86,16 +95,18 @@ class Pool {
     return std::max(1u, std::thread::hardware_concurrency());
   }
 
-  // Claims items of this loop until none is left. The loop's number and the next item share one word, so that a helper
-  // that wakes late can never claim an item of a later loop with an earlier loop's body.
+  // Claims items of this loop, the last one first, until none is left. The loop's number and how many items are left share
+  // one word, and all that a claim depends on is in that word: with the number of another loop, or with nothing left, no
+  // claim succeeds. A helper that comes late may well read the next loop's body and argument here, but then its own loop
+  // is over, the word can never again be what it was, and it calls nothing. Where a claim does succeed the loop was not
+  // over, so that the caller had not written the next loop's yet: it waits for this very item first.
   void work(uint32_t loop) {
     const Body body = body_.load(std::memory_order_relaxed);
     const void* argument = argument_.load(std::memory_order_relaxed);
-    const uint32_t items = items_.load(std::memory_order_relaxed);
     uint64_t word = word_.load(std::memory_order_acquire);
-    while ((word >> 32) == loop && static_cast<uint32_t>(word) < items) {
-      if (!word_.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel)) continue;
-      body(argument, static_cast<uint32_t>(word));
+    while ((word >> 32) == loop && static_cast<uint32_t>(word) > 0) {
+      if (!word_.compare_exchange_weak(word, word - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      body(argument, static_cast<uint32_t>(word) - 1);
       done_.fetch_add(1, std::memory_order_release);
       word = word_.load(std::memory_order_acquire);
     }
@@ -118,7 +129,8 @@ class Pool {
     }
   }
 
-  void help() {
+  void help(int own) {
+    number() = own;
     uint32_t seen = 0;
     while (true) {
       const uint32_t loop = next_loop(seen);
@@ -150,13 +162,12 @@ class Pool {
   static constexpr double kLong = 2000;  // microseconds of work that are worth a lost time slice
   static constexpr int kLeastPenalty = 8, kMostPenalty = 1024;  // loops on the caller alone
 
-  int helpers_ = 0;
+  const int helpers_;
   int alone_ = 0, penalty_ = kLeastPenalty;  // of whoever holds busy_
   std::atomic<bool> busy_{false};
   std::atomic<Body> body_{nullptr};
   std::atomic<const void*> argument_{nullptr};
-  std::atomic<uint32_t> items_{0};
-  alignas(64) std::atomic<uint64_t> word_{0};  // number of the loop << 32 | next item
+  alignas(64) std::atomic<uint64_t> word_{0};  // number of the loop << 32 | items left
   alignas(64) std::atomic<uint32_t> done_{0};
   std::atomic<int> sleeping_{0};
   std::mutex mutex_;
@@ -165,7 +176,8 @@ class Pool {
 
 template <typename F>
 void parallel_for(int64_t items, double microseconds, const F& body) {
-  Pool::get().run(items, microseconds, [](const void* f, int64_t i) { (*static_cast<const F*>(f))(i); }, &body);
+  Pool::get().run(
+      items, microseconds, [](const void* f, int64_t i) noexcept { (*static_cast<const F*>(f))(i); }, &body);
 }
 
 }  // namespace lt
