@@ -20,12 +20,12 @@ def get_config() -> ConfigDict:
         "format": "",  # seen from the records if empty
         "held_out": 0,
         "data_dir": "",
-        "chat": "qwen",  # qwen, llama, plain, or own: the tokenizer's template
+        "chat": "own",  # the tokenizer's template; or qwen, llama (as the release has them), plain (none)
         "system": "",
         "prefix": "",
-        "segment": "",  # paragraph, sentence, ready; empty: as cut in the data, else by paragraphs
-        "minimum": 0,  # tokens of a thought
-        "maximum": 0,
+        "segment": "",  # paragraph, sentence, chunk (of `maximum` tokens), ready; empty: as in the data, else paragraph
+        "minimum": 0,  # least tokens of a thought; shorter ones are joined
+        "maximum": 0,  # most, longer ones are cut; 0: no limit
         "embedded": 0,  # or this many embedded problems in place of files
         "steps": (6, 12),  # least and most of their thoughts
         "families": (),  # of them, in turn; empty: all
@@ -54,7 +54,13 @@ def get_config() -> ConfigDict:
         "save_template": True,
         "instruction": "",
     })  # fmt: skip
-    config.tokens = ConfigDict({"table": "default", "family": "qwen", "trigger": "", "eos": "", "pad": ""})
+    config.tokens = ConfigDict({
+        "table": "default",  # or reference: the ids of the released checkpoints, of family qwen or llama
+        "family": "qwen",
+        "trigger": "",  # a token to end thoughts with; empty: a new one
+        "eos": "",  # empty: the tokenizer's own
+        "pad": "",
+    })  # fmt: skip
     config.train = ConfigDict({
         "steps": 1000,
         "accumulate": 1,

@@ -25,7 +25,6 @@ def get_config() -> ConfigDict:
     config.folder = "runs/lightthinker_qwen"
     config.model.dtype = "bfloat16"
     config.data.held_out = 200
-    config.tokens.eos = "<|im_end|>"
     config.batches.update(length=4096, batch=32, bins=64, threads=8, prefetch=4)
     config.train.update(steps=1000, log_every=10, eval_every=100, save_every=100)
     config.optim.learning_rate = 2e-5

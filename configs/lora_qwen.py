@@ -18,7 +18,6 @@ def get_config() -> ConfigDict:
     config = defaults.get_config()
     config.folder = "runs/lora_qwen"
     config.lora.rank = 16
-    config.tokens.eos = "<|im_end|>"
     config.batches.update(length=1024, batch=2)
     config.train.update(steps=200, log_every=1, save_every=20)
     config.optim.learning_rate = 2e-4

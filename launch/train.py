@@ -58,7 +58,7 @@ def sft_config(config):
     from lt_jax.layout.scheme import Scheme
     from lt_jax.models.config import LoraConfig
     from lt_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
-    from lt_jax.training.sft import SftConfig, SourceConfig, TokensConfig
+    from lt_jax.training.sft_config import SftConfig, SourceConfig, TokensConfig
 
     given = lambda group: {name: value for name, value in group.items() if value != ""}
     paths = tuple(filter(None, (config.data.path,) if isinstance(config.data.path, str) else config.data.path))

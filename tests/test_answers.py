@@ -137,5 +137,3 @@ def test_judge():
     capital = Problem("capital of France?", "B", choices=("Rome", "Paris"))
     assert answers.judge(capital, r"\boxed{Paris}") == ("Paris", True)
     assert answers.judge(capital, r"\boxed{A}") == ("A", False)
-    even = Problem("any even number", "2", check=lambda given: int(given) % 2 == 0)
-    assert answers.judge(even, r"\boxed{8}") == ("8", True)

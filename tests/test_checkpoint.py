@@ -119,6 +119,11 @@ def test_a_run_may_be_made_longer(finished, tmp_path):
     assert int(longer.state.step) == 8 and [done for done, _ in longer.history] == [7, 8]
 
 
+def test_a_run_cannot_be_made_shorter_than_it_is(finished):
+    with pytest.raises(UserError, match="newest checkpoint is of step 6 and train.steps is 5; a run cannot go"):
+        run.train(config(steps=5), MODEL, PARAMS, data(), folder=finished)
+
+
 def test_a_damaged_checkpoint_is_named(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "copy")
     for file in (tmp_path / "copy" / "6" / "state").rglob("*"):

@@ -11,7 +11,7 @@ import pytest
 from lt_jax.data import builder
 from lt_jax.data.counts import Counts
 from lt_jax.data.pipeline import PACKERS, PipelineConfig, evaluation_batches, train_batches
-from lt_jax.data.sources import Joined, Mapped, worked
+from lt_jax.data.sources import Mapped, worked
 from lt_jax.data.tasks import Problems
 from lt_jax.errors import UserError
 from lt_jax.layout.build import build_row
@@ -263,7 +263,7 @@ def test_from_a_file_through_tfds_to_batches_and_from_problems_made_up_by_index(
     path.write_text("\n".join(map(json.dumps, records)))
     prepared = builder.open_prepared(builder.prepare(path, tmp_path / "data"))
     problems = Mapped(Problems(24, steps=(2, 3)), worked)
-    for source in (prepared, problems, Joined(prepared, problems)):
+    for source in (prepared, problems):
         settings = config(length=512, batch=2, bins=2)
         reference = train_batches(source, maker(), settings, PAD)
         expected = take(reference, 4)

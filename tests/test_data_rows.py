@@ -1,13 +1,11 @@
 """Traces as rows, sources put together, and the numbers of a data set."""
 
-import json
-
 import numpy as np
 import pytest
 
 from lt_jax.data.rows import RowMaker, prompter, ready_thoughts
-from lt_jax.data.sources import Joined, Mapped, Part, hold_out, worked
-from lt_jax.data.stats import Spread, measure
+from lt_jax.data.sources import Mapped, Part, hold_out, worked
+from lt_jax.data.stats import measure
 from lt_jax.data.tasks.worked import Worked
 from lt_jax.data.traces import Trace
 from lt_jax.errors import UserError
@@ -80,6 +78,16 @@ def test_thoughts_cut_in_the_data_are_taken_as_they_are_unless_told_otherwise():
         maker(segment="ready").segments(TRACE)
 
 
+@pytest.mark.parametrize("minimum, sizes", [(0, [10, 10, 1]), (4, [10, 7, 4]), (9, [10, 10, 1])])
+def test_thoughts_may_be_chunks_of_tokens(minimum, sizes):
+    """21 characters; a remainder under the minimum takes from the chunk before if that is left with the minimum."""
+    chunked = maker(segment="chunk", maximum=10, minimum=minimum)
+    assert [len(piece) for piece in chunked.segments(TRACE)] == sizes
+    row = chunked(TRACE)
+    assert text(row.tokens[row.role == Role.THOUGHT]) == TRACE.response
+    assert [int((row.thought == n).sum()) - 4 for n in range(3)] == sizes, "trigger, two gists, output token"
+
+
 def test_memento_traces_serve_every_method():
     trace = Trace("q", MARKED)
     row = maker(Scheme(method="memento"))(trace)
@@ -115,7 +123,15 @@ def test_the_tokenizers_own_template_shows_the_history():
 
 
 @pytest.mark.parametrize(
-    "bad, said", [({"segment": "line"}, "data.segment is 'line'"), ({"maximum": 3, "minimum": 4}, "data.maximum is 3")]
+    "bad, said",
+    [
+        ({"segment": "line"}, "data.segment is 'line'"),
+        ({"maximum": 3, "minimum": 4}, "data.maximum is 3"),
+        ({"segment": "chunk"}, "data.segment is 'chunk' and needs data.maximum"),
+        ({"segment": "ready", "scheme": Scheme("memento")}, "data.segment is 'ready', but scheme.method 'memento'"),
+        ({"minimum": 2, "scheme": Scheme("vanilla")}, "data.minimum is 2, but scheme.method 'vanilla' does not cut"),
+        ({"maximum": 9, "scheme": Scheme(level="token", step=3)}, "data.maximum is 9, but scheme.level 'token'"),
+    ],
 )
 def test_settings_that_cannot_be(bad, said):
     with pytest.raises(UserError, match=said):
@@ -123,9 +139,7 @@ def test_settings_that_cannot_be(bad, said):
 
 
 def test_sources_are_read_by_index():
-    joined = Joined([1, 2], [], [3])
-    assert [joined[index] for index in range(len(joined))] == list(joined) == [1, 2, 3]
-    assert list(Mapped(joined, lambda number: number * 10)) == [10, 20, 30]
+    assert list(Mapped([1, 2, 3], lambda number: number * 10)) == [10, 20, 30]
     train, held_out = hold_out(list(range(10)), 3)
     assert list(train) == list(range(7)) and list(held_out) == [7, 8, 9]
     assert list(Part(range(5), 1, 3)) == [1, 2]
@@ -142,18 +156,17 @@ def test_worked_problems_are_traces():
 
 def test_statistics_of_a_small_set_by_hand():
     stats = measure([TRACE, Trace("q", "a\n\nb")], maker(), length=30)
-    assert stats.samples == stats.of == 2
-    assert stats.row.largest == 5 + 17 + 3 * 4 + 1 and stats.prompt.smallest == 1
-    assert stats.tokens == 35 + (1 + 2 + 2 * 4 + 1) and stats.trained == (17 + 3 + 1) + (2 + 2 + 1)
-    assert (stats.thoughts.largest, stats.thought.largest, stats.thought.smallest) == (3, 11, 2)
-    assert stats.lasting == pytest.approx((3 * 3 + 1 + 2 * 3 + 1) / (30 + 11))
-    assert stats.lengths.dropped == 1 and sum(stats.row.counts) == 2
-    assert "1 dropped" in stats.describe() and json.dumps(stats.to_dict())
+    first, second = 5 + 17 + 3 * 4 + 1, 1 + 2 + 2 * 4 + 1
+    assert (stats.samples, stats.longest, stats.tokens, stats.thoughts) == (2, first, (first + second) / 2, 2.5)
+    assert stats.describe() == (
+        "2 samples of 24 tokens on average, 35 at most, 2.5 thoughts each, 50.0 % longer than 30 tokens"
+    )
+    assert measure([TRACE], maker(Scheme(method="vanilla")), 30).thoughts == 0
 
 
 def test_statistics_sample_evenly_and_need_data():
     stats = measure([Trace("q", "a" * size) for size in range(1, 101)], maker(), 1000, most=10)
-    assert stats.samples == 10 and stats.of == 100 and stats.thought.largest == 92
+    assert (stats.samples, stats.measured, stats.longest) == (100, 10, 1 + 91 + 4 + 1)
+    assert stats.describe().startswith("100 samples (10 looked at) of")
     with pytest.raises(UserError, match="the data is empty"):
         measure([], maker(), 10)
-    assert Spread.of([]).counts[0] == 1

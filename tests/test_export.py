@@ -1,19 +1,27 @@
 """Folders out: of a run's newest checkpoint, of another folder, of a released checkpoint."""
 
+import dataclasses
 import json
 import shutil
+import time
 from pathlib import Path
 
+import jax
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from lt_jax.data.pipeline import PipelineConfig
 from lt_jax.errors import UserError
 from lt_jax.evaluation.folder import open_folder
 from lt_jax.layout import card
 from lt_jax.layout.scheme import Scheme
+from lt_jax.models import huggingface
+from lt_jax.models import params as parameters
 from lt_jax.models.config import LoraConfig
+from lt_jax.models.presets import TINY
 from lt_jax.training import export, sft
 from lt_jax.training.config import OptimizerConfig, TrainConfig
+from tests.layout_tools import with_end, word_tokenizer
 from tests.tiny_folder import make
 
 SAME = ("model.safetensors", "config.json", "tokenizer.json", card.NAME)
@@ -90,3 +98,27 @@ def test_a_released_checkpoint_needs_its_own_tokenizer(base, tmp_path):
         export.convert(base, tmp_path / "a", table="qwen")
     with pytest.raises(UserError, match="no such folder"):
         export.convert(tmp_path / "none", tmp_path / "a")
+
+
+def test_a_released_checkpoint_is_completed_with_its_tokens(tmp_path):
+    """As the release is: weights with rows for the new tokens, the tokenizer only that of the base model."""
+    tokenizer = with_end(word_tokenizer("a b", 151_664), "<|im_end|>")
+    model = dataclasses.replace(TINY, vocab_size=151_682, vocab_padded=0, hidden=16, tie_embeddings=True)
+    huggingface.save(tmp_path / "release", parameters.init(jax.random.key(0), model), model)
+    (tmp_path / "base").mkdir()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>").save_pretrained(tmp_path / "base")
+    out = export.convert(tmp_path / "release", tmp_path / "out", table="qwen", tokenizer=tmp_path / "base")
+    writer = open_folder(out)
+    assert (writer.special.trigger, writer.special.gists) == (151_665, tuple(range(151_673, 151_682)))
+    assert writer.scheme == Scheme(n_gist=9) and len(writer.tokenizer) == 151_682
+    assert writer.tokenizer.convert_ids_to_tokens(151_681) == "<|o_8|>" and writer.special.eos == 151_664
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "release" / "model.safetensors").read_bytes()
+
+
+def test_exporting_while_a_run_saves_leaves_its_save_alone(run, tmp_path):
+    writing = run / "checkpoints" / "3.orbax-checkpoint-tmp"
+    (writing / "state").mkdir(parents=True)
+    export.convert(run, tmp_path / "out")
+    time.sleep(0.5)  # whatever Orbax would remove, it removes in the background
+    assert (writing / "state").is_dir()
+    shutil.rmtree(writing)

@@ -1,8 +1,10 @@
 """Supervised training from a folder and a file of traces to an exported folder, and what it says to bad input."""
 
 import dataclasses
+import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch.train import sft_config
 from lt_jax.data.pipeline import PipelineConfig
 from lt_jax.errors import UserError
 from lt_jax.layout import card
@@ -19,6 +22,8 @@ from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.tokenizer import load_tokenizer
 from lt_jax.models import huggingface
 from lt_jax.models.config import LoraConfig
+from lt_jax.training import export
+from lt_jax.training import sft as sft_module
 from lt_jax.training.sft import SftConfig, SourceConfig, TokensConfig, new_rows, sft
 from tests.tiny_folder import make
 from tests.training_tools import config
@@ -71,7 +76,8 @@ def test_a_run_leaves_config_metrics_checkpoints_and_an_export(run_folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 4] and lines[-1]["eval_loss"] > 0
     assert lines[3]["loss"] < lines[0]["loss"]
-    assert "of which" in said and "memory of a step" in said and "data: " in said and "exported to" in said
+    assert "of which" in said and "memory of a step" in said and "used: " in said and "exported to" in said
+    assert "data: 12 samples of " in said and "3.0 thoughts each" in said
 
 
 def test_the_export_is_the_base_with_adapters_and_new_rows(run_folder, base):
@@ -111,10 +117,93 @@ def test_another_run_in_the_same_folder_is_refused(run_folder, base, traces, cha
         sft(settings(run_folder[0], base, traces, **{"lora": LoraConfig(rank=2), **change}), QUIET)
 
 
+def test_a_run_may_go_on_after_its_model_was_moved_but_not_exchanged(base, traces, tmp_path):
+    """All parameters are trained, so that the checkpoint holds nothing frozen that would tell the base."""
+    moved, other, retold = tmp_path / "moved", make(tmp_path / "other", seed=1), tmp_path / "retold"
+    shutil.copytree(base, moved)
+    shutil.copytree(base, retold)
+    (retold / "tokenizer.json").write_text((retold / "tokenizer.json").read_text() + " ")
+    go = lambda model, steps: sft(settings(tmp_path / "run", model, traces, train={"steps": steps}), said.append)
+    said = []
+    go(base, 3)
+    assert go(moved, 4) and "going on from the checkpoint of step 3" in said
+    with pytest.raises(UserError, match=r"model.weights is \d+ there and \d+ here; it is of another run"):
+        go(other, 5)
+    with pytest.raises(UserError, match="model.tokenizer is [0-9a-f]+ there and [0-9a-f]+ here; it is of another run"):
+        go(retold, 5)
+    assert export.convert(tmp_path / "run", tmp_path / "out")
+    shutil.copy(retold / "tokenizer.json", moved)
+    with pytest.raises(UserError, match="it was trained with another tokenizer than that in"):
+        export.convert(tmp_path / "run", tmp_path / "out", overwrite=True)
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("source", ["files", "problems"])
+def test_a_run_that_crashed_goes_on_bit_for_bit_over_packed_batches(base, traces, tmp_path, monkeypatch, source):
+    class Crashing:
+        def write(self, step, values):
+            if step == 3:
+                raise Crash
+
+        def close(self):
+            pass
+
+    made = {} if source == "files" else {"source": SourceConfig((), embedded=40, steps=(2, 3), families=("gcd",))}
+    length = 64 if source == "files" else 256
+    more = {**made, "batches": PipelineConfig(length=length, batch=2, bins=4, threads=1, over_length="split")}
+    go = lambda name: sft(settings(tmp_path / name, base, traces, **more), QUIET)
+    whole = go("whole")
+    with monkeypatch.context() as patched:
+        real = sft_module.writers
+        patched.setattr(sft_module, "writers", lambda *given: [*real(*given), Crashing()])
+        with pytest.raises(Crash):
+            go("cut")
+    again = go("cut")
+    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert steps[-2:] == ([4, 4] if source == "files" else [3, 4]), "it went on from the checkpoint of step 2"
+
+
 def test_all_parameters_can_be_trained_and_compressed_again(base, traces, tmp_path):
     final = sft(settings(tmp_path / "a", base, traces, train={"steps": 1}), QUIET)
     again = sft(settings(tmp_path / "b", final, traces, train={"steps": 1}), QUIET)
     assert len(load_tokenizer(again)) == len(load_tokenizer(final)), "no token is added twice"
+    with pytest.raises(UserError, match=r"tokens.trigger is '\\n\\n', but model.path .* trained with '<\|splitter\|>'"):
+        sft(settings(tmp_path / "c", final, traces, tokens=TokensConfig(trigger="\n\n", eos="<|end|>")), QUIET)
+
+
+TOKEN = Scheme(level="token", step=4)
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        ({"tokens": {"table": "reference", "trigger": "a"}}, "tokens.trigger is 'a' and tokens.table is 'reference'"),
+        ({"tokens": {"table": "reference", "eos": "a"}}, "tokens.eos is 'a' and tokens.table is 'reference'"),
+        ({"tokens": {"trigger": "a"}, "scheme": Scheme("anllm")}, "trigger is 'a', but scheme.method 'anllm' writes"),
+        ({"tokens": {"trigger": "a"}, "scheme": Scheme("memento")}, "but scheme.method 'memento' writes none"),
+        ({"tokens": {"trigger": "a"}, "scheme": TOKEN}, "tokens.trigger is 'a', but scheme.level 'token' writes none"),
+        ({"source": {"segment": "sentence"}, "scheme": Scheme("vanilla")}, "data.segment .* scheme.method 'vanilla'"),
+        ({"source": {"held_out": 0}, "train": {"eval_every": 2}}, "train.eval_every is 2 and data.held_out is 0"),
+        ({"lora": LoraConfig(rank=2), "train": {"optim": {"name": "muon"}}}, "optim.name is 'muon' and lora.rank"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(more, said):
+    made = {"tokens": TokensConfig, "source": lambda **given: SourceConfig(("traces",), **given)}
+    with pytest.raises(UserError, match=said):
+        settings("run", "model", "-", **{name: made[name](**v) if name in made else v for name, v in more.items()})
+
+
+@pytest.mark.parametrize("name", ["lightthinker_qwen", "lora_qwen"])
+def test_configs_for_any_model_take_its_own_template_and_end_of_turn(name):
+    values = importlib.import_module(f"configs.{name}").get_config()
+    values.model.path, values.data.path, values.data.segment, values.data.maximum = "m", "t.jsonl", "chunk", 64
+    found = sft_config(values)
+    assert (found.source.chat, found.tokens.eos) == ("own", None)
+    assert (found.source.segment, found.source.maximum) == ("chunk", 64)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +255,8 @@ def test_the_command_trains_and_exports(base, traces, tmp_path):
     done = launch(
         "--config=configs/lora_qwen.py", f"--config.model.path={base}", f"--config.data.path={traces}",
         f"--config.folder={tmp_path / 'run'}", "--config.train.steps=2", "--config.train.attention=dense",
-        "--config.lora.rank=2", "--config.scheme.n_gist=2", "--config.batches.length=64", "--config.data.chat=own",
-        "--config.tokens.eos=<|end|>", f"--config.compile_cache={jax.config.jax_compilation_cache_dir}",
+        "--config.lora.rank=2", "--config.scheme.n_gist=2", "--config.batches.length=64",
+        f"--config.compile_cache={jax.config.jax_compilation_cache_dir}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "step 2/2  loss" in done.stderr and "exported to" in done.stdout

@@ -1,5 +1,8 @@
 """Chat prompts, letter by letter."""
 
+import tomllib
+from pathlib import Path
+
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -56,3 +59,9 @@ def test_the_tokenizers_own_template_is_cut_at_the_texts():
 def test_templates_that_do_not_work_are_refused(template, message):
     with pytest.raises(UserError, match=message):
         own(with_template(template), [{"role": "user", "content": "Q?"}])
+
+
+def test_the_package_asks_for_what_a_chat_template_needs():
+    """transformers imports jinja2 only when a template is used, and does not list it."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert any(line.startswith("jinja2>=3.1") for line in project["dependencies"])

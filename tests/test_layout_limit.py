@@ -7,7 +7,7 @@ import pytest
 
 from lt_jax.errors import UserError
 from lt_jax.layout.build import build_row
-from lt_jax.layout.limit import LengthReport, cuts, fit, fit_all
+from lt_jax.layout.limit import cuts, fit
 from lt_jax.layout.packing import pack_rows
 from lt_jax.layout.scheme import Scheme
 from lt_jax.lifetimes import dense_mask
@@ -84,19 +84,10 @@ def test_cuts_lie_between_thoughts_only():
     assert cuts(memento).tolist() == [1, 2, 8, 9, 10, 11]  # x t [7 41 8 9 42 10] t t e
 
 
-def test_drop_and_fit_and_report():
+def test_drop_and_fit():
     row = whole(SCHEMES[0])
     assert fit(row, len(row)) == [row] and fit(row, len(row), "split") == [row]
     assert fit(row, len(row) - 1) == []
-    short = whole(SCHEMES[0], THOUGHTS[:1])
-    report = LengthReport(LIMIT)
-    kept = list(fit_all([row, short], report))
-    assert kept == [short] and (report.samples, report.kept, report.dropped, report.split) == (2, 1, 1, 0)
-    assert report.tokens_dropped == len(row) == report.longest
-    assert "1 dropped" in str(report) and f"limit {LIMIT}" in str(report)
-    split = LengthReport(LIMIT)
-    parts = list(fit_all([row, short], split, "split"))
-    assert split.split == 1 and split.parts == len(parts) - 1 and split.dropped == 0
 
 
 @pytest.mark.parametrize("length, thoughts", [(3, THOUGHTS), (20, [[100] * 4, [101] * 30, [102]])])

@@ -7,9 +7,9 @@ import pytest
 
 from lt_jax.errors import UserError
 from lt_jax.layout.build import build_row
-from lt_jax.layout.packing import FEATURES, batch_lifetimes, features, finish, first_fit, pack_rows, stack
+from lt_jax.layout.packing import FEATURES, features, finish, pack_rows, stack
 from lt_jax.layout.scheme import Scheme
-from lt_jax.lifetimes import dense_mask, draw
+from lt_jax.lifetimes import Lifetimes, dense_mask, draw
 from tests.layout_tools import TABLE, assert_drawn, characters
 
 SCHEMES = [
@@ -31,7 +31,9 @@ def rows_of(scheme):
 
 
 def mask_of(packed, scheme):
-    return np.asarray(dense_mask(batch_lifetimes(stack([packed]), scheme.gist_rule)))[0, 0]
+    batch = stack([packed])
+    gist = None if scheme.gist_rule == "causal" else batch["gist"]
+    return np.asarray(dense_mask(Lifetimes(batch["death"], batch["since"], gist, scheme.gist_rule)))[0, 0]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: f"{scheme.method}-{scheme.level}-{scheme.gist_rule}")
@@ -86,19 +88,7 @@ def test_finish_takes_batches_as_a_packer_leaves_them():
         np.testing.assert_array_equal(batch[name], expected[name], err_msg=name)
 
 
-def test_first_fit_keeps_every_row_and_the_length():
-    rng = np.random.default_rng(0)
-    row = lambda size: build_row(Scheme("vanilla"), TABLE, [30], [[40] * size], characters)
-    rows = [row(int(size)) for size in rng.integers(1, 30, 50)]
-    groups = list(first_fit(rows, 32, bins=4))
-    assert sorted(map(len, itertools.chain(*groups))) == sorted(map(len, rows))
-    assert all(sum(map(len, group)) <= 32 for group in groups)
-    assert len(groups) < 40  # 50 rows of 18 on average: at least 27 groups
-
-
 def test_rows_that_do_not_fit_are_refused():
     rows = [build_row(Scheme("vanilla"), TABLE, [30], [[40] * 5], characters)] * 2
     with pytest.raises(UserError, match="14 tokens in all do not fit into 13"):
         pack_rows(rows, 13, 0)
-    with pytest.raises(UserError, match="does not fit into 6"):
-        list(first_fit(rows, 6))

@@ -73,7 +73,9 @@ def test_lengths_may_be_measured_in_tokens():
     assert segment("a b c\n\nd\n\ne f g h", minimum=2, measure=words) == ["a b c\n\n", "d\n\ne f g h"]
 
 
-@pytest.mark.parametrize("minimum, maximum, last", [(1, None, [6]), (2, None, [3, 4, 5, 6]), (2, 3, [6])])
+@pytest.mark.parametrize(
+    "minimum, maximum, last", [(1, None, [6]), (2, None, [3, 4, 5, 6]), (2, 3, [5, 6]), (3, 3, [6])]
+)
 def test_token_chunks(minimum, maximum, last):
     chunks = token_chunks(range(7), 3, minimum, maximum)
     assert [token for chunk in chunks for token in chunk] == list(range(7))

@@ -60,8 +60,6 @@ def judge(problem: Problem, text: str) -> tuple[str | None, bool]:
     given = extract(text)
     if given is None:
         return None, False
-    if problem.check is not None:
-        return given, bool(problem.check(given))
     if problem.choices:
         return given, same_choice(given, problem.answer, problem.choices)
     return given, same(given, problem.answer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,8 +14,6 @@ class Problem:
         answer: the right answer as text: a number, LaTeX, a word, or the letter of a choice.
         family: the kind of task it belongs to; tables are split by it.
         choices: the options of a multiple choice, in the order of the letters A, B, ...; None otherwise.
-        check: judges an extracted answer, `check(given) -> bool`; None for the ordinary comparison
-            (`lt_jax.data.answers.same`). For tasks with several right answers.
         system: the system turn, "" for none.
     """
 
@@ -24,5 +21,4 @@ class Problem:
     answer: str
     family: str = "all"
     choices: tuple[str, ...] | None = None
-    check: Callable[[str], bool] | None = None
     system: str = ""

@@ -18,12 +18,12 @@ from lt_jax.layout.encode import encoder
 from lt_jax.layout.prompt import Prompt
 from lt_jax.layout.row import Row
 from lt_jax.layout.scheme import Scheme
-from lt_jax.layout.segment import SEGMENTERS, merge
+from lt_jax.layout.segment import SEGMENTERS, merge, token_chunks
 from lt_jax.layout.special import SpecialTokens
 
 Prompter = Callable[[str, str, Sequence[tuple[str, str]]], Prompt]
 CHATS = (*chat.CHATS, "own")
-READY = "ready"
+READY, CHUNK = "ready", "chunk"
 
 
 def prompter(name: str, tokenizer=None, system: str = "", prefix: str = "") -> Prompter:
@@ -68,10 +68,11 @@ class RowMaker:
         scheme, special: the method.
         tokenizer: a `tokenizers` or `transformers` tokenizer.
         prompt: see `prompter`.
-        segment: how a response becomes thoughts, where the scheme works on thoughts: "paragraph", "sentence", or
-            "ready" (cut in the data: thoughts_list, Memento's blocks). None: as cut in the data where a trace has
-            `segments`, else by paragraphs.
-        minimum, maximum: thoughts are joined and cut to lie between these many tokens; 0 and None leave them be.
+        segment: how a response becomes thoughts, where the scheme works on thoughts: "paragraph", "sentence", "chunk"
+            (`maximum` tokens each, whatever they say), or "ready" (cut in the data: thoughts_list, Memento's blocks).
+            None: as cut in the data where a trace has `segments`, else by paragraphs.
+        minimum, maximum: thoughts are joined and cut to lie between these many tokens; 0 and None leave them be. For
+            schemes that do not work on thoughts, segment and both are refused.
     """
 
     scheme: Scheme
@@ -83,10 +84,7 @@ class RowMaker:
     maximum: int | None = None
 
     def __post_init__(self):
-        if self.segment not in (None, READY, *SEGMENTERS):
-            raise UserError(f"data.segment is {self.segment!r}; it must be one of {READY}, {', '.join(SEGMENTERS)}")
-        if self.maximum is not None and self.maximum < max(1, self.minimum):
-            raise UserError(f"data.maximum is {self.maximum}; it must be at least 1 and at least data.minimum")
+        check_cutting(self.scheme, self.segment, self.minimum, self.maximum)
         object.__setattr__(self, "_encode", encoder(self.tokenizer))
 
     def __call__(self, trace: Trace) -> Row:
@@ -95,12 +93,14 @@ class RowMaker:
         segments = self.segments(trace)
         return build_row(self.scheme, self.special, prompt, segments, self._encode, add_eos=trace.add_eos)
 
-    def segments(self, trace: Trace) -> list[str]:
-        """The texts that `build_row` gets: thoughts, or the whole response for a method that does not cut there."""
+    def segments(self, trace: Trace) -> list[str] | list[list[int]]:
+        """What `build_row` gets: thoughts, or the whole response for a method that does not cut there."""
         if self.scheme.method == "memento":
             return [trace.response]
         if self.scheme.method == "vanilla" or self.scheme.level == "token":
             return [plain_response(trace)]
+        if self.segment == CHUNK:
+            return token_chunks(self._encode(plain_response(trace)), self.maximum, max(1, self.minimum), self.maximum)
         if self.segment == READY or (self.segment is None and trace.segments):
             pieces = ready_thoughts(trace)
         else:
@@ -108,6 +108,22 @@ class RowMaker:
         if not self.minimum and self.maximum is None:
             return pieces
         return merge(pieces, self.minimum, self.maximum, lambda text: len(self._encode(text)))
+
+
+def check_cutting(scheme: Scheme, segment: str | None, minimum: int, maximum: int | None) -> None:
+    """Raises UserError for a way of cutting responses that cannot be, or that `scheme` has no use for."""
+    if segment not in (None, READY, CHUNK, *SEGMENTERS):
+        raise UserError(f"data.segment is {segment!r}; it must be one of {', '.join((READY, CHUNK, *SEGMENTERS))}")
+    if minimum < 0 or (maximum is not None and maximum < max(1, minimum)):
+        raise UserError(f"data.maximum is {maximum}; it must be at least 1 and at least data.minimum, {minimum}")
+    if segment == CHUNK and maximum is None:
+        raise UserError(f"data.segment is {CHUNK!r} and needs data.maximum, the tokens of a chunk")
+    if scheme.level == "thought" and scheme.method not in ("vanilla", "memento"):
+        return
+    why = f"scheme.level {scheme.level!r}" if scheme.level != "thought" else f"scheme.method {scheme.method!r}"
+    for name, value in (("segment", segment), ("minimum", minimum), ("maximum", maximum)):
+        if value:
+            raise UserError(f"data.{name} is {value!r}, but {why} does not cut a response into thoughts; leave it out")
 
 
 def plain_response(trace: Trace) -> str:

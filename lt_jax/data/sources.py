@@ -6,8 +6,6 @@ them together.
 
 from __future__ import annotations
 
-import bisect
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,23 +24,6 @@ class Mapped(Sequence):
 
     def __getitem__(self, index: int):
         return self.function(self.source[index])
-
-
-class Joined(Sequence):
-    """Several sources, one after the other."""
-
-    def __init__(self, *sources: Sequence):
-        self.sources = sources
-        self._ends = list(itertools.accumulate(len(source) for source in sources))
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def __getitem__(self, index: int):
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        which = bisect.bisect_right(self._ends, index)
-        return self.sources[which][index - (self._ends[which - 1] if which else 0)]
 
 
 class Part(Sequence):

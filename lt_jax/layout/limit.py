@@ -18,7 +18,6 @@ Vanilla rows, which have no thoughts, may be cut anywhere; Memento rows outside 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -27,42 +26,6 @@ from lt_jax.layout.row import Row
 from lt_jax.lifetimes import NEVER
 
 POLICIES = ("drop", "split")
-
-
-@dataclasses.dataclass
-class LengthReport:
-    """What became of the samples of a data set. `str` of it is one line for people."""
-
-    length: int
-    samples: int = 0
-    kept: int = 0
-    dropped: int = 0
-    split: int = 0
-    parts: int = 0
-    tokens: int = 0
-    tokens_dropped: int = 0
-    longest: int = 0
-
-    def add(self, row: Row, fitted: list[Row]) -> None:
-        """Counts one sample and what `fit` made of it."""
-        self.samples += 1
-        self.tokens += len(row)
-        self.longest = max(self.longest, len(row))
-        if not fitted:
-            self.dropped += 1
-            self.tokens_dropped += len(row)
-        elif len(fitted) == 1:
-            self.kept += 1
-        else:
-            self.split += 1
-            self.parts += len(fitted)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.samples:,} samples, longest {self.longest:,} tokens, limit {self.length:,}: {self.kept:,} kept, "
-            f"{self.split:,} split into {self.parts:,} parts, "
-            f"{self.dropped:,} dropped ({self.tokens_dropped:,} of {self.tokens:,} tokens)"
-        )
 
 
 def fit(row: Row, length: int, policy: str = "drop", context: float = 0.5) -> list[Row]:
@@ -83,16 +46,6 @@ def fit(row: Row, length: int, policy: str = "drop", context: float = 0.5) -> li
     if len(row) <= length:
         return [row]
     return _split(row, length, context) if policy == "split" else []
-
-
-def fit_all(
-    rows: Iterable[Row], report: LengthReport, policy: str = "drop", context: float = 0.5
-) -> Iterator[Row]:
-    """`fit` over many rows, to `report.length`, counting in `report`."""
-    for row in rows:
-        fitted = fit(row, report.length, policy, context)
-        report.add(row, fitted)
-        yield from fitted
 
 
 def cuts(row: Row) -> np.ndarray:

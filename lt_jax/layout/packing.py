@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
 from lt_jax.errors import UserError
 from lt_jax.layout.row import Row
-from lt_jax.lifetimes import Lifetimes
 
 FEATURES = ("tokens", "trained", "position", "death", "since", "gist")
 
@@ -92,36 +90,6 @@ def finish(joined: dict[str, np.ndarray], segment: np.ndarray, pad: int) -> dict
     return out
 
 
-def first_fit(rows: Iterable[Row], length: int, bins: int = 16) -> Iterator[list[Row]]:
-    """Groups rows that fit together into `length`: each goes to the first of `bins` open groups with room for it.
-
-    When none has room the fullest group is handed out. Nothing is lost or reordered within a group.
-    """
-    groups: list[list[Row]] = []
-    used: list[int] = []
-    for row in rows:
-        if len(row) > length:
-            raise UserError(f"a row of {len(row)} tokens does not fit into {length}; raise it or see layout.limit")
-        place = next((place for place, filled in enumerate(used) if filled + len(row) <= length), None)
-        if place is None:
-            if len(groups) >= bins:
-                fullest = int(np.argmax(used))
-                used.pop(fullest)
-                yield groups.pop(fullest)
-            groups.append([])
-            used.append(0)
-            place = len(groups) - 1
-        groups[place].append(row)
-        used[place] += len(row)
-    yield from groups
-
-
 def stack(packed: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Training rows [S] to a batch [B, S]."""
     return {name: np.stack([row[name] for row in packed]) for name in packed[0]}
-
-
-def batch_lifetimes(batch: dict, gist_rule: str = "causal") -> Lifetimes:
-    """The lifetimes of a training batch; pass `scheme.gist_rule`. Works under jit."""
-    gist = None if gist_rule == "causal" else jnp.asarray(batch["gist"])
-    return Lifetimes(jnp.asarray(batch["death"]), jnp.asarray(batch["since"]), gist, gist_rule)

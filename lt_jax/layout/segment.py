@@ -39,13 +39,18 @@ def sentences(text: str) -> list[str]:
 
 
 def token_chunks(ids: Sequence[int], step: int, minimum: int = 1, maximum: int | None = None) -> list[list[int]]:
-    """Chunks of `step` ids; a remainder under `minimum` joins the chunk before if that stays within `maximum`."""
+    """Chunks of `step` ids. A remainder under `minimum` joins the chunk before if that stays within `maximum`; if not,
+    it takes what it lacks from the chunk before, where that leaves this one the minimum too.
+    """
     if step < 1 or minimum > step or (maximum is not None and maximum < step):
         raise UserError(f"token chunks: need 1 <= step {step}, minimum {minimum} <= step <= maximum {maximum}")
     chunks = [list(ids[start : start + step]) for start in range(0, len(ids), step)]
     if len(chunks) > 1 and len(chunks[-1]) < minimum:
-        if maximum is None or len(chunks[-2]) + len(chunks[-1]) <= maximum:
-            chunks[-2:] = [chunks[-2] + chunks[-1]]
+        both = chunks[-2] + chunks[-1]
+        if maximum is None or len(both) <= maximum:
+            chunks[-2:] = [both]
+        elif len(both) >= 2 * minimum:
+            chunks[-2:] = [both[:-minimum], both[-minimum:]]
     return chunks
 
 

@@ -113,9 +113,9 @@ def default_table(
         wanted += [(GIST.format(i), f"compress output {i}") for i in range(scheme.n_gist)]
     if scheme.method == "memento":
         wanted += [(text, text[2:-2].replace("_", " ")) for text in MEMENTO]
-    eos_id = _one_token(tokenizer, eos, "eos")
-    pad_id = eos_id if pad is None else _one_token(tokenizer, pad, "pad")
-    native = None if trigger is None or not scheme.has_trigger else _one_token(tokenizer, trigger, "trigger")
+    eos_id = one_token(tokenizer, eos, "eos")
+    pad_id = eos_id if pad is None else one_token(tokenizer, pad, "pad")
+    native = None if trigger is None or not scheme.has_trigger else one_token(tokenizer, trigger, "trigger")
     ids, new, pieces = _register(tokenizer, wanted, add)
     special = SpecialTokens(
         eos=eos_id,
@@ -163,7 +163,7 @@ def reference_table(tokenizer, family: str, n_gist: int | None = None, add: bool
     base, released, eos = REFERENCE[family]
     n_gist = released if n_gist is None else n_gist
     wanted = [*_REFERENCE_ORDER, *((GIST.format(i), f"compress output {i}") for i in range(n_gist))]
-    eos_id = _one_token(tokenizer, eos, "eos")
+    eos_id = one_token(tokenizer, eos, "eos")
     missing = [text for text, _ in wanted if _core(tokenizer).token_to_id(text) is None]
     before = _core(tokenizer).get_vocab_size() - (len(wanted) - len(missing))
     if before != base:
@@ -201,7 +201,8 @@ def _core(tokenizer) -> Tokenizer:
     return core
 
 
-def _one_token(tokenizer, text, name) -> int:
+def one_token(tokenizer, text: str, name: str) -> int:
+    """The id of `text`. UserError, calling it `name`, if it is not one token of `tokenizer`."""
     core = _core(tokenizer)
     known = core.token_to_id(text)
     ids = [known] if known is not None else core.encode(text, add_special_tokens=False).ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from lt_jax.errors import UserError
@@ -25,3 +26,8 @@ def load_tokenizer(folder: str | Path):
         return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # any file of the tokenizer may be broken in any way
         raise UserError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())[:200]}") from None
+
+
+def tokenizer_hash(folder: str | Path) -> str:
+    """The SHA-256 of a folder's tokenizer.json."""
+    return hashlib.sha256((Path(folder) / "tokenizer.json").read_bytes()).hexdigest()

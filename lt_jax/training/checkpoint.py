@@ -28,15 +28,20 @@ from lt_jax.training.config import TrainConfig
 from lt_jax.training.state import TrainState
 
 # What may differ between a run and its continuation: it changes speed or what is reported, not the path of training.
+# Only `steps` changes the path too: a run made longer goes on along the cosine of its new length from where it stands.
 FREE = ("mesh", "log_every", "eval_every", "save_every", "keep", "remat", "attention", "loss_chunk", "steps")
 
 
 class Checkpoints:
-    """The checkpoints of one run folder. Use as a context manager: leaving it waits for the save that is under way."""
+    """The checkpoints of one run folder. Use as a context manager: leaving it waits for the save that is under way.
 
-    def __init__(self, folder: str | os.PathLike, keep: int = 2):
+    Opening a folder removes what a killed run left half written; with `reading` nothing is touched, as the run may be
+    alive and that save its own.
+    """
+
+    def __init__(self, folder: str | os.PathLike, keep: int = 2, reading: bool = False):
         self.folder = pathlib.Path(folder).absolute()
-        self.keep = keep
+        self.keep, self.reading = keep, reading
         self._writing: tuple[int, Any] | None = None
         self.reopen()
 
@@ -45,7 +50,9 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         try:
             self.manager = ocp.training.Checkpointer(
-                self.folder, preservation_policy=policies.LatestN(self.keep), cleanup_tmp_directories=True
+                self.folder,
+                preservation_policy=policies.LatestN(self.keep),
+                cleanup_tmp_directories=not self.reading,
             )
         except OSError as error:
             raise UserError(f"{self.folder}: no checkpoints can be kept here ({error.strerror or error})") from None

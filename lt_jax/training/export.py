@@ -15,7 +15,7 @@ from lt_jax.layout.card import NAME, Card, read_card
 from lt_jax.layout.chat import BOXED
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import reference_table
-from lt_jax.layout.tokenizer import load_tokenizer
+from lt_jax.layout.tokenizer import load_tokenizer, tokenizer_hash
 from lt_jax.models import huggingface
 from lt_jax.models.config import LoraConfig
 from lt_jax.training import mesh as meshes
@@ -72,7 +72,7 @@ def export_run(run: Path, target: str | Path, *, dtype: str | None = None, overw
         UserError: the run has no checkpoint yet, or the model it started from is gone or another one.
     """
     config = read_run(run)
-    with Checkpoints(run / "checkpoints", config.train.keep) as checkpoints:
+    with Checkpoints(run / "checkpoints", config.train.keep, reading=True) as checkpoints:
         if checkpoints.latest is None:
             raise UserError(f"{run / 'checkpoints'}: there is no checkpoint yet")
         tokenizer = load_tokenizer(config.model)
@@ -93,6 +93,8 @@ def _trained(checkpoints: Checkpoints, start: dict, model, config: sft.SftConfig
     where = f"checkpoint {checkpoints.folder / str(checkpoints.latest)}"
     trained, frozen = states.split(start, states.trainable_mask(model))
     saved = checkpoints.about()
+    if (saved["resolved"] or {}).get("model", {}).get("tokenizer") not in (None, tokenizer_hash(config.model)):
+        raise UserError(f"{where}: it was trained with another tokenizer than that in {config.model}")
     now = describe(model, config.train, frozen)
     for name, value in now["model"].items():
         if saved["model"].get(name) != value:

@@ -13,7 +13,9 @@ NO_DECAY = ("attn_norm", "mlp_norm", "final_norm", "q_norm", "k_norm", "b")
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: up linearly from 0 over the warmup, then a cosine down to the end fraction at `steps`."""
+    """Learning rate by step: up linearly over the warmup, beginning with peak / warmup and not with 0, then a cosine
+    down to the end fraction at `steps`.
+    """
     warmup = round(config.warmup * steps) if config.warmup < 1 else round(config.warmup)
     if warmup >= steps > 1:
         raise UserError(f"optim.warmup is {warmup} steps of {steps} in all; it must leave some for training")

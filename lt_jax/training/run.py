@@ -80,7 +80,7 @@ def train(
 
     Raises:
         UserError: the data ended, the loss is not a number, the mesh does not divide the model or the batch, the
-            checkpoint is of another run, the disk is full.
+            checkpoint is of another run or past the last step, the disk is full.
     """
     mesh = meshes.make(config.mesh) if mesh is None else mesh
     tx = optimizer.make(config.optim, config.steps)
@@ -91,7 +91,7 @@ def train(
         if folder is not None:
             saving = _Saving(stack.enter_context(Checkpoints(folder, config.keep)), data)
             saving.about = describe(model, config, frozen, resolved)
-            state = saving.resume(state)
+            state = saving.resume(state, config.steps)
             if int(state.step):
                 say(f"going on from the checkpoint of step {int(state.step)}")
         loop = _Loop(config, model, tx, mesh, state, frozen, data)
@@ -113,8 +113,18 @@ class _Saving:
             raise TypeError("a run with a folder needs a data iterator with get_state and set_state, such as Grain's")
         self.checkpoints, self.data, self.about = checkpoints, data, {}
 
-    def resume(self, state: TrainState) -> TrainState:
-        return state if self.checkpoints.latest is None else self.checkpoints.restore(state, self.about, self.data)
+    def resume(self, state: TrainState, steps: int) -> TrainState:
+        """The state to go on from. UserError if the folder's run is already past `steps`."""
+        latest = self.checkpoints.latest
+        if latest is None:
+            return state
+        state = self.checkpoints.restore(state, self.about, self.data)
+        if latest > steps:
+            raise UserError(
+                f"{self.checkpoints.folder}: the newest checkpoint is of step {latest} and train.steps is {steps}; "
+                "a run cannot go back: give as many steps or more, or another folder"
+            )
+        return state
 
     def save(self, state: TrainState) -> None:
         self.checkpoints.save(state, self.about, self.data)

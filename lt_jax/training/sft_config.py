@@ -1,0 +1,145 @@
+"""What a supervised run is: model, data, tokens, method. Settings that would be ignored are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lt_jax.data.pipeline import PipelineConfig
+from lt_jax.data.rows import check_cutting
+from lt_jax.errors import UserError
+from lt_jax.layout.scheme import Scheme
+from lt_jax.models.config import LoraConfig
+from lt_jax.training.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TokensConfig:
+    """Which special tokens there are.
+
+    Attributes:
+        table: "default", or "reference" for the ids of the released LightThinker checkpoints.
+        family: of the reference table, "qwen" or "llama".
+        trigger: a native token that ends thoughts, such as two newlines; None adds a new one (default table).
+        eos, pad: texts of tokens; None takes the tokenizer's own (pad: its pad token, or eos).
+    """
+
+    table: str = "default"
+    family: str = "qwen"
+    trigger: str | None = None
+    eos: str | None = None
+    pad: str | None = None
+
+    def __post_init__(self):
+        if self.table not in ("default", "reference"):
+            raise UserError(f"tokens.table is {self.table!r}; it is default or reference")
+        for name in ("trigger", "eos", "pad"):
+            if self.table == "reference" and getattr(self, name) is not None:
+                raise UserError(
+                    f"tokens.{name} is {getattr(self, name)!r} and tokens.table is 'reference', which has its own; "
+                    f"leave out tokens.{name}, or take the default table"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Which traces are trained on, and how they become text.
+
+    Attributes:
+        paths: trace files or folders of them; format: a key of `data.traces.FORMATS`, None to see it.
+        embedded: number of embedded problems (`data.tasks.Problems`) to train on in place of files, with thoughts from
+            steps[0] to steps[1], of `families` in turn (empty: all; a family named twice comes twice as often).
+        held_out: samples kept for eval_loss; 0 measures none.
+        data_dir: where prepared data sets are kept; None is `data` in the run folder.
+        chat, system, prefix: see `data.rows.prompter`. segment, minimum, maximum: see `data.rows.RowMaker`.
+    """
+
+    paths: tuple[str, ...]
+    format: str | None = None
+    held_out: int = 0
+    data_dir: str | None = None
+    chat: str = "own"
+    system: str = ""
+    prefix: str = ""
+    segment: str | None = None
+    minimum: int = 0
+    maximum: int | None = None
+    embedded: int = 0
+    steps: tuple[int, int] = (6, 12)
+    families: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if any(self.paths) == bool(self.embedded):
+            given = "both data.path and data.embedded are given" if self.embedded else "data.path is empty"
+            raise UserError(f"{given}; give a trace file, --config.data.path=traces.jsonl, or a number of problems")
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+    """One supervised run.
+
+    Attributes:
+        folder: of the run; if it has checkpoints of the same run, they are gone on from.
+        model: checkpoint folder to start from; dtype: of the computation.
+        scratch: start from random weights, and take only sizes and tokenizer from that folder.
+        lora: adapters, or None to train everything; its `rows` are filled in with the new tokens.
+        source, batches, tokens, scheme, train: see each. `train.gist_rule` is filled in from the scheme.
+        tensorboard: also write TensorBoard files. wandb: project on Weights & Biases, None for none.
+        export_dtype: of the exported tensors; None keeps that of the start model's embedding.
+    """
+
+    folder: str
+    model: str
+    source: SourceConfig
+    batches: PipelineConfig
+    scheme: Scheme = Scheme()
+    tokens: TokensConfig = TokensConfig()
+    train: TrainConfig = TrainConfig()
+    lora: LoraConfig | None = None
+    dtype: str = "float32"
+    scratch: bool = False
+    tensorboard: bool = True
+    wandb: str | None = None
+    export_dtype: str | None = None
+
+    def __post_init__(self):
+        if not self.model:
+            raise UserError("model.path is empty; give a checkpoint folder, --config.model.path=DIR")
+        if not self.folder:
+            raise UserError("folder is empty; give the run a folder, --config.folder=runs/NAME")
+        scheme, source = self.scheme, self.source
+        check_cutting(scheme, source.segment, source.minimum, source.maximum)
+        if self.tokens.trigger is not None and not scheme.has_trigger:
+            key = "method" if scheme.level == "thought" else "level"
+            raise UserError(
+                f"tokens.trigger is {self.tokens.trigger!r}, but scheme.{key} {getattr(scheme, key)!r} writes none"
+            )
+        if self.train.eval_every and not source.held_out:
+            raise UserError(
+                f"train.eval_every is {self.train.eval_every} and data.held_out is 0: there is nothing to evaluate on"
+            )
+        if self.lora and self.train.optim.name == "muon":
+            raise UserError(
+                "optim.name is 'muon' and lora.rank is above 0: Muon is for whole weights, of which adapters have "
+                "none; take adamw"
+            )
+
+
+def describe(config: SftConfig, named: str, base: dict) -> dict:
+    """The run as JSON values, written into its checkpoints.
+
+    Files are named by their content: a run may go on after its model and its traces were moved, and not after they
+    were exchanged.
+
+    Args:
+        named: what tells the samples from all others.
+        base: the same for the start model.
+    """
+    values = dataclasses.asdict(config)
+    values["source"]["prepared"] = named
+    for name in ("paths", "data_dir"):
+        del values["source"][name]
+    for name in ("folder", "model", "train", "tensorboard", "wandb", "export_dtype"):
+        del values[name]
+    for name in ("threads", "prefetch"):
+        del values["batches"][name]
+    return values | {"model": base}
