@@ -1,149 +1,174 @@
-"""Every implementation against `dense`, the definition: outputs 1e-5, gradients 1e-4, and what must not matter."""
+"""Every implementation against `dense`, the definition: outputs 1e-5, gradients 1e-4, and what must not matter.
+
+Rows are joined and shapes repeated where it does not matter, because nearly all of the time goes into compiling.
+"""
 
 from __future__ import annotations
 
 import functools
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_jax.attention import attention, blocked, blocks, prepare
+from lt_jax import native
+from lt_jax.attention import attention, blocks, flash, prepare
 from lt_jax.errors import UserError
 from lt_jax.lifetimes import GIST_RULES, NEVER, Lifetimes, causal
 from tests.attention_rows import anllm, evicted, joined, lightthinker, packed
+from tests.test_native import needs_native
 
 LENGTH = 150  # not a multiple of the block sides below
 SIDES = dict(block_q=32, block_k=16)
+NATIVE = pytest.param("native", marks=needs_native)
+ours = pytest.mark.parametrize("form", ["blocked", NATIVE])
+everyone = pytest.mark.parametrize("form", ["dense", "blocked", NATIVE])
+plan_of = jax.jit(prepare, static_argnames=("implementation", "block_q", "block_k"))
 
 
-def arrays(rows, length, heads=4, groups=2, depth=16, dtype=jnp.float32, seed=0):
+def arrays(rows, length=LENGTH, heads=4, groups=2, depth=16, dtype=jnp.float32, seed=0):
     rng = np.random.default_rng(seed)
     shapes = (heads, groups, groups, heads)
     return [jnp.asarray(rng.standard_normal((rows, length, n, depth)), dtype) for n in shapes]
 
 
-@jax.jit
-def results(q, k, v, weight, plan):
+def output_and_gradients(run, q, k, v, weight):
     """Output and the gradients of a random linear function of it."""
-    run = lambda q, k, v: attention(q, k, v, plan)
     out, back = jax.vjp(run, q, k, v)
     return out, back(weight.astype(out.dtype))
 
 
-def agree(life, heads=4, groups=2, depth=16, **sides):
+@jax.jit
+def results(q, k, v, weight, plan):
+    return output_and_gradients(lambda q, k, v: attention(q, k, v, plan), q, k, v, weight)
+
+
+def agree(form, life, heads=4, groups=2, depth=16, **sides):
     args = arrays(life.death.shape[0], life.death.shape[-1], heads, groups, depth)
-    want, want_grads = results(*args, prepare(life, "dense"))
-    for form in ("blocked", "native"):
-        if form == "native" and depth % 16:
-            continue  # refused, see test_wrong_use_says_what_is_wrong
-        out, grads = results(*args, prepare(life, form, **(sides or SIDES)))
-        np.testing.assert_allclose(out, want, atol=1e-5, rtol=0, err_msg=form)
-        for name, a, b in zip("qkv", grads, want_grads, strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-4, rtol=0, err_msg=f"{form}: gradient of {name}")
+    want, want_grads = results(*args, plan_of(life, "dense"))
+    out, grads = results(*args, plan_of(life, form, **(sides or SIDES)))
+    np.testing.assert_allclose(out, want, atol=1e-5, rtol=0)
+    for name, a, b in zip("qkv", grads, want_grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4, rtol=0, err_msg=f"gradient of {name}")
 
 
-@pytest.mark.parametrize("exclude_continue", [False, True])
+def four(*lifetimes):
+    """Four rows of all that is given, over and over, with `since`: one shape for each gist rule."""
+    zeros = lambda life: jnp.zeros_like(life.death) if life.since is None else life.since
+    life = joined(*(Lifetimes(life.death, zeros(life), life.gist, life.gist_rule) for life in lifetimes))
+    take = lambda x: None if x is None else jnp.resize(x, (4, x.shape[1]))
+    return Lifetimes(take(life.death), take(life.since), take(life.gist), life.gist_rule)
+
+
+@ours
 @pytest.mark.parametrize("rule", GIST_RULES)
-@pytest.mark.parametrize("see_current", [False, True])
-def test_lightthinker(see_current, rule, exclude_continue):
-    agree(lightthinker(LENGTH, see_current, rule, exclude_continue))
+def test_lightthinker(rule, form):
+    """`see_current` and `exclude_continue`, off and on; then rows of several documents."""
+    agree(form, four(*(lightthinker(LENGTH, see, rule, leave) for see in (False, True) for leave in (False, True))))
+    agree(form, four(packed(LENGTH, rule)))
 
 
-def test_anllm():
-    agree(anllm(LENGTH))
+@ours
+def test_anllm_and_rows_out_of_phase_with_dead_tails(form):
+    late = (lightthinker(LENGTH, parts=(n, 10, 4), dead_tail=t) for n, t in ((12, 1), (7, 60), (30, 33)))
+    agree(form, four(anllm(LENGTH), *late))
 
 
-@pytest.mark.parametrize("rule", ["causal", "bidirectional", "diagonal"])
-def test_packed_rows(rule):
-    agree(packed(LENGTH, rule))
+@ours
+@pytest.mark.parametrize("rule", ["causal", "diagonal"])
+def test_rows_without_since(rule, form):
+    agree(form, packed(LENGTH, rule))
 
 
-def test_rows_out_of_phase_with_dead_tails():
-    agree(joined(*(lightthinker(LENGTH, parts=(n, 10, 4), dead_tail=t) for n, t in ((12, 1), (7, 60), (30, 33)))))
+@ours
+@pytest.mark.parametrize("rule", ["bidirectional", "diagonal"])
+def test_gist_ids_may_be_scattered_and_come_back(rule, form):
+    gist = jnp.asarray(np.random.default_rng(3).integers(-3, 6, (4, LENGTH)).clip(-1), jnp.int32)
+    agree(form, four(Lifetimes(evicted(4, 1, LENGTH).death[:, 0], gist=gist, gist_rule=rule)))
 
 
-def test_gist_ids_may_be_scattered_and_come_back():
-    rng = np.random.default_rng(3)
-    for rule in ("bidirectional", "diagonal"):
-        gist = jnp.asarray(rng.integers(-3, 6, (1, LENGTH)).clip(-1), jnp.int32)
-        agree(Lifetimes(evicted(1, 1, LENGTH).death[:, 0], gist=gist, gist_rule=rule))
+@pytest.mark.parametrize("form, heads, groups, depth", [
+    ("blocked", 14, 2, 8),  # native: refused, see below
+    *(pytest.param(form, *sizes, marks=needs_native if form == "native" else ())
+      for form in ("blocked", "native") for sizes in ((2, 2, 80), (7, 1, 128), (8, 2, 256))),
+])  # fmt: skip
+def test_grouped_queries_and_head_sizes(form, heads, groups, depth):
+    agree(form, lightthinker(64), heads, groups, depth)
 
 
-@pytest.mark.parametrize("heads, groups", [(2, 2), (8, 2), (7, 1), (14, 2)])
-def test_grouped_queries(heads, groups):
-    agree(lightthinker(70), heads, groups, depth=8)
-    agree(lightthinker(70), heads, groups, depth=80)
+@ours
+@pytest.mark.parametrize("rows, groups", [(1, 3), (2, 1)])
+def test_deaths_per_head(rows, groups, form):
+    agree(form, evicted(rows, groups, LENGTH), 2 * groups, groups)
 
 
-@pytest.mark.parametrize("rows, groups", [(1, 3), (2, 2), (2, 1)])
-def test_deaths_per_head(rows, groups):
-    agree(evicted(rows, groups, LENGTH), 2 * groups, groups)
-
-
-def test_deaths_per_head_with_since_and_gists():
+@ours
+def test_deaths_per_head_with_since_and_gists(form):
     life = lightthinker(LENGTH, see_current=True, rule="bidirectional")
-    agree(Lifetimes(evicted(1, 2, LENGTH).death, life.since, life.gist, life.gist_rule))
+    agree(form, Lifetimes(evicted(1, 2, LENGTH).death, life.since, life.gist, life.gist_rule))
 
 
-@pytest.mark.parametrize("length", [1, 31, 33, 64])
-def test_any_length_with_the_default_sides(length):
-    agree(lightthinker(length), block_q=None, block_k=None)
+@ours
+@pytest.mark.parametrize("length, sides", [(1, (None, None)), (33, (None, None)), (64, (16, 13))])
+def test_any_length_and_any_sides(length, sides, form):
+    agree(form, lightthinker(length), block_q=sides[0], block_k=sides[1])
 
 
-@pytest.mark.parametrize("life", [lightthinker(LENGTH, True), evicted(2, 2, LENGTH), packed(LENGTH, "diagonal")])
+@pytest.mark.parametrize("life", [four(lightthinker(LENGTH, True)), evicted(1, 3, LENGTH)], ids=["rows", "heads"])
 def test_lockstep_is_the_same(life):
     """The form for accelerators, all units as one batch."""
-    args = arrays(life.death.shape[0], LENGTH)
-    plan = prepare(life, "blocked", **SIDES)
-    run = jax.jit(lambda lockstep, q, k, v: blocked.blocked(q, k, v, plan, 0.25, lockstep), static_argnums=0)
-    one, one_back = jax.vjp(functools.partial(run, False), *args[:3])
-    all_, all_back = jax.vjp(functools.partial(run, True), *args[:3])
-    np.testing.assert_allclose(all_, one, atol=1e-6)
-    for a, b in zip(all_back(args[3]), one_back(args[3]), strict=True):
+    args = arrays(life.death.shape[0], heads=4 if life.death.ndim == 2 else 6, groups=2 if life.death.ndim == 2 else 3)
+    plan = plan_of(life, "blocked", **SIDES)
+    one, one_back = results(*args, plan)
+    run = lambda q, k, v: flash.flash(q, k, v, plan, 0.25, "lockstep", "lockstep")
+    together, back = jax.jit(functools.partial(output_and_gradients, run))(*args)
+    np.testing.assert_allclose(together, one, atol=1e-6)
+    for a, b in zip(back, one_back, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_causal_is_plain_causal_attention():
-    q, k, v, _ = arrays(2, LENGTH)
+@everyone
+def test_causal_is_plain_causal_attention(form):
+    q, k, v, weight = arrays(2)
     want = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-    for name in ("dense", "blocked", "native"):
-        np.testing.assert_allclose(attention(q, k, v, causal(2, LENGTH), name), want, atol=1e-5)
+    np.testing.assert_allclose(results(q, k, v, weight, plan_of(causal(2, LENGTH), form, **SIDES))[0], want, atol=1e-5)
     half = jax.nn.dot_product_attention(q, k, v, is_causal=True, scale=0.5)
-    np.testing.assert_allclose(attention(q, k, v, causal(2, LENGTH), scale=0.5), half, atol=1e-5)
+    np.testing.assert_allclose(attention(q, k, v, causal(2, LENGTH), form, scale=0.5), half, atol=1e-5)
 
 
-def test_bfloat16():
-    args = arrays(1, LENGTH, dtype=jnp.bfloat16)
-    life = lightthinker(LENGTH)
-    exact, _ = results(*(x.astype(jnp.float32) for x in args), prepare(life, "dense"))
-    for name in ("dense", "blocked", "native"):
-        out, grads = results(*args, prepare(life, name))
-        assert out.dtype == grads[1].dtype == jnp.bfloat16
-        np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.03)
+@everyone
+def test_bfloat16(form):
+    args = arrays(2, dtype=jnp.bfloat16)
+    life = packed(LENGTH)
+    exact, _ = results(*(x.astype(jnp.float32) for x in args), plan_of(life, "dense"))
+    out, grads = results(*args, plan_of(life, form))
+    assert out.dtype == grads[1].dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.03)
 
 
-@pytest.mark.parametrize("name", ["dense", "blocked", "native"])
-def test_queries_without_a_key_give_zeros(name):
-    death = jnp.arange(40, dtype=jnp.int32)[None].at[:, 20:].set(NEVER)  # the first 20 keys are dead at birth
-    args = arrays(1, 40)
-    out, grads = results(*args, prepare(Lifetimes(death), name))
+@everyone
+def test_queries_without_a_key_give_zeros(form):
+    death = jnp.arange(LENGTH, dtype=jnp.int32) * jnp.ones((2, 1), jnp.int32)
+    plan = plan_of(Lifetimes(death.at[:, 20:].set(NEVER)), form, **SIDES)  # the first 20 keys are dead at birth
+    out, grads = results(*arrays(2), plan)
     assert not np.any(out[:, :20]) and np.all(np.any(out[:, 20:], axis=-1))
     assert not np.any(grads[0][:, :20]) and not np.any(grads[1][:, :20])
     assert all(np.isfinite(x).all() for x in grads)
 
 
-@pytest.mark.parametrize("name", ["dense", "blocked", "native"])
-def test_what_lies_behind_unseen_keys_does_not_matter(name):
+@everyone
+def test_what_lies_behind_unseen_keys_does_not_matter(form):
     """NaN behind keys dead at birth; huge numbers behind keys that a query does not see."""
-    life = lightthinker(LENGTH)
+    life = joined(*[lightthinker(LENGTH)] * 2)
     dead = np.arange(20, 26)
     life = Lifetimes(life.death.at[:, dead].set(dead))
-    args = arrays(1, LENGTH)
-    plan = prepare(life, name)
+    plan = plan_of(life, form, **SIDES)
+    q, k, v, weight = args = arrays(2)
     want, want_grads = results(*args, plan)
-    q, k, v, weight = args
     out, grads = results(q, k.at[:, dead].set(np.nan), v.at[:, dead].set(np.nan), weight, plan)
     np.testing.assert_array_equal(out, want)
     for a, b in zip(grads, want_grads, strict=True):
@@ -154,20 +179,21 @@ def test_what_lies_behind_unseen_keys_does_not_matter(name):
     assert not np.allclose(out[:, 13:26], want[:, 13:26])
 
 
-def test_large_scores_stay_finite():
-    q, k, v, weight = arrays(1, LENGTH)
-    life = lightthinker(LENGTH)
+@ours
+def test_large_scores_stay_finite(form):
+    q, k, v, weight = arrays(2)
+    life = packed(LENGTH)
     args = 300 * q, 300 * k, v, weight
-    want, _ = results(*args, prepare(life, "dense"))
-    for name in ("blocked", "native"):
-        out, grads = results(*args, prepare(life, name, **SIDES))
-        np.testing.assert_allclose(out, want, atol=1e-3)
-        assert all(np.isfinite(x).all() for x in grads)
+    want, _ = results(*args, plan_of(life, "dense"))
+    out, grads = results(*args, plan_of(life, form, **SIDES))
+    np.testing.assert_allclose(out, want, atol=1e-3)
+    assert all(np.isfinite(x).all() for x in grads)
 
 
-def test_one_plan_serves_a_rematerialised_scan_over_layers():
+@ours
+def test_one_plan_serves_a_rematerialised_scan_over_layers(form):
     """The plan is closed over by the scan, built once, and the gradient through it is dense's."""
-    q, k, v, weight = arrays(2, LENGTH)
+    q, k, v, weight = arrays(2)
     scales = jnp.linspace(0.5, 1.5, 3)
 
     @functools.partial(jax.jit, static_argnums=1)
@@ -181,9 +207,55 @@ def test_one_plan_serves_a_rematerialised_scan_over_layers():
         return jax.grad(lambda q: jnp.sum(jax.lax.scan(layer, q, scales)[0] * weight))(q)
 
     life = packed(LENGTH)
-    want = gradient(life, "dense", q)
-    for name in ("blocked", "native"):
-        np.testing.assert_allclose(gradient(life, name, q), want, atol=1e-4)
+    np.testing.assert_allclose(gradient(life, form, q), gradient(life, "dense", q), atol=1e-4)
+
+
+@pytest.mark.parametrize("form", [None, NATIVE])
+def test_vmap(form):
+    """Over inputs that share their lifetimes; the best form here, and by name."""
+    args, plan = arrays(2), plan_of(packed(LENGTH), form, **SIDES)
+    want = [results(*(x + n for x in args), plan) for n in range(2)]
+    stacked = [jnp.stack([x, x + 1]) for x in args]
+    got = jax.jit(jax.vmap(results, (0, 0, 0, 0, None)))(*stacked, plan)
+    for a, *b in zip(*map(jax.tree.leaves, (got, *want)), strict=True):
+        np.testing.assert_allclose(a, jnp.stack(b), atol=1e-5)
+
+
+@needs_native
+def test_several_threads_at_once():
+    """One caller has the pool of helpers, the others work alone: results must not mix."""
+    plans = [plan_of(life, "native", **SIDES) for life in (packed(LENGTH), causal(2, LENGTH))]
+    jobs = [(*arrays(2, seed=seed), plans[seed % 2]) for seed in range(6)]
+    run = lambda job: jax.block_until_ready(results(*job))
+    want = list(map(run, jobs))
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            jax.tree.map(np.testing.assert_array_equal, list(pool.map(run, jobs)), want)
+
+
+def program(platform, implementation=None):
+    """Text of the gradient of attention, lowered for a platform."""
+    q, k, v, _ = arrays(1)
+    total = lambda q, k, v: attention(q, k, v, lightthinker(LENGTH), implementation).sum()
+    return jax.jit(jax.grad(total, (0, 1, 2))).trace(q, k, v).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_a_step_can_be_lowered_for_another_platform(platform):
+    """The choice falls at lowering: nothing of the CPU's gets into an accelerator's program."""
+    if native.available():
+        assert "lt_flash_forward" in program("cpu") and "lt_flash_backward" in program("cpu")
+    text = program(platform)
+    assert "lt_flash" not in text and "stablehlo.while" in text
+    assert text.count("stablehlo.while") == program(platform, "blocked").count("stablehlo.while")
+
+
+def test_several_devices_get_the_blocked_form(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert "lt_flash" not in program("cpu")
+    if native.available():
+        with pytest.raises(UserError, match="for one device, and there are 2; name 'blocked'"):
+            program("cpu", "native")
 
 
 def test_no_array_of_length_squared():
@@ -200,15 +272,33 @@ def test_no_array_of_length_squared():
     assert temporary(length, "dense") > 4 * length * length  # so the measure sees such arrays
 
 
+@needs_native
+def test_no_array_of_length_squared_outside_of_what_xla_counts():
+    """As above for the native form, by the process's own memory: what it takes beside XLA's buffers is its own."""
+    reset, length = Path("/proc/self/clear_refs"), 4096
+    if not reset.exists():
+        pytest.skip("no /proc/self/clear_refs: the most memory held cannot be asked for anew")
+    kilobytes = lambda name: int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+    args = arrays(1, length, heads=4, groups=1)
+    run = lambda: jax.block_until_ready(results(*args, plan))
+    plan = plan_of(lightthinker(length), "native")
+    run()
+    reset.write_text("5")
+    before = kilobytes("VmRSS")
+    run()
+    assert kilobytes("VmHWM") - before < length * length / 1024  # a quarter of one float32 S x S array of one head
+
+
 @pytest.mark.parametrize("life", [
     lightthinker(LENGTH, True, "diagonal"), lightthinker(LENGTH, False, "bidirectional", True), anllm(LENGTH),
     evicted(2, 3, LENGTH), joined(*(lightthinker(LENGTH, parts=(n, 10, 4), dead_tail=20) for n in (5, 17))),
 ])
 def test_lists_hold_every_visible_pair_and_no_false_full_block(life):
-    plan = prepare(life, "blocked", **SIDES)
+    plan = plan_of(life, "blocked", **SIDES)
     lists, nq, nk = plan.blocks.shape
-    mask = jax.vmap(jax.vmap(jax.vmap(functools.partial(blocks.block_mask, plan, width=32), (None, None, 0)),
-                             (None, 0, None)), (0, None, None))(jnp.arange(lists), jnp.arange(nq), jnp.arange(nk))
+    pair = functools.partial(blocks.block_mask, plan, width=32)
+    every_pair = jax.vmap(jax.vmap(jax.vmap(pair, (None, None, 0)), (None, 0, None)), (0, None, None))
+    mask = jax.jit(every_pair)(jnp.arange(lists), jnp.arange(nq), jnp.arange(nk))
     inside = (jnp.arange(nq * 32) < LENGTH).reshape(nq, 1, 1, 32)  # queries that exist
     some = np.asarray((mask & inside).any((-1, -2)))
     every = np.asarray((mask | ~inside).all((-1, -2)))
@@ -223,10 +313,10 @@ def test_lists_hold_every_visible_pair_and_no_false_full_block(life):
 
 def test_death_order_leaves_few_blocks():
     """40-token thoughts at 4,096 tokens: about a fifth of the pairs of 128-blocks, where causal needs half."""
-    share = lambda life: float(blocks.share(prepare(life, "blocked", block_q=128, block_k=128)))
+    share = lambda life: float(blocks.share(plan_of(life, "blocked", block_q=128, block_k=128)))
     assert share(lightthinker(4096, parts=(64, 40, 9))) < 0.22
     assert 0.5 < share(causal(1, 4096)) < 0.53
-    assert float(blocks.share(prepare(lightthinker(4096, parts=(64, 40, 9)), block_q=64, block_k=32))) < 0.145
+    assert float(blocks.share(plan_of(lightthinker(4096, parts=(64, 40, 9)), block_q=64, block_k=32))) < 0.145
 
 
 def test_wrong_use_says_what_is_wrong():
@@ -238,9 +328,23 @@ def test_wrong_use_says_what_is_wrong():
         attention(q, k, v, prepare(life, "blocked"), "dense")
     with pytest.raises(ValueError, match="'native' was asked for, but the plan is for 'blocked'"):
         attention(q, k, v, prepare(life, "blocked"), "native")
-    with pytest.raises(UserError, match="multiples of 16, not 8 and 32"):
-        attention(q[..., :8], k[..., :8], v[..., :8], life, "native")
+    for plan in (prepare(life), prepare(life, "dense")):
+        with pytest.raises(ValueError, match="'flash' is not one of dense, blocked, native"):
+            attention(q, k, v, plan, "flash")
+    with pytest.raises(ValueError, match="'dense' was asked for, but the plan is for 'blocked' or 'native'"):
+        attention(q, k, v, prepare(life), "dense")
     with pytest.raises(ValueError, match="do not fit q"):
         attention(q, k, v, lightthinker(21))
     with pytest.raises(ValueError, match="shapes do not fit"):
         attention(q[:, :, :3], k, v, life)
+
+
+@needs_native
+def test_head_sizes_and_query_blocks_that_native_does_not_take():
+    q, k, v, _ = arrays(1, 20)
+    life = lightthinker(20)
+    with pytest.raises(UserError, match="multiples of 16, not 8 and 32"):
+        attention(q[..., :8], k[..., :8], v[..., :8], life, "native")
+    with pytest.raises(UserError, match="multiples of 16, not 16 and 24"):
+        attention(q, k, v, prepare(life, "native", block_q=24))
+    assert attention(q, k, v, prepare(life, block_q=24)).shape == q.shape

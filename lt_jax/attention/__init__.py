@@ -5,13 +5,12 @@ from __future__ import annotations
 import jax
 
 from lt_jax import native as _library
-from lt_jax.attention.blocked import blocked as _blocked
 from lt_jax.attention.blocks import BlockPlan
 from lt_jax.attention.blocks import build as _build_blocks
 from lt_jax.attention.dense import DensePlan
 from lt_jax.attention.dense import build as _build_dense
 from lt_jax.attention.dense import dense as _dense
-from lt_jax.attention.native import native as _native
+from lt_jax.attention.flash import flash as _flash
 from lt_jax.attention.native import takes as _takes
 from lt_jax.errors import UserError
 from lt_jax.lifetimes import Lifetimes
@@ -31,15 +30,16 @@ def prepare(
 
     Args:
         lifetimes: of B rows of S tokens.
-        implementation: "dense", "blocked", "native" (compiled code for CPUs, on the plan of "blocked"), or None for the
-            best one here.
-        block_q, block_k: block sides in tokens for "blocked"; None for the platform's. Cut down to short rows.
+        implementation: "dense", "blocked", "native" (compiled code for the CPU of a process with one device, on the
+            plan of "blocked"), or None: "native" for programs that run on such a CPU, "blocked" for all others, with
+            several devices or without a compiler for these too.
+        block_q, block_k: block sides in tokens for "blocked" and "native"; None for those of this process's platform.
+            Cut down to short rows.
 
     Returns:
         A pytree for the `lifetimes` argument of `attention`; it may be closed over by a scan over layers.
     """
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(f"attention implementation {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
+    _check_name(implementation)
     if implementation == "dense":
         return _build_dense(lifetimes)
     best_q, best_k = _SIDES.get(jax.default_backend(), _OTHER_SIDES)
@@ -54,7 +54,8 @@ def attention(q, k, v, lifetimes: Lifetimes | Plan, implementation: str | None =
         q: [B, S, H, D].
         k, v: [B, S, Hkv, D], H a multiple of Hkv; query head h reads kv head h // (H / Hkv).
         lifetimes: `Lifetimes` of the rows, or what `prepare` made of them.
-        implementation: see `prepare`; with a plan, None or what it was made for.
+        implementation: see `prepare`; with a plan, None or what it was made for. A plan that was made for None is one
+            for "blocked" and for "native".
         scale: of the scores, D ** -0.5 if None.
 
     Returns:
@@ -63,30 +64,41 @@ def attention(q, k, v, lifetimes: Lifetimes | Plan, implementation: str | None =
 
     Raises:
         ValueError: for shapes that do not fit each other or the lifetimes, or an implementation that is not the plan's.
-        UserError: "native" was asked for where there is no compiler, or for sides that are no multiples of 16.
+        UserError: "native" was asked for where there is no compiler or more than one device, or for sides that are no
+            multiples of 16.
     """
+    _check_name(implementation)
     plan = prepare(lifetimes, implementation) if isinstance(lifetimes, Lifetimes) else lifetimes
     made_for = "dense" if isinstance(plan, DensePlan) else plan.form
-    if None not in (implementation, made_for) and implementation != made_for:
-        raise ValueError(f"attention implementation {implementation!r} was asked for, but the plan is for {made_for!r}")
+    fitting = ("blocked", "native") if made_for is None else (made_for,)
+    if implementation is not None and implementation not in fitting:
+        raise ValueError(f"attention implementation {implementation!r} was asked for, but the plan is for "
+                         f"{' or '.join(map(repr, fitting))}")  # fmt: skip
     _check(q, k, v, plan)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if made_for == "dense":
         return _dense(q, k, v, plan, scale)
-    if _is_native(implementation or made_for, q.shape[-1], plan):
-        return _native(q, k, v, plan, scale)
-    return _blocked(q, k, v, plan, scale, lockstep=jax.default_backend() != "cpu")
+    return _flash(q, k, v, plan, scale, *_forms(implementation or made_for, q.shape[-1], plan))
 
 
-def _is_native(implementation, head_size, plan):
-    if implementation is None:  # XLA cannot split a call of compiled code over devices
-        return jax.device_count() == 1 and _takes(head_size, plan) and _library.available()
+def _forms(implementation, head_size, plan):
+    """Names of `flash.FORMS` on a CPU and on other platforms."""
+    takes = _takes(head_size, plan)
     if implementation == "native":
         _library.choose("native")
-        if not _takes(head_size, plan):
+        if jax.device_count() > 1:  # XLA cannot split a call of compiled code over them
+            raise UserError(f"native attention is for one device, and there are {jax.device_count()}; name 'blocked'")
+        if not takes:
             raise UserError(f"native attention takes head sizes and query blocks in multiples of 16, not {head_size} "
                             f"and {plan.block_q}")  # fmt: skip
-    return implementation == "native"
+        return "native", "native"
+    best = implementation is None and takes and jax.device_count() == 1 and _library.available()
+    return "native" if best else "one by one", "lockstep"
+
+
+def _check_name(implementation):
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(f"attention implementation {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
 
 
 def _check(q, k, v, plan):

@@ -20,36 +20,14 @@ import jax
 import jax.numpy as jnp
 
 from lt_jax.attention.blocks import BlockPlan, block_mask
-from lt_jax.attention.dense import clear
 
 LOG2_E = math.log2(math.e)
 HIDDEN = -1e30  # score of a hidden pair
 LOWEST = -1e29  # where the running maximum starts: far above HIDDEN, so hidden pairs weigh exp2(HIDDEN - LOWEST) = 0
 
 
-def blocked(q, k, v, plan: BlockPlan, scale: float, lockstep: bool) -> jax.Array:
-    """softmax(scale q k^T over the visible keys) v under `plan`; a query that sees no key gets zeros.
-
-    Args:
-        q: [B, S, H, D].
-        k, v: [B, S, Hkv, D]; query head h reads kv head h // (H / Hkv).
-        plan: made by `blocks.build` from lifetimes of these B rows.
-        scale: of the scores.
-        lockstep: True on accelerators, see above.
-
-    Returns:
-        [B, S, H, D] in q's dtype; the softmax is in float32.
-    """
-    k, v = clear(k, plan.unseen), clear(v, plan.unseen)
-    return _attention(q, k, v, plan, scale, lockstep)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attention(q, k, v, plan, scale, lockstep):
-    return _forward(q, k, v, plan, scale, lockstep)[0]
-
-
-def _forward(q, k, v, plan, scale, lockstep):
+def forward(q, k, v, plan: BlockPlan, scale: float, lockstep: bool) -> tuple[jax.Array, jax.Array]:
+    """See `flash.FORMS`; lse is to the base 2. `lockstep`: see above."""
     before, after = _scaling(q, scale)
     qt, ks, vs = _tile(q * before, plan, k.shape[2]), _sort(k, plan), _sort(v, plan)
     units, nq, depth, width = qt.shape
@@ -66,7 +44,8 @@ def _forward(q, k, v, plan, scale, lockstep):
 
     start = lambda per: (jnp.zeros((per, nq, depth, width), q.dtype), jnp.zeros((per, nq, width)))
     out, lse = _for_each_query_block(lane, start, plan, units, lockstep)
-    return _untile(out, plan, q.shape[2]), (q, k, v, plan, out, lse)
+    lse = lse.reshape(plan.rows, -1, nq, width // plan.block_q, plan.block_q).swapaxes(2, 3)
+    return _untile(out, plan, q.shape[2]), lse.reshape(plan.rows, q.shape[2], -1)[..., : plan.length]
 
 
 def _forward_step(qt, after, kb, vb, mask, j, carry):
@@ -79,14 +58,15 @@ def _forward_step(qt, after, kb, vb, mask, j, carry):
     return acc * shrink + _dot(vb, weights.astype(vb.dtype), 0, 0), new, total
 
 
-def _backward(scale, lockstep, saved, dout):
-    q, k, v, plan, out, lse = saved
+def backward(q, k, v, plan: BlockPlan, out, lse, dout, scale: float, lockstep: bool):
+    """See `flash.FORMS`."""
     before, after = _scaling(q, scale)
-    qt, dot = _tile(q * before, plan, k.shape[2]), _tile(dout.astype(q.dtype), plan, k.shape[2])
-    delta = jnp.sum(out.astype(jnp.float32) * dot, 2)
+    qt, dot = _tile(q * before, plan, k.shape[2]), _tile(dout, plan, k.shape[2])
+    delta = jnp.sum(out.astype(jnp.float32) * dout, -1).swapaxes(1, 2)
     qn, don = qt.swapaxes(2, 3), dot.swapaxes(2, 3)
     ks, vs = _sort(k, plan), _sort(v, plan)
     units, nq, depth, width = qt.shape
+    lse, delta = (_columns(x, plan, units) for x in (lse, delta))
 
     def lane(unit, at, i, limit, carry):
         dq, dk, dv = carry
@@ -100,7 +80,7 @@ def _backward(scale, lockstep, saved, dout):
         jnp.zeros((per, nq, depth, width), q.dtype), jnp.zeros((per, *ks.shape[1:])), jnp.zeros((per, *vs.shape[1:]))
     )
     dq, dk, dv = _for_each_query_block(lane, start, plan, units, lockstep)
-    return _untile(dq, plan, q.shape[2]), _unsort(dk * (scale / before), plan, k), _unsort(dv, plan, v), None
+    return _untile(dq, plan, q.shape[2]), _unsort(dk * (scale / before), plan, k), _unsort(dv, plan, v)
 
 
 def _backward_step(tiles, lse, delta, after, at, kb, vb, mask, j, carry):
@@ -116,9 +96,6 @@ def _backward_step(tiles, lse, delta, after, at, kb, vb, mask, j, carry):
     dv = add(dv, _dot(weights.astype(vb.dtype), don, 1, 0))
     dk = add(dk, _dot(dscores, qn, 1, 0))
     return dq + _dot(kb, dscores, 0, 0), dk, dv
-
-
-_attention.defvjp(_forward, _backward)
 
 
 def _scaling(q, scale):
@@ -199,6 +176,13 @@ def _untile(x, plan, heads):
     B, nq, D = plan.rows, x.shape[1], x.shape[2]
     x = x.reshape(B, x.shape[0] // B, nq, D, -1, plan.block_q).transpose(0, 2, 5, 1, 4, 3)
     return x.reshape(B, nq * plan.block_q, heads, D)[:, : plan.length]
+
+
+def _columns(x, plan, units):
+    """[B, H, S] -> [B * Hkv, nq, (H / Hkv) * block_q], the columns of `_tile`; zeros for padding queries."""
+    nq = plan.blocks.shape[1]
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, nq * plan.block_q - plan.length)))
+    return x.reshape(units, -1, nq, plan.block_q).swapaxes(1, 2).reshape(units, nq, -1)
 
 
 def _sort(x, plan):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lt_jax.attention.blocks import BlockPlan
-from lt_jax.attention.dense import clear
 from lt_jax.lifetimes import GIST_RULES
 from lt_jax.native.attention import fits
 
@@ -21,33 +18,28 @@ def takes(head_size: int, plan: BlockPlan) -> bool:
     return fits(head_size, jnp.float32) and plan.block_q % LANES == 0
 
 
-def native(q, k, v, plan: BlockPlan, scale: float) -> jax.Array:
-    """softmax(scale q k^T over the visible keys) v under `plan`, computed in float32; shapes as `blocked.blocked`."""
-    k, v = clear(k, plan.unseen), clear(v, plan.unseen)
-    wide = [x.astype(jnp.float32) for x in (q, k, v)]
-    return _attention(*wide, plan, scale).astype(q.dtype)
+def forward(q, k, v, plan: BlockPlan, scale: float) -> tuple[jax.Array, jax.Array]:
+    """See `flash.FORMS`; computed in float32. Under `vmap` one call after the other, as a scan over layers is."""
+    results = _like(q), jax.ShapeDtypeStruct((q.shape[0], q.shape[2], q.shape[1]), jnp.float32)
+    call = jax.ffi.ffi_call("lt_flash_forward", results, vmap_method="sequential")
+    out, lse = call(*map(_wide, (q, k, v)), *_operands(plan), **_attributes(plan, scale))
+    return out.astype(q.dtype), lse
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attention(q, k, v, plan, scale):
-    return _forward(q, k, v, plan, scale)[0]
+def backward(q, k, v, plan: BlockPlan, out, lse, dout, scale: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """See `flash.FORMS`."""
+    call = jax.ffi.ffi_call("lt_flash_backward", tuple(map(_like, (q, k, v))), vmap_method="sequential")
+    floats = map(_wide, (out, lse, dout))
+    grads = call(*map(_wide, (q, k, v)), *_operands(plan), *floats, **_attributes(plan, scale))
+    return tuple(grad.astype(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True))
 
 
-def _forward(q, k, v, plan, scale):
-    like = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-    results = like(*q.shape), like(q.shape[0], q.shape[2], q.shape[1])
-    out, lse = jax.ffi.ffi_call("lt_flash_forward", results)(q, k, v, *_operands(plan), **_attributes(plan, scale))
-    return out, (q, k, v, plan, out, lse)
+def _like(x):
+    return jax.ShapeDtypeStruct(x.shape, jnp.float32)
 
 
-def _backward(scale, saved, dout):
-    q, k, v, plan, out, lse = saved
-    results = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in (q, k, v)]
-    call = jax.ffi.ffi_call("lt_flash_backward", results)
-    return *call(q, k, v, *_operands(plan), out, lse, dout, **_attributes(plan, scale)), None
-
-
-_attention.defvjp(_forward, _backward)
+def _wide(x):
+    return x.astype(jnp.float32)
 
 
 def _operands(plan):
