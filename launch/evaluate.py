@@ -30,6 +30,8 @@ def main(argv) -> None:
         compile_cache(config.compile_cache)
         job.run(eval_config(config, OUT.value))
         return
+    if CONFIG.value is not None:
+        raise UserError("--config and --results are both given: evaluate with the one, or draw the other again")
     if OUT.value is None:
         raise UserError("--results needs --out=DIR, where the files shall go")
     from lt_jax.evaluation import job, results, table

@@ -70,6 +70,11 @@ def test_every_format_is_seen_from_its_fields(name, record, trace):
     assert convert(record) == trace == convert(record, name)
 
 
+def test_an_empty_response_beside_thoughts_is_their_text():
+    assert convert({**PLAIN, "response": ""}) == convert(PLAIN)
+    assert convert({**REFERENCE, "gt_output": ""}) == convert(REFERENCE)
+
+
 def test_openmementos_full_without_a_response_is_put_together_from_its_sentences():
     trace = convert(FULL)
     blocks, between = memento_parts(trace.response)
@@ -101,6 +106,9 @@ def test_memento_parts_lose_nothing_and_summaries_can_be_left_out():
         ({**FULL, "blocks": [[0, 1]]}, "must be lists of the same length"),
         ({"problem": "p", "response": "<|block_start|>x"}, "outside a finished block"),
         ({**REFERENCE, "add_eos": "no"}, "'add_eos' must be true or false"),
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "call"},
+                       {"role": "tool", "content": "5"}, {"role": "assistant", "content": "so 5"}]},
+         "the last answer of 'messages' follows a tool's turn"),
     ],
 )
 def test_a_bad_record_is_named_with_its_place(tmp_path, record, said):

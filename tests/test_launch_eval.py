@@ -11,15 +11,18 @@ import jax
 import numpy as np
 import pytest
 
+from lt_jax.data import answers
 from lt_jax.data.problem import Problem
-from lt_jax.decode import DecodeConfig
+from lt_jax.decode import DecodeConfig, Request
 from lt_jax.errors import UserError
 from lt_jax.evaluation import generate, job, pictures, results, suites
-from lt_jax.evaluation.folder import contender, open_folder, question
+from lt_jax.evaluation.folder import contender, open_folder, question, warm_up
 from lt_jax.evaluation.run import evaluate
 from lt_jax.evaluation.suites import Suite
 from lt_jax.layout import card
 from lt_jax.layout.scheme import Scheme
+from lt_jax.models import huggingface
+from tests.scripted import three
 from tests.tiny_folder import TOKENIZER, make
 
 ROOT = Path(__file__).parents[1]
@@ -130,8 +133,10 @@ def test_suite_from_file(tmp_path):
     [
         ('{"question": "a", "answer": "1"}\n{"question": ', r"bad.jsonl:2: broken JSON"),
         ("", "no trace in the data"),
-        ('{"question": "a"}', "no answer to judge by"),
-        ('{"question": "a", "answer": "C", "choices": ["x", "y"]}', "none of the 2 choices"),
+        ('{"question": "a", "answer": "1"}\n{"question": "a"}', "bad.jsonl:2: no answer to judge by"),
+        ('{"question": "a", "answer": "C", "choices": ["x", "y"]}', "bad.jsonl:1: .* none of the 2 choices"),
+        ('{"question": "a", "answer": "A", "choices": "xyz"}', "bad.jsonl:1: field 'choices' must be a list"),
+        ('{"question": "a", "answer": "A", "choices": {"A": 1}}', "bad.jsonl:1: field 'choices' must be a list"),
     ],
 )
 def test_bad_suites(tmp_path, text, message):
@@ -144,12 +149,24 @@ def test_embedded_suite_is_held_out_and_seeded():
     suite = suites.embedded(6, steps=(4, 5), families=("gcd", "simple_equations"), seed=4)
     assert suite == suites.embedded(6, steps=(4, 5), families=("gcd", "simple_equations"), seed=4)
     assert {p.family for p in suite.problems} == {"gcd", "simple_equations"}
+    with pytest.raises(UserError, match="no more than .* different problems of count_bits with 6 to 6 steps"):
+        suites.embedded(30, steps=(6, 6), families=("count_bits",))
     with pytest.raises(UserError, match="unknown family 'chess'; families are"):
         suites.embedded(6, families=("chess",))
     with pytest.raises(UserError, match="TFDS no_such_set, split test: cannot be read"):
         suites.from_tfds("no_such_set")
     with pytest.raises(UserError, match="give one of path, tfds and embedded; given are path, embedded"):
         job.SuiteConfig(path="x", embedded=3)
+
+
+def test_embedded_problems_are_distinct_and_each_drawn_once(monkeypatch):
+    """As small a pool as that of few halvings gives the same question again and again."""
+    drawn, real = [], suites.Problems.__getitem__
+    monkeypatch.setattr(suites.Problems, "__getitem__", lambda self, i: drawn.append(i) or real(self, i))
+    suite = suites.embedded(24, steps=(6, 7), families=("count_bits", "simple_equations"))
+    assert len({p.question for p in suite.problems}) == 24
+    assert [p.family for p in suite.problems] == ["count_bits", "simple_equations"] * 12
+    assert len(set(drawn)) == len(drawn) > 24, "skipped, and never asked for twice"
 
 
 # The engine's numbers.
@@ -168,6 +185,40 @@ def test_engine_counts_what_its_lifetimes_say(folder):
         assert record.counts.dependency == seen[~forced].sum()
         assert record.counts.compressions >= 2 and min(sample.death) < n
         assert record.counts.peak < record.counts.prompt + record.counts.generated
+
+
+def test_warming_compiles_every_group_that_may_come(folder):
+    """Rows become free one by one or together: whatever the engine then feeds was compiled before the clock."""
+    writer = open_folder(folder)
+    engine = writer.engine(DecodeConfig(rows=5, capacity=256, buffer=4))
+    prompts = [writer.ask("Sum " + "1)+001 " * n) for n in (1, 2, 9, 1, 20)]
+    warm_up(engine, prompts)
+    compiled = engine.prefill._cache_size(), engine.block._cache_size()
+    for sizes in ([1], [3], [0, 0], [0] * 5, [2, 2, 2], [4, 4, 4, 4], [0, 1, 2, 3, 4] * 2):
+        list(engine.run(Request(prompts[i], 2 + n % 3) for n, i in enumerate(sizes)))
+    assert (engine.prefill._cache_size(), engine.block._cache_size()) == compiled
+
+
+def test_judging_is_off_the_clock(monkeypatch):
+    """An engine works on while its caller judges: the clock must run through the decoding, and only that."""
+    contenders, suite = three(size=4)
+    now = iter(range(0, 10**6, 10))
+    asked = []
+    clock = lambda: asked.append("clock") or next(now)
+    monkeypatch.setattr("lt_jax.evaluation.run.time.perf_counter", clock)
+    judge = answers.judge
+    monkeypatch.setattr(answers, "judge", lambda *given: asked.append("judge") or judge(*given))
+    found = evaluate(contenders[:1], suite)
+    assert asked == ["clock", "clock"] + ["judge"] * 4 and found.methods[0].seconds == 10
+
+
+def test_a_folder_is_read_once_for_all_its_methods(folder, tmp_path, monkeypatch):
+    read, real = [], huggingface.load
+    monkeypatch.setattr(huggingface, "load", lambda *given, **more: read.append(given) or real(*given, **more))
+    each = {name: job.ContenderConfig(str(folder), name) for name in ("vanilla", "lightthinker")}
+    suite = job.SuiteConfig(embedded=1, steps=(4, 5), families=("gcd",))
+    job.run(job.EvalConfig(suite, each, str(tmp_path / "out"), rows=1, capacity=256, buffer=8, max_new=4))
+    assert len(read) == 1
 
 
 def test_job_writes_everything(folder, tmp_path, capsys):
@@ -199,10 +250,11 @@ def test_generate_streams_with_gists_marked(folder):
 def test_prompts_from_files(tmp_path):
     text, lines = tmp_path / "p.txt", tmp_path / "p.jsonl"
     text.write_text("one\n\ntwo\n")
-    lines.write_text('{"question": "one", "system": "s"}\n{"prompt": "two"}\n')
+    lines.write_text('{"question": "one", "system": "s"}\n{"prompt": "two", "system": null}\n')
     assert generate.read_prompts(text) == [("one", ""), ("two", "")]
     assert generate.read_prompts(lines) == [("one", "s"), ("two", "")]
     for content, message in (("{", r"p.jsonl:1: broken JSON"), ('{"q": 1}', r"p.jsonl:1: no text in 'question'"),
+                             ('{"prompt": "a", "system": 3}', r"p.jsonl:1: 'system' must be text, not int"),
                              ("", "there is no prompt")):  # fmt: skip
         lines.write_text(content)
         with pytest.raises(UserError, match=message):
@@ -231,6 +283,7 @@ CONFIG = "--config=configs/eval_math.py"
         ("evaluate", [CONFIG, "--config.decode.rows=many"], "invalid literal for int"),
         ("evaluate", [CONFIG, "extra"], "unexpected argument 'extra'"),
         ("evaluate", [CONFIG], "suite: give one of path, tfds and embedded"),
+        ("evaluate", [CONFIG, "--results=x", "--out=y"], "--config and --results are both given"),
     ],
 )  # fmt: skip
 def test_bad_command_lines_get_one_line_and_exit_code_2(script, arguments, message):

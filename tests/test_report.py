@@ -82,6 +82,14 @@ def test_table_fits_and_says_it_all(found):
         assert re.search(rf"^{family} +12 ", printed, re.MULTILINE)
 
 
+def test_table_tells_how_many_were_cut_off(found):
+    assert "unfinished" not in table.table(found)
+    light = found.methods[1]
+    cut = [dataclasses.replace(r, finish="length" if r.problem < 3 else r.finish) for r in light.records]
+    changed = results.Results(found.suite, [found.methods[0], dataclasses.replace(light, records=cut)])
+    assert "\n\nunfinished (cut off at max_new or capacity): LightThinker 3\n\n" in table.table(changed)
+
+
 def test_table_cuts_long_names_not_numbers():
     printed = table.grid(["method", "x" * 60], [["m" * 90, "1"]])
     assert all(len(line) <= table.WIDTH for line in printed.splitlines())

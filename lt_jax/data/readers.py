@@ -44,7 +44,12 @@ def trace_files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def read_traces(paths, format: str | None = None, evaluation: bool = False) -> Iterator[Trace]:
-    """Streams the traces of files.
+    """Streams the traces of files; arguments and errors as `read_placed`."""
+    return (trace for _, trace in read_placed(paths, format, evaluation))
+
+
+def read_placed(paths, format: str | None = None, evaluation: bool = False) -> Iterator[tuple[str, Trace]]:
+    """Streams (where, trace) of files, `where` being "file:line".
 
     Args:
         paths: see `trace_files`.
@@ -61,7 +66,7 @@ def read_traces(paths, format: str | None = None, evaluation: bool = False) -> I
         name = format
         for where, record in read_records(path):
             name = name or detect(record, where)
-            yield convert(record, name, where, evaluation)
+            yield where, convert(record, name, where, evaluation)
             count += 1
     if not count:
         raise UserError(f"{', '.join(map(str, files[:3]))}{' ...' if len(files) > 3 else ''}: no trace in the data; "

@@ -170,7 +170,9 @@ def _dialogue(record: Mapping, field: str, role_key: str, text_key: str, where: 
     response = turns.pop()[1] if turns and turns[-1][0] == "assistant" else ""
     if not response and not evaluation:
         raise UserError(f"{where}: the last turn of {field!r} must be the assistant's")
-    if not turns or turns[-1][0] not in ("user", "tool"):
+    if turns and turns[-1][0] == "tool":
+        raise UserError(f"{where}: the last answer of {field!r} follows a tool's turn; a trace must answer the user's")
+    if not turns or turns[-1][0] != "user":
         raise UserError(f"{where}: {field!r} needs a user turn before the assistant's")
     *history, (_, question) = turns
     return Trace(
@@ -222,7 +224,7 @@ def _joined_blocks(record: Mapping, where: str) -> str:
 
 def _reference(record: Mapping, where: str, evaluation: bool) -> Trace:
     segments = _texts(record, "thoughts_list", where)
-    response = _text(record, "gt_output", where, "\n\n".join(segments))
+    response = _text(record, "gt_output", where, "") or "\n\n".join(segments)
     if not segments and not response and not evaluation:
         raise UserError(f"{where}: missing field 'thoughts_list' or 'gt_output'")
     add_eos = record.get("add_eos", True)
@@ -239,12 +241,24 @@ def _plain(record: Mapping, where: str, evaluation: bool) -> Trace:
     segments = _texts(record, "thoughts", where)
     if not segments and not evaluation and record.get("response") is None:
         raise UserError(f"{where}: missing field 'response' or 'thoughts' (fields here: {', '.join(sorted(record))})")
+    if evaluation:
+        _check_choices(record, where)
     return Trace(
-        _text(record, "question", where), _text(record, "response", where, "\n\n".join(segments)),
+        _text(record, "question", where), _text(record, "response", where, "") or "\n\n".join(segments),
         _text(record, "system", where, ""), segments=segments,
         answer=_text(record, "answer", where, ""), source=_text(record, "source", where, ""),
         extra={key: value for key, value in record.items() if key not in _PLAIN and value is not None},
     )  # fmt: skip
+
+
+def _check_choices(record: Mapping, where: str) -> None:
+    """Raises UserError if `choices`, the options of a multiple choice, is not a list of texts or numbers."""
+    value = record.get("choices")
+    if value is None:
+        return
+    listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    if not listed or not value or not all(isinstance(option, str | int | float) for option in value):
+        raise UserError(f"{where}: field 'choices' must be a list of texts or numbers, the options A, B, ...")
 
 
 _PLAIN = ("question", "response", "thoughts", "system", "answer", "source")

@@ -11,6 +11,7 @@ from typing import Any
 from lt_jax.data.problem import Problem
 from lt_jax.data.rows import Prompter, prompter
 from lt_jax.decode import DecodeConfig, Engine, Request
+from lt_jax.decode.engine import TOGETHER, pieces
 from lt_jax.errors import UserError
 from lt_jax.evaluation.run import Contender
 from lt_jax.layout.card import NAME, Card, read_card
@@ -77,13 +78,15 @@ class Writer:
 
 
 def open_folder(folder: str | Path, method: str | None = None, *, dtype: str = "float32", chat: str | None = None,
-                system: str | None = None, prefix: str | None = None) -> Writer:  # fmt: skip
+                system: str | None = None, prefix: str | None = None,
+                weights: tuple[dict, DecoderConfig] | None = None) -> Writer:  # fmt: skip
     """Opens a Hugging Face folder, as this library exports it (with `lt_jax.json`) or any other.
 
     Args:
         method: how to decode: the method the folder was trained for (None), or "vanilla", which any model can.
         dtype: of weights and computation.
         chat, system, prefix: in place of the folder's own.
+        weights: parameters and config, if they were read from this folder before, in `dtype`.
 
     Raises:
         UserError: the folder cannot be read, or was not trained for `method`.
@@ -100,7 +103,7 @@ def open_folder(folder: str | Path, method: str | None = None, *, dtype: str = "
     elif method is not None and method != card.scheme.method:
         able = " or ".join(dict.fromkeys((card.scheme.method, "vanilla")))
         raise UserError(f"{folder}: trained for {card.scheme.method}; it can be decoded as {able}, not as {method}")
-    params, model = huggingface.load(folder, dtype, compute_dtype=dtype)
+    params, model = weights or huggingface.load(folder, dtype, compute_dtype=dtype)
     own = lambda given, otherwise: otherwise if given is None else given
     ask = prompter(own(chat, card.chat), tokenizer, own(system, card.system), own(prefix, card.prefix))
     stop = _stops(Path(folder)) - {card.special.eos}
@@ -144,13 +147,31 @@ def contender(name: str, writer: Writer, config: DecodeConfig, *, max_new: int, 
         return engine.run(Request(prompt, max_new, seed + i, i) for i, prompt in enumerate(prompts))
 
     def warm(prompts):
-        for _ in engine.run(Request(prompt, min(WARM_TOKENS, max_new)) for prompt in prompts[: config.rows]):
-            pass
+        warm_up(engine, prompts, min(WARM_TOKENS, max_new))
 
     return Contender(
         name, writer.origin, writer.scheme, writer.special, complete, lambda problem: _ask(writer, problem),
         writer.text, writer.pieces, writer.tokenize, warm,
     )  # fmt: skip
+
+
+def warm_up(engine: Engine, prompts: Sequence[Row], max_new: int = WARM_TOKENS) -> None:
+    """Compiles everything that answering `prompts` may run: the block, and prefill for groups of any size.
+
+    Prompts that are cut alike are fed together in groups of 1, 2, 4 ... rows; which groups come up depends on which
+    rows become free together, so each is fed once here.
+    """
+    capacity, made = engine.cache.capacity, set()
+    for prompt in prompts:
+        cut = [piece.padded for piece in pieces(prompt, capacity)]
+        size, most = 1, min(engine.config.rows, max(1, TOGETHER // cut[-1]))
+        while size <= most:
+            programs = {(size, padded, place == len(cut) - 1) for place, padded in enumerate(cut)}
+            if not programs <= made:
+                for _ in engine.run([Request(prompt, max_new)] * size):
+                    pass
+            made |= programs
+            size *= 2
 
 
 def _ask(writer: Writer, problem: Problem) -> Row:

@@ -40,7 +40,10 @@ def _prompt(record: dict, where: str) -> tuple[str, str]:
     question = record.get("question", record.get("prompt"))
     if not isinstance(question, str) or not question.strip():
         raise UserError(f"{where}: no text in 'question' or 'prompt' (fields here: {', '.join(record) or 'none'})")
-    return question, str(record.get("system", ""))
+    system = record.get("system") or ""
+    if not isinstance(system, str):
+        raise UserError(f"{where}: 'system' must be text, not {type(system).__name__}")
+    return question, system
 
 
 def generate(

@@ -99,14 +99,15 @@ def run(config: EvalConfig, say=print) -> results.Results:
     suite = config.suite.open()
     if not config.contenders:
         raise UserError("contenders: there must be at least one")
-    opened, ready = {}, []
+    opened, weights, ready = {}, {}, []
     for name, each in config.contenders.items():
         if not each.path:
             raise UserError(f"contenders.{name}: which model? give model.path or contenders.{name}.path")
         key = dataclasses.astuple(dataclasses.replace(each, max_thought=0))
         if key not in opened:
             opened[key] = open_folder(each.path, each.method, dtype=config.dtype, chat=each.chat, system=each.system,
-                                      prefix=each.prefix)  # fmt: skip
+                                      prefix=each.prefix, weights=weights.get(each.path))  # fmt: skip
+            weights[each.path] = opened[key].params, opened[key].model
         decode = DecodeConfig(rows=min(config.rows, len(suite)), capacity=config.capacity, buffer=config.buffer,
                               sampling=config.sampling, max_thought=each.max_thought or None)  # fmt: skip
         ready.append(contender(name, opened[key], decode, max_new=config.max_new, seed=config.seed))
@@ -145,13 +146,13 @@ class Progress:
     def __init__(self, file=None):
         self.file, self.started, self.name = file or sys.stderr, 0.0, None
 
-    def __call__(self, name: str, solved: int, right: int, total: int) -> None:
+    def __call__(self, name: str, answered: int, total: int) -> None:
         now = time.monotonic()
         if name != self.name:
-            self.name, self.started, self.first = name, now, solved
-        left = (now - self.started) / max(solved - self.first, 1) * (total - solved)
-        line = f"{name}: {solved:,} of {total:,} problems, {100 * right / solved:.1f} % right, {left:.0f} s left"
+            self.name, self.started, self.first = name, now, answered
+        left = (now - self.started) / max(answered - self.first, 1) * (total - answered)
+        line = f"{name}: {answered:,} of {total:,} problems, {left:.0f} s left"
         if self.file.isatty():
-            print(f"\r\x1b[K{line}", end="\n" if solved == total else "", file=self.file, flush=True)
-        elif solved == total or solved % max(total // 10, 1) == 0:
+            print(f"\r\x1b[K{line}", end="\n" if answered == total else "", file=self.file, flush=True)
+        elif answered == total or answered % max(total // 10, 1) == 0:
             print(line, file=self.file, flush=True)

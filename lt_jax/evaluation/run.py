@@ -52,14 +52,14 @@ class Contender:
 
 
 def evaluate(contenders: Sequence[Contender], suite: Suite, *, samples: int = 4, note: str = "",
-             progress: Callable[[str, int, int, int], None] = lambda *_: None) -> Results:  # fmt: skip
+             progress: Callable[[str, int, int], None] = lambda *_: None) -> Results:  # fmt: skip
     """Every contender on every problem of the suite.
 
     Args:
         contenders: the first is the baseline others are compared with.
         samples: completions per method kept in full, for pictures.
         note: a line for the reader of the results.
-        progress: called as (name, solved so far, right so far, total) after each completion.
+        progress: called as (name, answered so far, total) after each completion.
     """
     return Results(suite.name, [_run(each, suite, samples, progress) for each in contenders], note)
 
@@ -69,26 +69,22 @@ def _run(contender: Contender, suite: Suite, samples: int, progress) -> MethodRe
     rule = closing(contender.scheme, contender.special, contender.tokenize)
     if contender.warm is not None:
         contender.warm(prompts)
-    records, kept, seen, right, judging = {}, {}, {}, 0, 0.0
+    completed: dict[int, Completion] = {}
     started = time.perf_counter()
     for done in contender.complete(prompts):
-        if done.id in records:
+        if done.id in completed:
             raise ValueError(f"{contender.name}: completion {done.id} came twice")
-        received = time.perf_counter()
-        record = _record(contender, suite.problems[done.id], done)
-        records[done.id], seen[done.id] = record, done.visible[~done.forced]
-        right += record.correct
-        if done.id < samples:
-            kept[done.id] = _sample(contender, done, rule)
-        judging += time.perf_counter() - received
-        progress(contender.name, len(records), right, len(prompts))
-    seconds = time.perf_counter() - started - judging
-    if len(records) != len(prompts):
-        raise ValueError(f"{contender.name}: {len(prompts) - len(records)} prompts were not completed")
-    order = range(len(prompts))
+        completed[done.id] = done
+        progress(contender.name, len(completed), len(prompts))
+    seconds = time.perf_counter() - started  # answers are judged off the clock: an engine works while it is asked
+    if len(completed) != len(prompts):
+        raise ValueError(f"{contender.name}: {len(prompts) - len(completed)} prompts were not completed")
+    order = [completed[i] for i in range(len(prompts))]
     return MethodResult(
-        contender.name, contender.model, dataclasses.asdict(contender.scheme), [records[i] for i in order],
-        curve([seen[i] for i in order]), [kept[i] for i in sorted(kept)], seconds,
+        contender.name, contender.model, dataclasses.asdict(contender.scheme),
+        [_record(contender, problem, done) for problem, done in zip(suite.problems, order, strict=True)],
+        curve([done.visible[~done.forced] for done in order]),
+        [_sample(contender, done, rule) for done in order[:samples]], seconds,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,10 +11,13 @@ import numpy as np
 
 from lt_jax.data import answers
 from lt_jax.data.problem import Problem
-from lt_jax.data.readers import read_traces
+from lt_jax.data.readers import read_placed
 from lt_jax.data.tasks import FAMILIES, Problems
+from lt_jax.data.tasks.worked import Worked
 from lt_jax.data.traces import Trace, convert
 from lt_jax.errors import UserError
+
+ENDLESS = 2**40  # problems are made up from their number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +48,7 @@ def from_files(paths, *, name: str, format: str | None = None, limit: int = 0, s
         UserError: with file and line for a broken record or one without an answer.
     """
     problems = [
-        _problem(trace, f"{name}, problem {number}", system, prefix)
-        for number, trace in enumerate(read_traces(paths, format, evaluation=True), 1)
+        _problem(trace, where, system, prefix) for where, trace in read_placed(paths, format, evaluation=True)
     ]
     return Suite(name, limited(problems, limit, seed))
 
@@ -86,9 +89,36 @@ def embedded(size: int, *, seed: int = 0, steps: tuple[int, int] = (6, 12), fami
     if unknown or not families or size < 1:
         wrong = f"unknown family {unknown[0]!r}" if unknown else f"{size} problems of {len(families)} families"
         raise UserError(f"embedded suite: {wrong}; families are {', '.join(FAMILIES)}, and at least one problem")
-    traces = Problems(size, seed=seed, steps=tuple(steps), held_out=True, families=tuple(families))
-    problems = tuple(Problem(traces[i].question, traces[i].answer, traces[i].family) for i in range(size))
+    found = distinct(size, seed, tuple(steps), tuple(families))
+    problems = tuple(Problem(worked.question, worked.answer, worked.family) for worked in found)
     return Suite(name or f"embedded, {steps[0]} to {steps[1]} steps", problems)
+
+
+def distinct(size: int, seed: int, steps: tuple[int, int], families: tuple[str, ...]) -> list[Worked]:
+    """`size` held-out problems, no question twice, the families in turn.
+
+    Raises:
+        UserError: a family has fewer questions of that many steps than are asked of it.
+    """
+    traces = Problems(ENDLESS, seed=seed, steps=steps, held_out=True, families=families)
+    found: dict[str, Worked] = {}
+    counts = collections.Counter()
+    places = [iter(range(turn, ENDLESS, len(families))) for turn in range(len(families))]
+    for number in range(size):
+        turn = number % len(families)
+        had = counts[families[turn]]
+        for _ in range(12 * (had + 20)):  # were one question left, this would miss it once in 100,000 times
+            worked = traces[next(places[turn])]
+            if worked.question not in found:
+                break
+        else:
+            raise UserError(
+                f"embedded suite: no more than {had} different problems of {families[turn]} with {steps[0]} to "
+                f"{steps[1]} steps were found, too few for {size} problems of the families in turn; ask for fewer"
+            )
+        found[worked.question] = worked
+        counts[families[turn]] += 1
+    return list(found.values())
 
 
 def _problem(trace: Trace, where: str, system: str, prefix: str) -> Problem:

@@ -9,12 +9,15 @@ from lt_jax.evaluation import metrics
 from lt_jax.evaluation.results import MethodResult, Results
 
 WIDTH = 100
+FINISHED = ("eos", "stop")
 
 
 def table(results: Results) -> str:
     """The whole evaluation: methods, comparisons with the first one, and accuracy by family."""
     count = len(results.methods[0].records)
     blocks = [f"{results.suite}: {count:,} problem{'s' * (count != 1)}", methods(results)]
+    if cut := unfinished(results):
+        blocks.append(cut)
     if len(results.methods) > 1:
         blocks.append("\n".join(compared(each, results.methods[0]) for each in results.methods[1:]))
     if len(families(results)) > 1:
@@ -35,6 +38,13 @@ def methods(results: Results) -> str:
             f"{s.compressions:.1f}", number(each.seconds), number(s.tokens_per_second),
         ])  # fmt: skip
     return grid(head, body)
+
+
+def unfinished(results: Results) -> str:
+    """A line on problems whose answer was cut off, which count as wrong; empty if there are none."""
+    counts = [(each.name, sum(r.finish not in FINISHED for r in each.records)) for each in results.methods]
+    told = ", ".join(f"{name} {number:,}" for name, number in counts if number)
+    return f"unfinished (cut off at max_new or capacity): {told}" if told else ""
 
 
 def compared(first: MethodResult, second: MethodResult) -> str:
