@@ -18,9 +18,9 @@ from lt_jax.layout.prompt import build_prompt
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
 from lt_jax.lifetimes import NEVER, Lifetimes, dense_mask
-from lt_jax.models import decoder
+from lt_jax.models import decoder, huggingface, lora
 from lt_jax.models import params as parameters
-from lt_jax.models.config import DecoderConfig
+from lt_jax.models.config import DecoderConfig, LoraConfig
 
 MODEL = DecoderConfig(
     vocab_size=120, hidden=32, intermediate=48, layers=2, heads=4, kv_heads=2, head_dim=16, qkv_bias=True
@@ -245,6 +245,43 @@ def test_held_while_closing():
     assert np.sum(~c.gist & (c.tokens != 116)) == 30  # gists and output tokens are free
 
 
+@pytest.mark.parametrize("capacity, max_thought, last", [(24, 5, 117), (12, 20, None)], ids=["closing", "token"])
+def test_a_full_cache_ends_a_thought(capacity, max_thought, last):
+    """A row ends where the next closing, or the next token alone, would need more keys than the capacity."""
+    engine = Engine(params(), MODEL, Scheme(n_gist=3), SPECIAL, DecodeConfig(1, capacity, 16, max_thought=max_thought))
+    (c,) = engine.complete([Request([1, 2, 3, 4], 300)])
+    closed = c.compressions
+    start = int(c.closings[-1]) + 5 if closed else 0  # of the thought that is open at the end
+    held = 4 + 4 * closed + len(c.tokens) - start
+    assert c.finish == "capacity" and c.held[-1] == held and c.held.max() <= capacity
+    if last is None:  # no room for one token more
+        assert held == capacity and c.tokens[-1] != 117
+    else:  # the trigger has room, what must follow it has not: three gists and the output token
+        assert c.tokens[-1] == last and held <= capacity < held + 4 and closed >= 2
+
+
+@pytest.mark.parametrize("form", [None, "plain"])
+def test_adapters_decode_as_the_merged_export(form, tmp_path):
+    """bfloat16 weights with adapters and new rows: the engine's weights are those that an export has."""
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params())
+    half = half | {"embed": half["embed"].at[MODEL.vocab_size :].set(0)}  # no export has the padding
+    model = MODEL.replace(model_type="qwen2")
+    adapted, config = lora.add(half, model, LoraConfig(rank=4, rows=(110, 10)), jax.random.key(1))
+    draw = np.random.default_rng(5)
+    stir = lambda x, on: x + draw.normal(0, 0.1, x.shape).astype(np.float32) if on else x
+    adapted = jax.tree.map(stir, adapted, lora.trainable(adapted))
+    merged, plain = huggingface.load(huggingface.save(tmp_path / "merged", adapted, config))
+    one = Engine(adapted, config, Scheme(n_gist=3), SPECIAL, DecodeConfig(2, 60, 8, max_thought=5, implementation=form))
+    two = Engine(merged, plain, Scheme(n_gist=3), SPECIAL, DecodeConfig(2, 60, 8, max_thought=5, implementation=form))
+    different = total = 0
+    for a, b in zip(jax.tree.leaves(one.weights), jax.tree.leaves(two.weights), strict=True):
+        different, total = different + int(np.sum(a != b)), total + a.size
+    assert different <= total / 1000  # sums of the same numbers in float32, rounded once
+    for a, b in zip(one.complete(requests(3)), two.complete(requests(3)), strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        np.testing.assert_allclose(a.logp, b.logp, atol=1e-3)
+
+
 def test_finishes(vanilla):
     long = vanilla.complete([Request([5], 3), Request([5, 6], 500)])
     assert [c.finish for c in long] in (["length", "capacity"], ["length", "stop"], ["length", "eos"])
@@ -317,6 +354,8 @@ def test_bad_requests_say_what_is_wrong(vanilla):
         (Request([], 3), "request 0: the prompt is empty"),
         (Request([1] * 40, 3), "a prompt of 40 tokens does not fit; the capacity is 40"),
         (Request([1], 0), "max_new is 0"),
+        (Request([1, 120, 2], 3), "request 0: token id 120 of the prompt is outside the model's vocabulary of 120"),
+        (Request([3, -1], 3), "request 0: token id -1 of the prompt is outside"),
     ):
         with pytest.raises(UserError, match=match):
             vanilla.complete([request])

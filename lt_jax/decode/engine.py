@@ -100,7 +100,7 @@ class Engine:
             stream: called after each block with every live row's record and the place in it where the news begins.
 
         Raises:
-            UserError: a prompt is empty or does not fit the capacity.
+            UserError: a prompt is empty, does not fit the capacity, or has an id that the model does not know.
         """
         waiting = enumerate(requests)
         records: dict[int, Record] = {}
@@ -162,6 +162,12 @@ class Engine:
         length, room = len(record.prompt), self.config.capacity
         if not length:
             raise UserError(f"request {record.id}: the prompt is empty")
+        outside = (record.prompt < 0) | (record.prompt >= self.model.vocab_size)
+        if outside.any():
+            raise UserError(
+                f"request {record.id}: token id {record.prompt[outside.argmax()]} of the prompt is outside the model's "
+                f"vocabulary of {self.model.vocab_size}"
+            )
         if length + 1 > room:
             raise UserError(
                 f"request {record.id}: a prompt of {length} tokens does not fit; the capacity is {room} "

@@ -34,17 +34,10 @@ class Record:
 
     def gist(self, start: int = 0) -> np.ndarray:
         """[N - start] bool: gist tokens and anchors."""
-        return self._of_closing("gist", False, start)
-
-    def role(self, start: int = 0) -> np.ndarray:
-        """[N - start] `layout.Role` as far as the engine knows it: tokens of a closing, and THOUGHT for the others."""
-        return self._of_closing("role", int(Role.THOUGHT), start)
-
-    def _of_closing(self, name, otherwise, start):
         place = self.column("place", start)
         if self.rules.close is None:
-            return np.full(len(place), otherwise)
-        return np.where(place > 0, getattr(self.rules.close, name)[place - 1], otherwise)
+            return np.full(len(place), False)
+        return np.where(place > 0, self.rules.close.gist[place - 1], False)
 
     def completion(self, finish: str, now: float) -> Completion:
         """The row as it ended."""

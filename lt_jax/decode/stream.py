@@ -16,7 +16,7 @@ class TextStreamer:
     back until its bytes are whole characters. With several rows, each line begins with the row's id.
 
         Okay, 2 + 3 = 5.
-        [9 gists: 41 keys -> 10]
+        [9 gists for 41 keys]
         Then 5 * 4 = 20.
     """
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from lt_jax import cache as slots
 from lt_jax import native
-from lt_jax.models import decoder, rope
+from lt_jax.models import decoder, lora, rope
 from lt_jax.models.config import DecoderConfig
 from lt_jax.models.decoder import rms_norm
 from lt_jax.models.linear import linear
@@ -27,15 +27,10 @@ def prepare(params: dict, config: DecoderConfig, form: str) -> dict:
     Args:
         form: "native" (matrices are `native.Packed`; a tied embedding is the packed head alone) or "plain".
     """
+    params, config = lora.merge(params, config)
     dtype = params["embed"].dtype if form == "native" else config.dtype
     out = {name: params[name].astype(dtype) for name in ("embed", "head") if name in params}
     out["final_norm"] = params["final_norm"]
-    if "new_rows" in params:
-        first, n = config.lora.rows
-        own = params["new_rows"]
-        out["embed"] = out["embed"].at[first : first + n].set(own["embed"].astype(out["embed"].dtype))
-        if "head" in params:
-            out["head"] = out["head"].at[:, first : first + n].set(own["head"].astype(out["head"].dtype))
     if form == "native":
         out["head"] = native.prepack(out.pop("embed").T if config.tie_embeddings else out["head"])
     layer = lambda i: _layer(jax.tree.map(lambda x: x[i], params["layers"]), config, form)
@@ -43,20 +38,12 @@ def prepare(params: dict, config: DecoderConfig, form: str) -> dict:
 
 
 def _layer(layer: dict, config: DecoderConfig, form: str) -> dict:
-    merged = {name: _merge(p, config) for name, p in layer.items() if isinstance(p, dict)}
     out = {name: p for name, p in layer.items() if not isinstance(p, dict)}
     joined = {"qkv": ("q", "k", "v"), "o": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
-    out |= {name: _join([merged[part] for part in parts], config, form) for name, parts in joined.items()}
+    out |= {name: _join([layer[part] for part in parts], config, form) for name, parts in joined.items()}
     if form == "native":
-        out["gate_up"] = {"w": native.prepack(merged["gate"]["w"], merged["up"]["w"])}
+        out["gate_up"] = {"w": native.prepack(layer["gate"]["w"], layer["up"]["w"])}
     return out
-
-
-def _merge(p: dict, config: DecoderConfig) -> dict:
-    if "lora_a" not in p:
-        return p
-    scale = config.lora.alpha / config.lora.rank
-    return {**p, "w": p["w"] + (p["lora_a"] @ p["lora_b"] * scale).astype(p["w"].dtype)}
 
 
 def _join(maps: list[dict], config: DecoderConfig, form: str) -> dict:
