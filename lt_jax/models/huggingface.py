@@ -68,7 +68,7 @@ def read_config(folder: str | os.PathLike, dtype: str = "float32") -> DecoderCon
 def from_hf(raw: dict, dtype: str = "float32", where: str = "config.json") -> DecoderConfig:
     """The values of a config.json, of transformers 4 or 5, as a `DecoderConfig`; `where` goes into error messages."""
     family = raw.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(f"{where}: model_type {family!r} is not supported; supported are {', '.join(FAMILIES)}")
     refused = {
         "hidden_act": raw.get("hidden_act", "silu") != "silu",
@@ -81,31 +81,54 @@ def from_hf(raw: dict, dtype: str = "float32", where: str = "config.json") -> De
         if bad:
             raise UserError(f"{where}: {key} = {raw[key]!r} is not supported")
 
-    def need(key):
-        if not isinstance(raw.get(key), int | float) or isinstance(raw[key], bool):
-            raise UserError(f"{where}: {key} is {raw.get(key)!r}; it must be a number")
-        return raw[key]
-
-    rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    heads, hidden = need("num_attention_heads"), need("hidden_size")
+    size = lambda key, default=None: _size(raw, key, default, where)
+    rope = _rope(raw, where)
+    heads, hidden = size("num_attention_heads"), size("hidden_size")
     return DecoderConfig(
-        vocab_size=need("vocab_size"),
+        vocab_size=size("vocab_size"),
         hidden=hidden,
-        intermediate=need("intermediate_size"),
-        layers=need("num_hidden_layers"),
+        intermediate=size("intermediate_size"),
+        layers=size("num_hidden_layers"),
         heads=heads,
-        kv_heads=raw.get("num_key_value_heads") or heads,
-        head_dim=raw.get("head_dim") or (128 if family == "qwen3" else hidden // heads),
-        rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
+        kv_heads=size("num_key_value_heads", heads),
+        head_dim=size("head_dim", 128 if family == "qwen3" else max(1, hidden // heads)),
+        rope_theta=_number(rope, "rope_theta", where),
         rope_scaling=_scaling(rope, where),
-        norm_eps=float(need("rms_norm_eps")),
+        norm_eps=_number(raw, "rms_norm_eps", where),
         tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        max_positions=raw.get("max_position_embeddings", 32768),
+        max_positions=size("max_position_embeddings", 32768),
         dtype=dtype,
         model_type=family,
         extra=json.dumps(raw, sort_keys=True),
         **FAMILIES[family][1],
     )
+
+
+def _size(raw: dict, key: str, default: int | None, where: str) -> int:
+    """A whole number of 1 or more; null and absent are the default, if there is one."""
+    value = raw.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{where}: {key} is {value!r}; it must be a whole number of 1 or more")
+    return value
+
+
+def _number(raw: dict, key: str, where: str) -> float:
+    value = raw.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise UserError(f"{where}: {key} is {value!r}; it must be a number above 0")
+    return float(value)
+
+
+def _rope(raw: dict, where: str) -> dict:
+    """What config.json says of RoPE, in the form of transformers 5: with its base."""
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(raw.get(key) or {}, dict):
+            raise UserError(f"{where}: {key} is {raw[key]!r}; it must be an object")
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    bases = [values["rope_theta"] for values in (rope, raw) if values.get("rope_theta") is not None]
+    return rope | {"rope_theta": bases[0] if bases else 10000.0}
 
 
 def _scaling(rope: dict, where: str) -> Llama3Scaling | None:
@@ -117,7 +140,7 @@ def _scaling(rope: dict, where: str) -> Llama3Scaling | None:
     keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     if missing := [key for key in keys if key not in rope]:
         raise UserError(f"{where}: llama3 rope scaling has no {missing[0]}")
-    return Llama3Scaling(*(float(rope[key]) for key in keys[:3]), int(rope[keys[3]]))
+    return Llama3Scaling(*(_number(rope, key, where) for key in keys[:3]), _size(rope, keys[3], None, where))
 
 
 def to_hf(config: DecoderConfig, dtype: str) -> dict:
