@@ -5,9 +5,10 @@ import time
 
 import pytest
 
-from lt_jax.data import answers
+from lt_jax.data import answers, latex
 from lt_jax.data.latex import LatexJudge
 from lt_jax.data.problem import Problem
+from lt_jax.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,30 @@ def test_latex_child_is_killed_when_it_hangs_and_serves_threads():
     assert judge._child.pid != child
     judge.close()
     assert results == [True] * 4
+
+
+@pytest.mark.parametrize(
+    "program, said",
+    [
+        ("import no_such_module", r"did not start \(ModuleNotFoundError: No module named 'no_such_module'\)"),
+        ("print('[]')", "it answered something else"),
+        ("import time; time.sleep(60)", "no answer in 0 s"),
+        (None, "No such file"),
+    ],
+)
+def test_a_judge_that_cannot_start_is_an_error_and_not_a_wrong_answer(program, said, tmp_path, monkeypatch):
+    children, popen = [], latex.subprocess.Popen
+    monkeypatch.setattr(latex.subprocess, "Popen", lambda *a, **k: children.append(popen(*a, **k)) or children[-1])
+    if program is None:
+        monkeypatch.setattr(latex.sys, "executable", str(tmp_path / "no_python"))
+    else:
+        (tmp_path / "child.py").write_text(program)
+        monkeypatch.setattr(latex, "__file__", str(tmp_path / "child.py"))
+    monkeypatch.setattr(latex, "STARTUP_SECONDS", 0.3 if "no answer" in said else 20.0)
+    judge = LatexJudge()
+    with pytest.raises(UserError, match=said) as caught:
+        judge.same(r"\frac{1}{2}", r"\frac{2}{4}")
+    assert "\n" not in str(caught.value) and all(child.poll() is not None for child in children)
 
 
 CITIES = ("Rome", "Paris", "12", "A")

@@ -205,6 +205,21 @@ def test_too_long_samples_are_left_out_or_split_and_counted():
     assert weights == splitting.counts.trained == sum(to_row(Numbers()[index]).trained.sum() for index in range(30))
 
 
+@pytest.mark.parametrize("packing", PACKERS)
+def test_what_is_left_out_takes_no_row_and_its_count_survives_a_resume(packing):
+    settings = config(length=16, packing=packing, batch=2, bins=3)
+    whole = train_batches(Numbers(), to_row, settings, PAD)
+    expected = take(whole, 8)
+    assert whole.counts.dropped > 5
+    assert all((batch["positions"].max(axis=1) > 0).all() for batch in expected), "no row is all padding"
+    for handed_out in range(6):
+        started, resumed = (train_batches(Numbers(), to_row, settings, PAD) for _ in range(2))
+        take(started, handed_out)
+        resumed.set_state(json.loads(json.dumps(started.get_state())))
+        assert_same(take(resumed, 8 - handed_out), expected[handed_out:])
+        assert resumed.counts == whole.counts
+
+
 def test_nothing_fits_is_said_instead_of_waiting_for_ever():
     with pytest.raises(UserError, match="data.length 6 tokens .the shortest has 9. and data.over_length 'drop'"):
         next(train_batches(Numbers(), to_row, config(length=6), PAD))

@@ -1,5 +1,6 @@
 """The embedded problems: right, checkable at every column, seeded, and never in both train and test."""
 
+import hashlib
 import itertools
 import re
 
@@ -8,6 +9,7 @@ import reasoning_gym
 
 from lt_jax.data.tasks import FAMILIES, Problems, columns
 from lt_jax.errors import UserError
+from lt_jax.evaluation.job import SuiteConfig
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,39 @@ def test_steps_are_respected():
     for family in ("gcd", "products", "simple_equations"):
         longer = Problems(12, seed=1, steps=(15, 18), families=(family,))
         assert all(16 <= len(longer[i].thoughts) <= 20 for i in range(12))
+
+
+@pytest.mark.parametrize(
+    "steps, families, said",
+    [
+        ((15, 18), tuple(FAMILIES), "lcm has no problems of 15 to 18 steps: it can do 2 to 9; choose other steps"),
+        ((15, 18), ("count_bits",), "count_bits has no problems of 15 to 18 steps: it can do 1 to 14"),
+        ((19, 30), ("products",), "products has no problems of 19 to 30 steps: it can do 1 to 18"),
+        ((0, 3), ("count_bits",), "steps 0 to 3: the least must be at least 1"),
+        ((9, 6), ("gcd",), "steps 9 to 6: the least must be at least 1 and no more than the most"),
+    ],
+)
+def test_steps_that_cannot_be_name_the_family_and_what_it_can_do(steps, families, said):
+    with pytest.raises(UserError, match=said):
+        Problems(5, steps=steps, families=families)
+    with pytest.raises(UserError, match=said):
+        SuiteConfig(embedded=5, steps=steps, families=families).open()
+
+
+def test_steps_at_the_edge_are_done_as_far_as_they_go():
+    many = Problems(8, seed=1, steps=(90, 150), families=("simple_equations",))
+    assert all(91 <= len(many[i].thoughts) - 1 <= 100 for i in range(8))
+    nine = Problems(4, seed=1, steps=(8, 30), families=("lcm", "count_bits"))
+    assert [8 <= len(nine[i].thoughts) - 2 <= 9 for i in (0, 2)] == [True, True]
+    assert all(8 <= len(nine[i].thoughts) - 1 <= 14 for i in (1, 3))
+    with pytest.raises(UserError, match="problems of count_bits with 1 to 1 steps are too rare: none in 32,768 tries"):
+        [Problems(2, steps=(1, 1), held_out=out, families=("count_bits",))[0] for out in (True, False)]
+
+
+def test_the_training_stream_is_the_one_the_base_model_was_trained_on():
+    stream = Problems(10, seed=0, steps=(3, 14))
+    text = "\n".join("\n".join((stream[i].question, *stream[i].thoughts)) for i in range(10))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "38940d0736c64007"
 
 
 def test_an_unknown_family_is_named():

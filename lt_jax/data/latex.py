@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import select
 import subprocess
 import sys
+import tempfile
 import threading
 
 SECONDS = 6.0  # for one comparison
@@ -29,11 +31,15 @@ class LatexJudge:
         atexit.register(self.close)
 
     def same(self, given: str, answer: str) -> bool:
-        """True if math-verify finds `given` equal to `answer`; False if not, unreadable, or out of time."""
+        """True if math-verify finds `given` equal to `answer`; False if not, unreadable, or out of time.
+
+        Raises:
+            UserError: math-verify cannot be started, so that nothing could be said of any answer.
+        """
         with self._lock:
+            if self._child is None:
+                self._child = _start()
             try:
-                if self._child is None:
-                    self._child = _start()
                 return bool(self._ask({"given": given, "answer": answer}, self._seconds))
             except (TimeoutError, OSError, ValueError):
                 self.close()
@@ -42,8 +48,7 @@ class LatexJudge:
     def close(self) -> None:
         """Stops the child; the next comparison starts another."""
         if self._child is not None:
-            self._child.kill()
-            self._child.communicate()
+            _stop(self._child)
             self._child = None
 
     def _ask(self, question, seconds: float):
@@ -53,13 +58,37 @@ class LatexJudge:
 
 
 def _start() -> subprocess.Popen:
-    child = subprocess.Popen(
-        [sys.executable, "-I", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True, bufsize=1,
-    )
-    if _read(child, STARTUP_SECONDS) != "ready":
-        raise OSError("the LaTeX child did not start")
-    return child
+    """A child that is ready. UserError, and no child, if there is none in time."""
+    with tempfile.TemporaryFile("w+") as said:
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-I", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
+                text=True, bufsize=1,
+            )  # fmt: skip
+        except OSError as error:
+            raise _not_started(error.strerror) from None
+        try:
+            if _read(child, STARTUP_SECONDS) == "ready":
+                return child
+            why = "it answered something else"
+        except TimeoutError:
+            why = f"no answer in {STARTUP_SECONDS:.0f} s"
+        except (OSError, ValueError):
+            said.seek(0)
+            why = (said.read().strip().splitlines() or ["it ended without a word"])[-1]
+        _stop(child)
+        raise _not_started(why)
+
+
+def _not_started(why: str) -> Exception:
+    from lt_jax.errors import UserError  # not above: the child runs this file alone
+
+    return UserError(f"LaTeX answers cannot be compared: math-verify did not start ({why}); is it installed?")
+
+
+def _stop(child: subprocess.Popen) -> None:
+    child.kill()
+    child.communicate()
 
 
 def _read(child: subprocess.Popen, seconds: float):
@@ -79,6 +108,7 @@ def _serve() -> None:
     read = lambda text: math_verify.parse(f"${text}$", extraction_config=config, fallback_mode="no_fallback")
     read("1")  # builds the grammar
     print(json.dumps("ready"), flush=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nobody reads what it has to say from here on
     for line in sys.stdin:
         pair = json.loads(line)
         try:

@@ -130,7 +130,7 @@ def train_batches(
     dataset = dataset.repeat(config.epochs)[process::processes]
     dataset = dataset.map(_Elements(to_row, config, -(-len(source) // processes)))
     dataset = dataset.to_iter_dataset(_reading(config, ahead=8))
-    dataset = grain.experimental.FlatMapIterDataset(dataset, _Each())
+    dataset = _Carried(grain.experimental.FlatMapIterDataset(dataset, _Each()))
     dataset = PACKERS[config.packing](
         dataset,
         length_struct={"row": config.length, "counts": _most_documents(config)},
@@ -176,7 +176,7 @@ def evaluation_batches(
 class _Elements:
     """Item -> what the packer packs: a list of {"row": int32 [N, features], "counts": int32 [1, counts]}.
 
-    A sample that is left out is an element of no tokens, so that its count is not lost.
+    A sample that is left out is an element of no tokens, whose count `_Carried` puts on the next one.
     """
 
     def __init__(self, to_row: ToRow, config: PipelineConfig, patience: int):
@@ -213,6 +213,38 @@ class _Each(grain.experimental.FlatMapTransform):
         return element
 
 
+class _Carried(grain.IterDataset):
+    """Elements without tokens left out, their counts added to the next element: else each would take a row of its own
+    where a row holds one document. Only those at the very end stay, as one element.
+    """
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _CarriedIterator(iter(self._parent))
+
+
+class _CarriedIterator(grain.DatasetIterator):
+    """Holds nothing between two elements, so its state is its parent's."""
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        held = np.zeros_like(Counts().packed()[None])
+        while True:
+            try:
+                element = next(self._parent)
+            except StopIteration:
+                if not held.any():
+                    raise
+                return _element(None, Counts()) | {"counts": held}
+            held = held + element["counts"]
+            if len(element["row"]):
+                return element | {"counts": held}
+
+    def get_state(self) -> dict[str, Any]:
+        return self._parent.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._parent.set_state(state)
+
+
 def _element(row: Row | None, counts: Counts) -> dict[str, np.ndarray]:
     columns = np.zeros((0, len(FEATURES)), np.int32) if row is None else np.stack([*features(row).values()], axis=1)
     return {"row": columns, "counts": counts.packed()[None]}
@@ -239,7 +271,7 @@ def _share(batch: int, processes: int) -> int:
 
 
 def _most_documents(config: PipelineConfig) -> int:
-    """How many documents, those left out included, one packed row may hold: more than real ones ever do."""
+    """How many documents one packed row may hold: more than real ones ever do."""
     return 64 + config.length // 8
 
 

@@ -14,6 +14,8 @@ from lt_jax.data.tasks.worked import Worked
 from lt_jax.errors import UserError
 
 FAMILIES = {m.SOURCE: m for m in (gcd, lcm, products, simple_equations, count_bits)}
+# The least and most steps that four digits (a digit for lcm's multiples) leave room for.
+STEPS = {"gcd": (1, 998), "lcm": (2, 9), "products": (1, 18), "simple_equations": (2, 99), "count_bits": (1, 14)}
 _TRIES = 1 << 15
 
 
@@ -23,12 +25,13 @@ class Problems(Sequence):
     Args:
         size: how many.
         seed: another seed, other problems.
-        steps: least and most thoughts of a problem, the answer aside.
+        steps: least and most steps of a problem (subtractions, multiples, halvings); the answer, and in some families a
+            thought to begin with, come on top.
         held_out: True for problems that no training stream contains, False for the training stream.
         families: names from FAMILIES, in turn.
 
     Raises:
-        UserError: a family that is not there.
+        UserError: a family that is not there, or that has no problems of so many steps; later, one that has hardly any.
     """
 
     def __init__(self, size, seed=0, steps=(6, 12), held_out=False, families=tuple(FAMILIES)):
@@ -37,11 +40,12 @@ class Problems(Sequence):
         unknown = set(families) - set(FAMILIES)
         if unknown:
             raise UserError(f"no family of problems {min(unknown)!r}; there are {', '.join(FAMILIES)}")
-        self._size, self._seed, self._steps, self._held_out = size, seed, steps, held_out
+        self._size, self._seed, self._held_out = size, seed, held_out
         self._families = families
+        self._steps = {name: _within(steps, name) for name in families}
         self._datasets = {
-            name: reasoning_gym.create_dataset(name, size=2**62, seed=0, **FAMILIES[name].settings(steps))
-            for name in set(families)
+            name: reasoning_gym.create_dataset(name, size=2**62, seed=0, **FAMILIES[name].settings(within))
+            for name, within in self._steps.items()
         }
 
     def __len__(self) -> int:
@@ -54,7 +58,25 @@ class Problems(Sequence):
         draw = random.Random(f"{self._seed}/{index}")
         for _ in range(_TRIES):
             item = self._datasets[name][draw.getrandbits(60)]
-            worked = FAMILIES[name].work(item, self._steps)
+            worked = FAMILIES[name].work(item, self._steps[name])
             if worked is not None and worked.held_out == self._held_out:
                 return worked
-        raise RuntimeError(f"no {name} problem of {self._steps} steps in {_TRIES} tries")
+        least, most = self._steps[name]
+        raise UserError(
+            f"problems of {name} with {least} to {most} steps are too rare: none in {_TRIES:,} tries; "
+            "allow more numbers of steps, or leave the family out"
+        )
+
+
+def _within(steps: tuple[int, int], name: str) -> tuple[int, int]:
+    """The part of `steps` that a family can do. UserError if there is none."""
+    least, most = steps
+    if not 1 <= least <= most:
+        raise UserError(f"steps {least} to {most}: the least must be at least 1 and no more than the most")
+    few, many = STEPS[name]
+    if least > many or most < few:
+        raise UserError(
+            f"{name} has no problems of {least} to {most} steps: it can do {few} to {many}; choose other steps, or "
+            f"families without {name}"
+        )
+    return max(least, few), min(most, many)

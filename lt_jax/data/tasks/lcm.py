@@ -19,13 +19,10 @@ def settings(steps: tuple[int, int]) -> dict:
 
 
 def work(item: dict, steps: tuple[int, int]) -> Worked | None:
-    """The worked problem, or None where neither number is a digit or the multiples are too few or too many.
-
-    A digit allows nine multiples at most, so `steps` may not ask for more than six at least.
-    """
+    """The worked problem, or None where neither number is a digit or the multiples are too few or too many."""
     low, high = sorted(item["metadata"]["numbers"])
     times = low // math.gcd(low, high)
-    if low > 9 or not min(steps[0], 6) <= times <= steps[1]:
+    if low > 9 or not steps[0] <= times <= steps[1]:
         return None
     question = f"Lcm {wide(high)} {slim(low)}"
     thoughts = [f"{wide(high)}/{slim(low)} {divide(high, low)} {high % low}/{low} 0{times} 0000 {slim(high)}"]
