@@ -162,7 +162,8 @@ def main():
         table(rows)
         lines += rows
     git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, cwd=HERE).stdout.strip()
-    changed = git("status", "--porcelain", "--", "../lt_jax/attention", "../lt_jax/lifetimes.py", __file__)
+    sources = "../lt_jax/attention", "../lt_jax/native", "../lt_jax/lifetimes.py"
+    changed = git("status", "--porcelain", "--", *sources, __file__)
     torch = sys.modules.get("torch")
     report = dict(
         command=" ".join(["python benchmarks/attention_cpu.py", *sys.argv[1:]]),

@@ -11,16 +11,9 @@ large float32 product (torch).
 from __future__ import annotations
 
 import argparse
-import ctypes
-import datetime
-import json
 import os
 import pathlib
-import platform
-import subprocess
 import sys
-import tempfile
-import time
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/matmul_cpu.json"))
@@ -33,38 +26,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import torch  # noqa: E402
+from machine import matmul_rate, provenance, read_bandwidth, turns, write  # noqa: E402
 
 from lt_jax import native  # noqa: E402
 
 SHAPES = ((896, 9728, "bfloat16"), (4864, 896, "bfloat16"), (256, 2048, "float32"), (1024, 256, "float32"))
 ROWS = (1, 8, 32, 64)
 CACHE_BYTES = 32 * 2**20
-
-
-def read_bandwidth() -> float:
-    """Bytes/s, by the C++ loop beside this file."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = pathlib.Path(folder) / "read_bandwidth.so"
-        source = pathlib.Path(__file__).with_name("read_bandwidth.cc")
-        subprocess.run(["g++", "-O3", "-march=native", "-shared", "-fPIC", "-pthread", str(source), "-o", str(made)],
-                       check=True)
-        library = ctypes.CDLL(str(made))
-    library.read_bandwidth.restype = ctypes.c_double
-    library.read_bandwidth.argtypes = (ctypes.c_size_t, ctypes.c_int, ctypes.c_int)
-    return max(library.read_bandwidth(2**30, threads, OPTIONS.repeats) for threads in range(1, OPTIONS.threads + 1))
-
-
-def turns(forms: dict) -> dict[str, float]:
-    """Seconds of the fastest call of each form. They take turns, when the last one's threads have gone to sleep."""
-    best = dict.fromkeys(forms, float("inf"))
-    for turn in range(OPTIONS.repeats + 1):
-        for name, run in forms.items():
-            time.sleep(0.02)
-            start = time.perf_counter()
-            run()
-            if turn:
-                best[name] = min(best[name], time.perf_counter() - start)
-    return best
 
 
 def chain(product):
@@ -90,7 +58,8 @@ def measure(k: int, n: int, dtype: str) -> list[dict]:
         floats, tensors = drawn, [torch.randn(n, k) for _ in drawn]
     packed, floats, tensors = (x * (1 if large else 50) for x in (packed, floats, tensors))
     count = len(packed)
-    own, xla = chain(lambda x, w: native.matmul(x, w, None, "native")), chain(lambda x, w: x @ w)
+    own = chain(lambda x, w: native.matmul(x, w, implementation="native"))
+    xla = chain(lambda x, w: x @ w)
     lines = []
     for rows in ROWS:
         x = jnp.ones((rows, k))
@@ -101,11 +70,12 @@ def measure(k: int, n: int, dtype: str) -> list[dict]:
                 for w in tensors:
                     torch.nn.functional.linear(t, w)
 
-        seconds = turns({
+        forms = {
             "native": lambda x=x: own(x, packed).block_until_ready(),
             "xla_float32": lambda x=x: xla(x, floats).block_until_ready(),
             f"torch_{dtype}": by_torch,
-        })
+        }
+        seconds = turns(forms, OPTIONS.repeats)
         for form, total in seconds.items():
             each = total / count
             line = dict(rows=rows, k=k, n=n, weights=dtype, form=form, microseconds=round(each * 1e6, 1),
@@ -120,17 +90,14 @@ def measure(k: int, n: int, dtype: str) -> list[dict]:
 def main():
     torch.set_num_threads(OPTIONS.threads)
     native.choose("native")
-    before = read_bandwidth()
+    result = provenance(OPTIONS.threads, ("jax", "jaxlib", "torch"))
+    before = read_bandwidth(OPTIONS.threads, OPTIONS.repeats)
     lines = [line for shape in SHAPES for line in measure(*shape)]
-    square = torch.ones(2048, 2048)
-    rate = 2 * 2048**3 / turns({"torch": lambda: torch.matmul(square, square)})["torch"]
-    result = dict(date=datetime.date.today().isoformat(), machine=platform.processor() or platform.machine(),
-                  threads=OPTIONS.threads, jax=jax.__version__, torch=torch.__version__,
-                  load=os.getloadavg()[0], read_gbytes_per_s=round(max(before, read_bandwidth()) / 1e9, 1),
-                  large_float32_product_gflops=round(rate / 1e9, 1), lines=lines)
-    OPTIONS.out.parent.mkdir(parents=True, exist_ok=True)
-    OPTIONS.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"reading {result['read_gbytes_per_s']} GB/s, large product {result['large_float32_product_gflops']} GFLOP/s")
+    limits = dict(read_bytes_per_s=max(before, read_bandwidth(OPTIONS.threads, OPTIONS.repeats)),
+                  matmul_flops_per_s=matmul_rate(OPTIONS.repeats))
+    print("reads {:.1f} GB/s, multiplies {:.1f} GFLOP/s".format(*(value / 1e9 for value in limits.values())))
+    write(OPTIONS.out, result | dict(limits=limits, lines=lines))
 
 
-main()
+if __name__ == "__main__":
+    main()
