@@ -4,10 +4,11 @@ Why: teaches a model that reasons at length to write down the gist of every thou
 
     python launch/train.py --config=configs/lightthinker_qwen.py --config.model.path=DIR --config.data.path=traces.jsonl
 
-DIR is any Qwen2, Qwen2.5, Qwen3, Llama 3 or DeepSeek-R1-Distill checkpoint folder; traces.jsonl holds Bespoke-Stratos
-`conversations`, chat `messages`, OpenMementos or LightThinker's own records. Of the paper: 9 gist tokens, learning rate
-2e-5, cosine with 5 % warmup, rows of 4,096 tokens, 80 samples a step. Here samples are packed, so a step has 32 full
-rows in place of 80 padded ones, and a sample that is too long is split between thoughts, not cut off.
+DIR is any Qwen2, Qwen2.5, Qwen3, Llama 3 or DeepSeek-R1-Distill checkpoint folder, whose own chat template and end of
+turn are taken (for a base model without a template: --config.data.chat=qwen, llama or plain); traces.jsonl holds
+Bespoke-Stratos `conversations`, chat `messages`, OpenMementos or LightThinker's own records. Of the paper: 9 gist
+tokens, learning rate 2e-5, cosine with 5 % warmup, rows of 4,096 tokens, 80 samples a step. Here samples are packed, so
+a step has 32 full rows in place of 80 padded ones; a sample that is too long is split between thoughts, not cut off.
 
 Hardware: 7B parameters in bfloat16 with float32 AdamW need about 120 GB over all devices, such as a v5p-8 or 8 x 80 GB;
 raise train.accumulate where a microbatch does not fit. On CPU take configs/lora_qwen.py and a small model.

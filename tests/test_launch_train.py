@@ -260,5 +260,5 @@ def test_the_command_trains_and_exports(base, traces, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "step 2/2  loss" in done.stderr and "exported to" in done.stdout
-    assert (tmp_path / "run" / "final" / "lt_jax.json").is_file()
+    assert json.loads((tmp_path / "run" / "final" / "lt_jax.json").read_text())["chat"] == "own"
     assert json.loads((tmp_path / "run" / "config.json").read_text())["lora"]["rank"] == 2
