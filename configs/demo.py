@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.suites = ConfigDict({
         "main": {"embedded": 1000, "steps": (6, 12), "seed": 1},
         # Longer chains than any that the students or the base were trained on (which had up to 14 steps).
-        "many_steps": {"embedded": 200, "steps": (15, 18), "seed": 2, "families": ("gcd", "products")},
+        "many_steps": {"embedded": 100, "steps": (15, 18), "seed": 2, "families": ("gcd", "products")},
     })  # fmt: skip
     config.decode = ConfigDict({"rows": 64, "capacity": 1152, "buffer": 32, "max_new": 1000})
     config.max_thought = 96
