@@ -21,7 +21,7 @@ test: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 
-# The small base model that ships in lt_jax/assets/base: about twenty minutes on two cores.
+# The small base model that ships in lt_jax/assets/base: a quarter of an hour on two cores.
 base: $(VENV)/installed
 	$(MALLOC) $(BIN)/python launch/train.py --config=configs/base.py
 

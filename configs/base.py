@@ -1,14 +1,14 @@
 r"""The small base model of the demo, trained from random weights on worked problems.
 
-Why: what the demo teaches is compression, so it must start from a model that reasons already. 0.85 M parameters (4
-layers of 128), 3.4 MB of safetensors; the tokenizer comes from launch/train_tokenizer.py.
+Why: what the demo teaches is compression, so it must start from a model that reasons already. 0.82 M parameters (4
+layers of 128), 3.3 MB of safetensors; the tokenizer comes from launch/train_tokenizer.py.
 
     python launch/train.py --config=configs/base.py        (or: make base)
 
 and then copy config.json and model.safetensors of runs/base/final to lt_jax/assets/base.
 
-Hardware: two CPU cores. Twenty minutes on two busy ones, 4.9 M tokens. Result: loss 0.0018, 99.93 % of the
-tokens of worked problems right.
+Hardware: two CPU cores, a quarter of an hour, 6.8 M tokens. Result: loss 0.0006, 99.99 % of the tokens of worked
+problems right; 99.6 % of 500 problems that it was not trained on.
 """
 
 from ml_collections import ConfigDict

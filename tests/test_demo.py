@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_base_model_reasons():
-    """Greedy, on held-out problems: what the demo starts from must solve most of them."""
+    """Greedy, on held-out problems: what the demo starts from must solve nearly all of them."""
     suite = suites.embedded(30, seed=5)
     writer = folder.open_folder(BASE)
     found = evaluate([folder.contender("base", writer, DecodeConfig(rows=30, capacity=800), max_new=760)], suite)
-    assert sum(record.correct for record in found.methods[0].records) >= 20
+    assert sum(record.correct for record in found.methods[0].records) >= 28
 
 
 def test_the_base_model_is_small():
@@ -40,9 +40,10 @@ def test_the_tokenizer_keeps_digits_apart():
 
 
 @pytest.mark.slow
-def test_demo_runs_through(tmp_path):
+def test_the_demo_runs_through_and_learns_to_compress(tmp_path):
+    """With a sixth of its steps nearly all tokens are right already, also with every earlier thought gone."""
     small = {
-        "out": tmp_path / "demo", "train.steps": 2, "train.log_every": 1, "batches.batch": 1, "decode.rows": 4,
+        "out": tmp_path / "demo", "train.steps": 130, "train.log_every": 10, "decode.rows": 4,
         "decode.max_new": 40, "suites.main.embedded": 5, "suites.many_steps.embedded": 2,
     }  # fmt: skip
     command = [sys.executable, "launch/demo.py", "--config=configs/demo.py"]
@@ -56,3 +57,6 @@ def test_demo_runs_through(tmp_path):
         assert (tmp_path / "demo" / suite / "report.html").is_file()
     card = json.loads((tmp_path / "demo" / "lightthinker" / "final" / "lt_jax.json").read_text())
     assert card["scheme"]["method"] == "lightthinker" and len(card["special"]["gists"]) == 9
+    for student in ("vanilla", "lightthinker"):
+        lines = (tmp_path / "demo" / student / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["accuracy"] > 0.97, student
