@@ -2,7 +2,8 @@
 // heads, and the cost follows each row's own bound instead of the capacity.
 //
 // Queries that share a kv head go together in tiles. Sixteen keys at a time are transposed, so that one multiply-add
-// serves sixteen scores; softmax runs along in blocks of 64 slots (Milakov & Gimelshein 2018).
+// serves sixteen scores; softmax runs along in blocks of 64 slots (Milakov & Gimelshein 2018). A row's slots are a stream
+// too short for the processor to run ahead of, so each line of a block asks for the same line of the next one.
 #pragma once
 
 #include <algorithm>
@@ -78,9 +79,9 @@ struct Tile {
   const uint8_t* mask[Q];
   float top[Q], total[Q], fade[Q];
 
-  // Scores of up to 64 slots into p, kNone where hidden; false where all are.
+  // Scores of up to 64 slots into p, kNone where hidden; false where all are. Meanwhile `ahead` is fetched.
   template <typename K>
-  bool scores(const K* k, int64_t D, int64_t at, int count) {
+  bool scores(const K* k, int64_t D, int64_t at, int count, const K* ahead) {
     bool any = false;
     for (int s = 0; s < kSlots; s += kLanes) {
       const int here = std::min(kLanes, count - s);
@@ -120,6 +121,7 @@ struct Tile {
         V sum[Q] = {};
         for (int64_t d = 0; d < D; ++d) {
           const V line = load(turned + d * kLanes);
+          __builtin_prefetch(ahead + s * D + d * kLanes);
 #pragma GCC unroll 8
           for (int i = 0; i < Q; ++i) sum[i] += line * q[i][d];
         }
@@ -152,20 +154,23 @@ struct Tile {
   }
 
   template <typename K>
-  void gather(const K* v, int64_t D, int count) {
+  void gather(const K* v, int64_t D, int count, const K* ahead) {
     int64_t d = 0;
-    for (; d + 2 * kLanes <= D; d += 2 * kLanes) columns<2>(v + d, D, count, d);
-    if (d < D) columns<1>(v + d, D, count, d);
+    for (; d + 2 * kLanes <= D; d += 2 * kLanes) columns<2>(v + d, D, count, d, ahead + d);
+    if (d < D) columns<1>(v + d, D, count, d, ahead + d);
   }
 
   template <int N, typename K>
-  inline void columns(const K* v, int64_t D, int count, int64_t d) {
+  inline void columns(const K* v, int64_t D, int count, int64_t d, const K* ahead) {
     V sum[Q][N];
     for (int i = 0; i < Q; ++i)
       for (int n = 0; n < N; ++n) sum[i][n] = load(out[i] + d + n * kLanes) * fade[i];
     for (int s = 0; s < count; ++s) {
       V value[N];
-      for (int n = 0; n < N; ++n) value[n] = load(v + s * D + n * kLanes);
+      for (int n = 0; n < N; ++n) {
+        value[n] = load(v + s * D + n * kLanes);
+        __builtin_prefetch(ahead + s * D + n * kLanes);
+      }
 #pragma GCC unroll 8
       for (int i = 0; i < Q; ++i)
         for (int n = 0; n < N; ++n) sum[i][n] += value[n] * p[i][s];
@@ -175,10 +180,11 @@ struct Tile {
   }
 };
 
-// Queries first, first + 1, ... of the T * G that share a kv head, counted token by token.
+// Queries first, first + 1, ... of the T * G that share a kv head, counted token by token. next_k, next_v: what is read
+// after this head's last block.
 template <int Q, typename K>
 void attend_tile(const AttentionArguments& a, const float* q, const K* k, const K* v, int64_t r, int64_t h,
-                 int64_t first) {
+                 int64_t first, const K* next_k, const K* next_v) {
   const int64_t G = a.H / a.Hkv, n = std::clamp<int64_t>(a.bound[r], 0, a.C);
   Tile<Q> tile;
   float* out[Q];
@@ -193,9 +199,11 @@ void attend_tile(const AttentionArguments& a, const float* q, const K* k, const 
   }
   for (int64_t at = 0; at < n; at += kSlots) {
     const int count = static_cast<int>(std::min<int64_t>(kSlots, n - at));
-    if (!tile.scores(k, a.D, at, count)) continue;
+    const int64_t ahead = (at + kSlots) * a.D;
+    const bool last = at + kSlots >= n;
+    if (!tile.scores(k, a.D, at, count, last ? next_k : k + ahead)) continue;
     tile.soften();
-    tile.gather(v + at * a.D, a.D, count);
+    tile.gather(v + at * a.D, a.D, count, last ? next_v : v + ahead);
   }
   for (int i = 0; i < Q; ++i) {
     const float whole = tile.total[i] > 0 ? 1 / tile.total[i] : 0;
@@ -205,11 +213,11 @@ void attend_tile(const AttentionArguments& a, const float* q, const K* k, const 
 
 template <typename K, int Q = kQueries>
 void attend_some(int queries, const AttentionArguments& a, const float* q, const K* k, const K* v, int64_t r, int64_t h,
-                 int64_t first) {
+                 int64_t first, const K* next_k, const K* next_v) {
   if (queries == Q) {
-    attend_tile<Q>(a, q, k, v, r, h, first);
+    attend_tile<Q>(a, q, k, v, r, h, first, next_k, next_v);
   } else if constexpr (Q > 1) {
-    attend_some<K, Q - 1>(queries, a, q, k, v, r, h, first);
+    attend_some<K, Q - 1>(queries, a, q, k, v, r, h, first, next_k, next_v);
   }
 }
 
@@ -273,11 +281,20 @@ void attention(const AttentionArguments& a, K* keys, K* values) {
   const int64_t queries = a.T * (a.H / a.Hkv), tiles = (queries + kQueries - 1) / kQueries;
   int64_t slots = 0;
   for (int64_t r = 0; r < a.R; ++r) slots += a.bound[r];
-  parallel_for(a.R * a.Hkv * tiles, slots * a.T * a.H * a.D / 1e4, [&](int64_t item) noexcept {
-    const int64_t tile = item % tiles, h = item / tiles % a.Hkv, r = item / tiles / a.Hkv;
-    const int64_t first = queries * tile / tiles, last = queries * (tile + 1) / tiles;
-    const int64_t base = (a.rows[r] * a.Hkv + h) * a.C * a.D;
-    attend_some<K>(static_cast<int>(last - first), a, q, keys + base, values + base, r, h, first);
+  // Several heads in a row for one thread, which then knows what it reads next.
+  const int64_t items = a.R * a.Hkv * tiles, each = std::max<int64_t>(1, items / (8 * Pool::get().threads()));
+  parallel_for((items + each - 1) / each, slots * a.T * a.H * a.D / 1e4, [&](int64_t group) noexcept {
+    const int64_t end = std::min(items, (group + 1) * each);
+    const auto base = [&](int64_t item) {
+      return (a.rows[item / tiles / a.Hkv] * a.Hkv + item / tiles % a.Hkv) * a.C * a.D;
+    };
+    for (int64_t item = group * each; item < end; ++item) {
+      const int64_t tile = item % tiles, h = item / tiles % a.Hkv, r = item / tiles / a.Hkv;
+      const int64_t first = queries * tile / tiles, last = queries * (tile + 1) / tiles;
+      const int64_t here = base(item), next = base(std::min(item + 1, end - 1));
+      attend_some<K>(static_cast<int>(last - first), a, q, keys + here, values + here, r, h, first, keys + next,
+                     values + next);
+    }
   });
 }
 
