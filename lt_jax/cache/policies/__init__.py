@@ -1,0 +1,26 @@
+"""Who is evicted when a cache is over its budget: one file for each policy, `score(view, how) -> [R, Hkv, C]`.
+
+Everything else is written once, in `select.py`: what is protected, how ties fall, who shares a choice, where keys go.
+"""
+
+from __future__ import annotations
+
+from lt_jax.cache.policies import full, h2o, keydiff, knorm, random, rkv, sepllm, snapkv, streaming, tova
+from lt_jax.cache.policies.config import Eviction, pyramid
+from lt_jax.cache.policies.select import arranged, protected, ranked, shared, stays
+from lt_jax.cache.policies.view import View
+
+__all__ = ["POLICIES", "Eviction", "View", "arranged", "protected", "pyramid", "ranked", "shared", "stays"]
+
+POLICIES = {
+    "full": full.score,
+    "streaming": streaming.score,
+    "h2o": h2o.score,
+    "tova": tova.score,
+    "knorm": knorm.score,
+    "keydiff": keydiff.score,
+    "snapkv": snapkv.score,
+    "rkv": rkv.score,
+    "sepllm": sepllm.score,
+    "random": random.score,
+}

@@ -1,0 +1,90 @@
+"""How a cache is kept within its budget."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lt_jax.errors import UserError
+
+SHARES = (None, "heads", "layers")
+ORDERS = ("birth", "reference")
+
+
+@dataclasses.dataclass(frozen=True)
+class Eviction:
+    """A KV budget and the policy that chooses who stays.
+
+    Attributes:
+        policy: a name of `policies.POLICIES`.
+        budget: keys a (row, layer, kv head) keeps at a compaction; a tuple gives each layer its own.
+        buffer: tokens between two compactions. A row holds budget + buffer keys at most.
+        window: the newest keys, always kept; also the queries that SnapKV and R-KV ask.
+        sinks: the first keys of the row, always kept.
+        share: None: every layer and kv head chooses for itself. "heads": the heads of a layer keep the same keys.
+            "layers": all layers and heads do (what the released Sparse-RL does).
+        order: "birth" keeps slots in birth order. "reference" leaves them in the order of the scores, as the R-KV code
+            does; its pooling and its "last" duplicate then follow that order.
+        mix: lambda of R-KV, the weight of attention against redundancy.
+        kernel: of the max pooling of SnapKV and R-KV, odd.
+        threshold: cosine above which R-KV takes two keys for duplicates.
+        separators: token ids of separators, separator_room: most of their keys that are kept (SepLLM).
+        seed: of the random policy.
+    """
+
+    policy: str = "rkv"
+    budget: int | tuple[int, ...] = 512
+    buffer: int = 128
+    window: int = 8
+    sinks: int = 0
+    share: str | None = None
+    order: str = "birth"
+    mix: float = 0.1
+    kernel: int = 7
+    threshold: float = 0.5
+    separators: tuple[int, ...] = ()
+    separator_room: int = 64
+    seed: int = 0
+
+    def __post_init__(self):
+        least = min(self.budget) if isinstance(self.budget, tuple) else self.budget
+        if self.buffer < 1:
+            raise UserError(f"buffer is {self.buffer}; at least one token must pass between two compactions")
+        for name in ("window", "sinks"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative")
+        if least <= self.window + self.sinks:
+            raise UserError(
+                f"budget {least} leaves no room beside the window ({self.window}) and the sinks ({self.sinks}); "
+                f"it must be at least {self.window + self.sinks + 1}"
+            )
+        if self.share not in SHARES:
+            raise UserError(f"share is {self.share!r}; it is None, 'heads' or 'layers'")
+        if self.share == "layers" and isinstance(self.budget, tuple):
+            raise UserError("share='layers' keeps the same keys in all layers, so it needs one budget for all")
+        if self.order not in ORDERS:
+            raise UserError(f"order is {self.order!r}; it is one of {', '.join(ORDERS)}")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise UserError(f"kernel is {self.kernel}; it must be odd, so that a key is in the middle of its own pool")
+        if not 0 <= self.mix <= 1:
+            raise UserError(f"mix is {self.mix}; it must be from 0 (redundancy alone) to 1 (attention alone)")
+
+    def budgets(self, layers: int) -> tuple[int, ...]:
+        """The budget of every layer."""
+        if isinstance(self.budget, int):
+            return (self.budget,) * layers
+        if len(self.budget) != layers:
+            raise UserError(f"{len(self.budget)} budgets were given for a model of {layers} layers")
+        return self.budget
+
+
+def pyramid(layers: int, mean: int, beta: float = 20.0, least: int = 1) -> tuple[int, ...]:
+    """Budgets that fall linearly from the first layer to the last (PyramidKV), `mean` on average.
+
+    The last layer gets mean / beta, but not less than `least`, and the first 2 mean minus that.
+
+    Example:
+        pyramid(5, 100, beta=5)  ->  180, 140, 100, 60, 20
+    """
+    last = max(mean / beta, least)
+    steps = [2 * mean - last - 2 * (mean - last) * i / max(layers - 1, 1) for i in range(layers)]
+    return tuple(max(least, round(step)) for step in steps)

@@ -1,0 +1,74 @@
+"""Who stays, given the scores: written once for all policies."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lt_jax.cache.policies.config import Eviction
+from lt_jax.cache.policies.view import View, recent
+
+
+def protected(view: View, how: Eviction, gist: jax.Array | None = None) -> jax.Array:
+    """Keys that no score can evict: the window, the sinks and the gists. [R, Hkv, C] bool.
+
+    Args:
+        gist: [R, Hkv, C] bool, keys that hold a compressed thought, or None.
+    """
+    kept = recent(view, how.window) | (view.alive & (view.birth < how.sinks))
+    return kept if gist is None else kept | (gist & view.alive)
+
+
+def ranked(score: jax.Array, alive: jax.Array, kept: jax.Array) -> jax.Array:
+    """The slots in the order of their worth, [..., C] int32: of a budget b the first b living ones stay.
+
+    Protected keys come first, then the others by score, then empty slots; of equals the oldest slot comes first.
+    Classes are sorted as classes: no score, not even an infinite one, can pass for protected. NaN is the worst score.
+
+        slot       0    1    2    3    4    5
+        class      p    k    k    k    p    empty
+        score      .2   .9   .9   .1   .5   .9          order  0 4 1 2 3 5      budget 3 keeps 0 4 1
+
+    Args:
+        score: [..., C] float32. alive, kept: [..., C] bool.
+    """
+    grade = jnp.where(kept & alive, 0, jnp.where(alive, 1, 2))
+    worth = jnp.where(grade == 1, jnp.where(jnp.isnan(score), -jnp.inf, score), 0)
+    slot = jnp.broadcast_to(jnp.arange(score.shape[-1], dtype=jnp.int32), score.shape)
+    return lax.sort((grade, -worth, slot), dimension=-1, num_keys=3)[2]
+
+
+def stays(score: jax.Array, alive: jax.Array, kept: jax.Array, budget) -> jax.Array:
+    """The keys that stay, [..., C] bool: all that are alive where they are no more than `budget` (broadcasts)."""
+    rank = jnp.argsort(ranked(score, alive, kept), -1)
+    return alive & (rank < jnp.asarray(budget)[..., None])
+
+
+def arranged(stay: jax.Array, score: jax.Array, kept: jax.Array, order: str = "birth") -> jax.Array:
+    """Where the staying keys go: [..., C] int32, the old slot of each new one; evicted and empty slots come last.
+
+    "birth" keeps the order of the slots. "reference" puts the keys that were chosen by score first, best first, and the
+    protected ones behind them, as the R-KV release leaves its cache.
+
+        slot      0    1    2    3    4            birth      1 2 4 | 0 3
+        stays     .    x    x    .    x (window)   reference  2 1 4 | 0 3
+        score     .1   .3   .8   .2   .5
+    """
+    if order == "birth":
+        return jnp.argsort(~stay, axis=-1, stable=True).astype(jnp.int32)
+    grade = jnp.where(stay, jnp.where(kept, 1, 0), 2)
+    worth = jnp.where(grade == 0, jnp.where(jnp.isnan(score), -jnp.inf, score), 0)
+    slot = jnp.broadcast_to(jnp.arange(score.shape[-1], dtype=jnp.int32), score.shape)
+    return lax.sort((grade, -worth, slot), dimension=-1, num_keys=3)[2]
+
+
+def shared(score: jax.Array, share: str | None) -> jax.Array:
+    """Scores [L, R, Hkv, C] made common: summed over heads ("heads"), or over layers and heads ("layers").
+
+    All who share must hold the same keys, which they do if they have shared from the start.
+    """
+    if share is None:
+        return score
+    axes = (2,) if share == "heads" else (0, 2)
+    return jnp.broadcast_to(jnp.sum(score, axes, keepdims=True), score.shape)
