@@ -1,8 +1,8 @@
 """SnapKV in its decoding form (Li et al., arXiv 2404.14469, as in the R-KV release): whom the last queries see stays.
 
 Differs from the paper: logits of the query heads of a group are joined by their maximum before the softmax, the
-window's keys are not in the softmax, and pooling takes the maximum over 7, as R-KV's code does. The paper pools averages
-over 5.
+window's keys are not in the softmax, and pooling takes the maximum over 7, as R-KV's code does. The paper pools
+averages over 5.
 """
 
 from __future__ import annotations

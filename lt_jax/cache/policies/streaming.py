@@ -1,7 +1,7 @@
 """StreamingLLM (Xiao et al., arXiv 2309.17453): the first keys of the row, and the newest.
 
-Differs from the paper: keys keep the rotation of their own position, where the paper's cache holds keys without rotation
-and rotates them by slot number at every step.
+Differs from the paper: keys keep the rotation of their own position, where the paper's cache holds keys without
+rotation and rotates them by slot number at every step.
 """
 
 from __future__ import annotations
