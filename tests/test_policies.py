@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_jax.cache.policies import POLICIES, Eviction, View, arranged, protected, pyramid, ranked, shared, stays
+from lt_jax.cache.policies import POLICIES, Eviction, View, arranged, h2o, protected, pyramid, ranked, shared, stays
 from lt_jax.cache.policies.redundancy import redundancy
 from lt_jax.cache.policies.snapkv import pool
 from lt_jax.errors import UserError
@@ -35,7 +35,9 @@ def view(k, q, capacity=None, **more):
     slot = jnp.broadcast_to(jnp.arange(length + spare), k.shape[:3])
     asked = jnp.broadcast_to(jnp.arange(length - q.shape[2], length), (rows, q.shape[2]))
     birth = jnp.where(slot < length, slot, -1)
-    return View(k, birth, birth >= 0, jnp.full(rows, length), q, asked, **more)
+    seen = (birth[:, :, None] >= 0) & (birth[:, :, None] <= asked[:, None, :, None])
+    sums = h2o.received(q.transpose(0, 2, 1, 3), k, seen)
+    return View(k, birth, birth >= 0, jnp.full(rows, length), q, asked, sums, **more)
 
 
 def keep(policy, v, how):
@@ -66,13 +68,13 @@ def test_kept_sets_are_those_of_the_formulas(policy, kind):
 
 @pytest.mark.parametrize("policy", [*POLICIES])
 def test_rows_alone_and_in_any_order_and_whatever_lies_in_empty_slots(policy):
-    how = Eviction(policy, budget=20, window=4, sinks=1)
+    how = Eviction(policy, budget=20, window=4, sinks=1, separators=(1,))
     k, q = draw("clustered", 3, 2, 2, 60)
     more = dict(separator=jnp.arange(80) % 7 == 3, draw=jnp.arange(3, dtype=jnp.uint32))
     more["separator"] = jnp.broadcast_to(more["separator"], (3, 2, 80))
     v = view(k, q, 80, **more)
     _, kept = keep(policy, v, how)
-    assert (np.asarray(kept.sum(-1)) == 20).all()
+    assert (np.asarray(kept.sum(-1)) == 20).all()  # "full" too: it is the engine that then ends the row
     order = jnp.asarray([2, 0, 1])
     turned = jax.tree.map(lambda x: x[order] if getattr(x, "ndim", 0) else x, v)
     np.testing.assert_array_equal(keep(policy, turned, how)[1], kept[order])
@@ -147,7 +149,7 @@ def test_streaming_and_sepllm_as_drawn():
     kept = keep("streaming", v, Eviction("streaming", budget=4, window=1, sinks=2))[1]
     assert " ".join(drawn(kept)) in POLICIES["streaming"].__doc__ and drawn(kept) == "xx......xx"
     v = dataclasses.replace(v, separator=jnp.isin(v.birth, jnp.asarray([2, 4, 6])))
-    kept = keep("sepllm", v, Eviction("sepllm", budget=6, window=2, sinks=1, separator_room=2))[1]
+    kept = keep("sepllm", v, Eviction("sepllm", separators=(1,), budget=6, window=2, sinks=1, separator_room=2))[1]
     assert " ".join(drawn(kept)) in POLICIES["sepllm"].__doc__ and drawn(kept) == "x...x.xxxx"
 
 

@@ -1,6 +1,7 @@
-"""The cache of keys and values, and attention over it."""
+"""The cache of keys and values, attention over it, and eviction under a budget."""
 
 from lt_jax.cache.attend import attend
-from lt_jax.cache.kv_cache import KVCache, append, close, compact, drop, empty, visible
+from lt_jax.cache.evict import empty_evicting, evict
+from lt_jax.cache.kv_cache import KVCache, append, close, compact, drop, empty, visible, wiped
 
-__all__ = ["KVCache", "append", "attend", "close", "compact", "drop", "empty", "visible"]
+__all__ = ["KVCache", "append", "attend", "close", "compact", "drop", "empty", "empty_evicting", "evict", "visible", "wiped"]

@@ -5,7 +5,9 @@ dies is first given its `death`, so that the rule of `lifetimes.py` hides it, an
 one run of slots out of a row (a thought: its dead keys lie together), `compact` frees any set of slots. Both keep the
 birth order. Keys keep the rotation of their original position.
 
-What k and v hold beyond `length` is left over from before and never visible.
+What k and v hold beyond `length` is left over from before and never visible. Where every head evicts for itself a head
+may hold fewer keys than another of its layer; it then has empty slots before `length`, which are closed at the next
+compaction.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from lt_jax import lifetimes
 from lt_jax.lifetimes import NEVER
 
 SLOTS = 64  # the capacity is a multiple of this; attention walks over the cache in blocks of it
+GIST, SEPARATOR = 1, 2  # marks
+BLANK = {"birth": -1, "death": NEVER, "mark": 0, "received": 0.0}  # what an empty slot has, array by array
 
 
 @jax.tree_util.register_dataclass
@@ -32,6 +36,13 @@ class KVCache:
         birth, death: [Lb, B, Kb, C] int32; birth -1 marks an empty slot. Lb and Kb are 1 where all layers and all kv
             heads agree on who lives (LightThinker, AnLLM, Memento), else L and Hkv.
         length: [Lb, B] int32, slots in use, the same for every head of a layer.
+        mark: [L, B, Hkv, C] int8, the class of a key, `GIST`, `SEPARATOR` or 0; None where nobody evicts by policy, as
+            are all that follow, and those that the policy does not look at.
+        received: [L, B, Hkv, C] float32, attention that the key has received so far.
+        queries: [L, B, H, Q, D], the last Q queries of each row, rotated, in a ring; asked: [B, Q] int32 their indices,
+            -1 where there is none yet.
+        record: [Lr, B, Kr, T] int32, the death that a policy gave to the key of each index of the row, NEVER for the
+            others. Lr and Kr are 1 where layers or heads share their choice.
     """
 
     k: jax.Array
@@ -39,6 +50,11 @@ class KVCache:
     birth: jax.Array
     death: jax.Array
     length: jax.Array
+    mark: jax.Array | None = None
+    received: jax.Array | None = None
+    queries: jax.Array | None = None
+    asked: jax.Array | None = None
+    record: jax.Array | None = None
 
     @property
     def capacity(self) -> int:
@@ -60,8 +76,8 @@ def empty(layers, rows, kv_heads, capacity, head_dim, dtype=jnp.float32, *, each
     capacity = -(-capacity // SLOTS) * SLOTS
     keys = lambda: jnp.zeros((layers, rows, kv_heads, capacity, head_dim), dtype)
     own = (layers, rows, kv_heads, capacity) if each else (1, rows, 1, capacity)
-    fill = lambda value: jnp.full(own, value, jnp.int32)
-    return KVCache(keys(), keys(), fill(-1), fill(NEVER), jnp.zeros(own[:2], jnp.int32))
+    fill = lambda name: jnp.full(own, BLANK[name], jnp.int32)
+    return KVCache(keys(), keys(), fill("birth"), fill("death"), jnp.zeros(own[:2], jnp.int32))
 
 
 def pick(x: jax.Array, rows, axis: int = 1) -> jax.Array:
@@ -74,7 +90,21 @@ def put(x: jax.Array, rows, new: jax.Array) -> jax.Array:
     return new if rows is None else x.at[:, rows].set(new)
 
 
-def append(cache: KVCache, rows, first, count, death=None) -> tuple[KVCache, jax.Array]:
+def wiped(cache: KVCache, rows, begins) -> KVCache:
+    """Forgets all that was in those of `rows` [R] that begin anew, [R] bool."""
+    new = {}
+    for name in (*BLANK, "asked", "record"):
+        if (x := getattr(cache, name)) is not None:
+            blank = {"asked": -1, "record": NEVER}.get(name, BLANK.get(name))
+            axis = 0 if name == "asked" else 1
+            there = jnp.expand_dims(begins, (*range(axis), *range(axis + 1, x.ndim)))
+            value = jnp.where(there, jnp.asarray(blank, x.dtype), pick(x, rows, axis))
+            new[name] = x.at[rows].set(value) if axis == 0 else x.at[:, rows].set(value)
+    length = cache.length.at[:, rows].set(jnp.where(begins, 0, cache.length[:, rows]))
+    return dataclasses.replace(cache, length=length, **new)
+
+
+def append(cache: KVCache, rows, first, count, death=None, mark=None) -> tuple[KVCache, jax.Array]:
     """Gives `count` new keys with births first, first + 1, ... the slots after each row's last one.
 
     Only the books are kept here; attention writes the keys themselves, layer by layer.
@@ -83,6 +113,7 @@ def append(cache: KVCache, rows, first, count, death=None) -> tuple[KVCache, jax
         rows: [R] int32, or None for all.
         first, count: [R] int32.
         death: [R, T] int32 of the new keys; None is NEVER.
+        mark: [R, T] int8 of the new keys, where the cache keeps marks.
 
     Returns:
         the cache, and the slots of the first new keys [Lb, R].
@@ -90,18 +121,27 @@ def append(cache: KVCache, rows, first, count, death=None) -> tuple[KVCache, jax
     start = pick(cache.length, rows)
     offset = jnp.arange(cache.capacity, dtype=jnp.int32) - start[:, :, None, None]
     new = (offset >= 0) & (offset < count[:, None, None])
-    dies = NEVER
-    if death is not None:
-        place = jnp.clip(offset, 0, death.shape[1] - 1)
-        dies = jnp.take_along_axis(jnp.broadcast_to(death[None, :, None], (*place.shape[:3], death.shape[1])), place, 3)
+    in_slot = lambda x: _in_slots(x, offset)
     birth = jnp.where(new, first[:, None, None] + offset, pick(cache.birth, rows))
-    death = jnp.where(new, dies, pick(cache.death, rows))
-    return dataclasses.replace(
-        cache,
-        birth=put(cache.birth, rows, birth),
-        death=put(cache.death, rows, death),
-        length=put(cache.length, rows, start + count),
-    ), start
+    dies = NEVER if death is None else in_slot(death)
+    changed = dict(birth=birth, death=jnp.where(new, dies, pick(cache.death, rows)))
+    if cache.mark is not None:
+        changed["mark"] = jnp.where(new, in_slot(mark), pick(cache.mark, rows))
+    if cache.received is not None:
+        changed["received"] = jnp.where(new, 0, pick(cache.received, rows))
+    changed["length"] = start + count
+    return replaced(cache, rows, **changed), start
+
+
+def replaced(cache: KVCache, rows, **changed) -> KVCache:
+    """The cache with these arrays changed in the given rows, [Lb, R, ...] each; None is all rows."""
+    return dataclasses.replace(cache, **{name: put(getattr(cache, name), rows, x) for name, x in changed.items()})
+
+
+def _in_slots(x: jax.Array, offset: jax.Array) -> jax.Array:
+    """x [R, T] of new keys at the slots that are `offset` [Lb, R, 1, C] behind the first of them; elsewhere anything."""
+    place = jnp.clip(offset, 0, x.shape[1] - 1)
+    return jnp.take_along_axis(jnp.broadcast_to(x[None, :, None], (*place.shape[:3], x.shape[1])), place, 3)
 
 
 def drop(cache: KVCache, rows, first, end, death) -> KVCache:
@@ -110,7 +150,7 @@ def drop(cache: KVCache, rows, first, end, death) -> KVCache:
     column = lambda x: x[:, None, None]
     dead = (birth >= column(first)) & (birth < column(end))
     new = jnp.where(dead, jnp.minimum(old, column(death)), old)
-    return dataclasses.replace(cache, death=put(cache.death, rows, new))
+    return replaced(cache, rows, death=new)
 
 
 def visible(cache: KVCache, rows, index, since=None, key_gist=None, query_gist=None, gist_rule="causal") -> jax.Array:
@@ -139,6 +179,8 @@ def close(cache: KVCache, rows, start, end, tail: int, valid=None) -> KVCache:
         slot     0 1 2 3 4 5 6 7                 0 1 2 3 4 5 6 7
         before   X X s s w c o .     close 2..4  X X c o . . . .
 
+    For caches in which all layers and heads agree; where they do not, `drop` and `compact` do the same.
+
     Args:
         rows: [R] int32. start, end: [Lb, R] int32 slots.
         tail: static chunk in which keys are moved; the cost is smallest where it is the number of keys behind `end`,
@@ -157,9 +199,7 @@ def close(cache: KVCache, rows, start, end, tail: int, valid=None) -> KVCache:
     chunks = jnp.max((behind + tail - 1) // tail)
     move = lambda i, kv: _move(kv, rows, start + i * tail, start + gap + i * tail, tail)
     k, v = lax.fori_loop(0, chunks, move, (cache.k, cache.v))
-    return KVCache(
-        k, v, put(cache.birth, rows, birth), put(cache.death, rows, death), put(cache.length, rows, length - gap)
-    )
+    return dataclasses.replace(replaced(cache, rows, birth=birth, death=death, length=length - gap), k=k, v=v)
 
 
 def _move(kv, rows, to, origin, n: int):
@@ -174,17 +214,29 @@ def _move(kv, rows, to, origin, n: int):
 
 
 def compact(cache: KVCache, index, rows=None) -> KVCache:
-    """Frees every slot whose key no query at or after `index` [R] sees; the others close ranks in birth order.
+    """Frees every slot whose key no query at or after `index` [R] sees; the others close ranks in birth order."""
+    alive = living(cache, index, rows)
+    return rearranged(cache, alive, jnp.argsort(~alive, axis=-1, stable=True), rows)
+
+
+def living(cache: KVCache, index, rows=None) -> jax.Array:
+    """Slots whose keys a query at or after `index` [R] may see, [Lb, R, Kb, C] bool."""
+    return (pick(cache.birth, rows) >= 0) & (pick(cache.death, rows) > index[:, None, None])
+
+
+def rearranged(cache: KVCache, stay, order, rows=None) -> KVCache:
+    """Moves the staying keys to the front and frees all other slots.
 
     Layer by layer, so that the extra memory is one layer's keys.
+
+    Args:
+        stay: [Lb, R, Kb, C] bool, old slots.
+        order: [Lb, R, Kb, C] int32, the old slot of each new one, the staying ones first.
     """
-    birth, death = pick(cache.birth, rows), pick(cache.death, rows)
-    alive = (birth >= 0) & (death > index[:, None, None])
-    order = jnp.argsort(~alive, axis=-1, stable=True)
-    length = alive.sum(-1, dtype=jnp.int32)[:, :, 0]
-    used = jnp.arange(cache.capacity) < length[..., None, None]
-    take = lambda x, blank: jnp.where(used, jnp.take_along_axis(x, order, -1), blank)
-    layers = cache.k.shape[0]
+    used = jnp.take_along_axis(stay, order, -1)
+    books = {name: pick(x, rows) for name in BLANK if (x := getattr(cache, name)) is not None}
+    take = lambda name, x: jnp.where(used, jnp.take_along_axis(x, order, -1), jnp.asarray(BLANK[name], x.dtype))
+    books = {name: take(name, x) for name, x in books.items()}
 
     def one(layer, kv):
         place = order[jnp.minimum(layer, order.shape[0] - 1)]
@@ -196,11 +248,6 @@ def compact(cache: KVCache, index, rows=None) -> KVCache:
 
         return tuple(gather(x) for x in kv)
 
-    k, v = lax.fori_loop(0, layers, one, (cache.k, cache.v))
-    return KVCache(
-        k,
-        v,
-        put(cache.birth, rows, take(birth, -1)),
-        put(cache.death, rows, take(death, NEVER)),
-        put(cache.length, rows, length),
-    )
+    k, v = lax.fori_loop(0, cache.k.shape[0], one, (cache.k, cache.v))
+    length = jnp.max(jnp.sum(stay, -1, dtype=jnp.int32), -1)
+    return dataclasses.replace(replaced(cache, rows, length=length, **books), k=k, v=v)

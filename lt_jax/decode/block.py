@@ -1,6 +1,7 @@
 """The compiled block: `buffer` steps of all rows, each after the thoughts that are due have been closed.
 
     while steps are left and a row can go on:
+        while rows are full:              a few of them are cut down to their budget (under an eviction)
         while enough rows are pending:    one pass of several tokens for a few of them, which closes their thoughts
         the ordinary step:                one token for every other live row
 
@@ -63,8 +64,13 @@ def decode_block(
     begun = jnp.sum(state.alive)
     lines = log_lines(rules, config)
     room = lambda p: p.written + rules.longest <= lines
-    ready = lambda p: control.pending(rules, p.state) & room(p)
+    ready = lambda p: control.pending(rules, p.state) & room(p) & ~full(p)
     lanes = lambda p: p.state.alive & ~control.pending(rules, p.state) & room(p)
+
+    def full(p):
+        if rules.eviction is None:
+            return jnp.zeros_like(p.state.alive)
+        return control.full(rules, p.state, jnp.max(p.cache.length, 0))
 
     def due(p):
         n, waits = ready(p), jnp.where(ready(p), p.state.waits, 0)
@@ -76,6 +82,8 @@ def decode_block(
         return (p.step < config.buffer) & jnp.any(p.state.alive & room(p)) & (finished < enough)
 
     def step(p):
+        if rules.eviction is not None:
+            p = lax.while_loop(lambda p: jnp.any(full(p)), lambda p: evict_rows(rules, config.evictors, p, full(p)), p)
         if rules.close is not None:
             p = lax.while_loop(due, lambda p: close_thoughts(weights, model, rules, config.closers, p, ready(p)), p)
         return ordinary(weights, model, rules, p, lanes(p))
@@ -86,10 +94,20 @@ def decode_block(
     return p.state, p.cache, p.log, p.written
 
 
+def evict_rows(rules: Rules, n: int, p: Progress, full) -> Progress:
+    """Cuts n of the full rows down to their budget. One that has more to protect than that ends."""
+    _, rows = lax.top_k(full.astype(jnp.int32), n)
+    state = p.state
+    cache, stuck = slots.evict(p.cache, rules.eviction, state.index[rows], state.seed[rows], full[rows], rows)
+    finish = state.finish.at[rows].set(jnp.where(stuck, control.CAPACITY, state.finish[rows]))
+    return dataclasses.replace(p, state=dataclasses.replace(state, finish=finish), cache=cache)
+
+
 def ordinary(weights, model, rules: Rules, p: Progress, active) -> Progress:
     """One token for every active row; a row whose last token this was is finished."""
     state = p.state
-    feed = Feed(state.token[:, None], state.index, active.astype(jnp.int32))
+    mark = control.marks(rules, state.token[:, None])
+    feed = Feed(state.token[:, None], state.index, active.astype(jnp.int32), mark=mark)
     logits, cache, visible, held = run(weights, model, p.cache, feed, form=rules.attention)
     zero = jnp.zeros_like(state.index)
     line = _line(
@@ -123,19 +141,15 @@ def close_thoughts(weights, model, rules: Rules, n: int, p: Progress, ready) -> 
     tokens = jnp.concatenate([state.token[:, None], jnp.broadcast_to(close.forced, (n, m - 1))], 1)
     since = jnp.where(close.since, state.thought[:, None], 0)
     gist = jnp.broadcast_to(jnp.where(close.gist, 0, -1), (n, m))
-    feed = Feed(tokens, state.index, jnp.where(valid, m, 0), rows, since=since, gist=gist)
+    mark = control.marks(rules, tokens, close.gist)
+    feed = Feed(tokens, state.index, jnp.where(valid, m, 0), rows, since=since, gist=gist, mark=mark)
     before = p.cache.length[:, rows]
     ending = (first, jnp.where(valid, end, first), state.index + close.thought_dies)
     how = dict(gist_rule=rules.gist_rule, ending=ending, form=rules.attention)
     logits, cache, visible, held = run(weights, model, p.cache, feed, **how)
-    # Births count up by one from the first dead key to the row's end, so slots follow from them.
-    slot = lambda birth: before + birth - state.index
-    tail = MOVES if close.opens is not None else m - rules.dying
     length = jnp.max(before, 0) + m - (end - first)
     after = control.advance(rules, control.closed(rules, state), logits, length)
-    # Every token is >= 0; that `close` looks at it makes it wait for the last layer's attention. Without this order
-    # XLA would copy the cache, so that the one may still read while the other already writes.
-    cache = slots.close(cache, rows, slot(first), slot(end), tail, valid & (after.token >= 0))
+    cache = _freed(cache, rules, rows, before, state.index, (first, end), valid & (after.token >= 0))
 
     wide = lambda x: jnp.broadcast_to(x[:, None], (n, m))
     only_first = lambda x: jnp.where(np.arange(m) == 0, x[:, None], 0)
@@ -156,6 +170,22 @@ def close_thoughts(weights, model, rules: Rules, n: int, p: Progress, ready) -> 
     return Progress(jax.tree.map(put, p.state, after), cache, log, p.written.at[rows].add(valid * m), p.step)
 
 
+def _freed(cache: KVCache, rules: Rules, rows, before, index, dead, valid) -> KVCache:
+    """The slots of the keys with births `dead` (first, end) freed, in the rows that are valid.
+
+    Args:
+        before: [Lb, R] keys held when the closing began, at `index` [R].
+        valid: [R] bool. Where it depends on the pass's logits, nothing is moved before the last layer's attention has
+            read: without that order XLA would copy the cache, so that the one may read while the other writes.
+    """
+    if rules.eviction is not None:
+        return slots.compact(cache, jnp.where(valid, index + rules.longest, index), rows)
+    # Births count up by one from the first dead key to the row's end, so slots follow from them.
+    slot = lambda birth: before + birth - index
+    tail = MOVES if rules.close.opens is not None else rules.longest - rules.dying
+    return slots.close(cache, rows, slot(dead[0]), slot(dead[1]), tail, valid)
+
+
 def _line(**columns) -> jax.Array:
     bits = lambda x: lax.bitcast_convert_type(x, jnp.int32) if x.dtype == jnp.float32 else x.astype(jnp.int32)
     return jnp.stack([bits(columns[name]) for name in COLUMNS], -1)
@@ -173,30 +203,30 @@ def prefill(
     rules: Rules,
     final: bool,
     compress: bool,
+    evict: bool = False,
 ):
     """Feeds a piece of the prompts of rows `feed.rows`; the first piece (first index 0) takes the slots over.
 
     Args:
         left, seed: [R] of the requests.
         final: this was the last piece: drop the prompt's dead keys (`compress`) and choose the first token.
+        evict: cut rows that are over their budget down to it after this piece.
     """
     rows = feed.rows
-    begins = feed.first == 0
-    length = jnp.where(begins, 0, cache.length[:, rows])
-    wipe = lambda x, blank: x.at[:, rows].set(jnp.where(begins[:, None, None], blank, x[:, rows]))
-    cache = dataclasses.replace(
-        cache,
-        birth=wipe(cache.birth, -1),
-        death=wipe(cache.death, slots.kv_cache.NEVER),
-        length=cache.length.at[:, rows].set(length),
-    )
+    cache = slots.wiped(cache, rows, feed.first == 0)
     rule = rules.gist_rule if feed.gist is not None else "causal"
     logits, cache, _, _ = run(weights, model, cache, feed, gist_rule=rule, form=rules.attention)
+    index = feed.first + feed.count
+    if final and compress:
+        cache = slots.compact(cache, index, rows)
+    stuck = jnp.zeros_like(feed.first, bool)
+    if evict:
+        budgets = jnp.asarray(rules.eviction.budgets(model.layers))[:, None]
+        over = jnp.any(cache.length[:, rows] > budgets, 0) & (logits[:, 0] > -jnp.inf)  # after the last layer has read
+        cache, stuck = slots.evict(cache, rules.eviction, index, seed, over, rows)
     if not final:
         return state, cache
-    index = feed.first + feed.count
-    if compress:
-        cache = slots.compact(cache, index, rows)
     new = control.begin(rules, index, left, seed)
     new = control.advance(rules, new, logits, jnp.max(cache.length[:, rows], 0))
+    new = dataclasses.replace(new, finish=jnp.where(stuck & (new.finish == 0), control.CAPACITY, new.finish))
     return jax.tree.map(lambda old, new: old.at[rows].set(new), state, new), cache

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from lt_jax.cache.policies import Eviction
 from lt_jax.decode.sample import Sampling
 from lt_jax.errors import UserError
 from lt_jax.layout.row import Row
@@ -21,7 +22,11 @@ class DecodeConfig:
     Attributes:
         rows: rows decoded side by side.
         capacity: most keys a row may hold at once: prompt, kept and current thought together. A row that would need
-            more is finished as "capacity".
+            more is finished as "capacity". With an `eviction` it is budget + buffer of that, whatever is given here.
+        eviction: a KV budget: a row that is full is cut down to its budget and goes on. None evicts nobody.
+        horizon: with an eviction, indices of a row whose deaths are recorded (`Completion.evicted`); a row that grows
+            beyond it is finished as "capacity". 0 records nothing.
+        evictors: rows cut down in one pass; None is one in 8 of `rows`.
         buffer: steps of a compiled block; rows are handed back and refilled, and tokens streamed, between blocks.
         sampling: see `Sampling`.
         max_thought: most tokens of a thought before the one that closes it; then it is closed by force. None: no limit.
@@ -39,6 +44,9 @@ class DecodeConfig:
     max_thought: int | None = None
     stop: tuple[int, ...] = ()
     closers: int | None = None
+    eviction: Eviction | None = None
+    horizon: int = 0
+    evictors: int | None = None
     patience: int = 4
     implementation: str | None = None
 
@@ -53,6 +61,14 @@ class DecodeConfig:
         if not 1 <= self.closers <= self.rows:
             raise UserError(f"decode.closers is {self.closers}; it must be from 1 to decode.rows ({self.rows})")
         object.__setattr__(self, "stop", tuple(self.stop))
+        if self.evictors is None:
+            object.__setattr__(self, "evictors", max(1, self.rows // 8))
+        if not 1 <= self.evictors <= self.rows:
+            raise UserError(f"decode.evictors is {self.evictors}; it must be from 1 to decode.rows ({self.rows})")
+        if self.horizon and self.eviction is None:
+            raise UserError("decode.horizon is set, but without decode.eviction nothing is recorded")
+        if self.eviction is not None:
+            object.__setattr__(self, "capacity", self.eviction.most + self.eviction.buffer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +107,8 @@ class Completion:
         finish: "eos", "stop" (a stop id), "length" (`max_new`) or "capacity".
         seconds: from the start of its prefill to its end.
         gist_rule: of the scheme.
+        evicted: [Lr, Kr, P + N] int32, the deaths that an eviction gave, where they were recorded; Lr and Kr are 1
+            where layers or heads share their choice. `death` knows the scheme's own deaths alone.
     """
 
     id: object
@@ -108,6 +126,7 @@ class Completion:
     finish: str
     seconds: float
     gist_rule: str = "causal"
+    evicted: np.ndarray | None = None
 
     @property
     def prompt_length(self) -> int:
@@ -124,6 +143,13 @@ class Completion:
         return np.concatenate([self.prompt, self.tokens])
 
     def lifetimes(self) -> Lifetimes:
-        """Of prompt and response as a batch of one: a masked forward under them sees what decoding saw."""
+        """Of prompt and response as a batch of one: a masked forward under them sees what decoding saw.
+
+        Deaths are [1, P + N], or [L, 1, Kr, P + N] where evictions were recorded ([1, Kr, P + N] if layers share).
+        """
         block = None if self.gist_rule == "causal" else jnp.asarray(self.block)[None]
-        return Lifetimes(jnp.asarray(self.death)[None], jnp.asarray(self.since)[None], block, self.gist_rule)
+        death = self.death[None]
+        if self.evicted is not None:
+            death = np.minimum(self.evicted, self.death)[:, None]
+            death = death[0] if len(death) == 1 else death
+        return Lifetimes(jnp.asarray(death), jnp.asarray(self.since)[None], block, self.gist_rule)

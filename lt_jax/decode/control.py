@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lt_jax.cache import kv_cache
+from lt_jax.cache.policies import Eviction
 from lt_jax.decode.sample import Sampling, sample
 from lt_jax.layout.closing import Closing
 
@@ -58,7 +60,10 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What is the same for all rows, see `DecodeConfig`. close: None for vanilla. attention: see `cache.attend`."""
+    """What is the same for all rows, see `DecodeConfig`. close: None for vanilla. attention: see `cache.attend`.
+
+    Under an `eviction` the capacity ends no row: a full one is cut down to its budget.
+    """
 
     close: Closing | None
     gist_rule: str
@@ -68,6 +73,8 @@ class Rules:
     capacity: int
     sampling: Sampling
     attention: str | None = None
+    eviction: Eviction | None = None
+    horizon: int = 0
 
     @property
     def longest(self) -> int:
@@ -121,6 +128,24 @@ def dead_range(rules: Rules, state: State) -> tuple[jax.Array, jax.Array]:
     return state.thought - output, state.index + rules.dying
 
 
+def full(rules: Rules, state: State, length) -> jax.Array:
+    """[B] bool: rows that must be cut down to their budget before they can go on; `length` [B] keys are held.
+
+    Not those that end because they cannot be cut down: their last token goes into the slots behind the capacity.
+    """
+    need = jnp.where(pending(rules, state), rules.longest, 1)
+    return state.alive & (state.finish != CAPACITY) & (length + need > rules.capacity)
+
+
+def marks(rules: Rules, tokens, gist=False) -> jax.Array | None:
+    """The classes of new keys for an eviction, int8; see `KVCache.mark`. gist: bool, broadcasts with the tokens."""
+    if rules.eviction is None:
+        return None
+    ids = jnp.asarray(rules.eviction.separators or (-1,), jnp.int32)
+    mark = jnp.where(jnp.isin(tokens, ids), kv_cache.SEPARATOR, 0)
+    return jnp.where(gist, kv_cache.GIST, mark).astype(jnp.int8)
+
+
 def fed(rules: Rules, state: State) -> State:
     """After the waiting token has been fed by the ordinary step: memento's markers are noted, the index moves on."""
     if rules.close is None or rules.close.opens is None:
@@ -163,7 +188,10 @@ def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array) ->
         logp = jnp.where(forced, 0, logp)
     left = state.left - 1
     new = dataclasses.replace(state, token=token, logp=logp, forced=forced, left=left)
-    full = (length + 1 >= rules.capacity) | (closes(rules, new) & (length + rules.longest > rules.capacity))
+    if rules.eviction is None:
+        full = (length + 1 >= rules.capacity) | (closes(rules, new) & (length + rules.longest > rules.capacity))
+    else:
+        full = new.index + rules.longest >= rules.horizon if rules.horizon else jnp.zeros_like(eos)
     reasons = ((eos, EOS), (stop, STOP), (left <= 0, LENGTH), (full, CAPACITY))
     finish = jnp.zeros_like(token)
     for holds, reason in reversed(reasons):

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from lt_jax import cache as slots
 from lt_jax.cache import KVCache
-from lt_jax.decode.weights import attend, embed, finish, logits
+from lt_jax.cache.policies import h2o
+from lt_jax.decode.weights import attend, embed, finish, logits, queries
 from lt_jax.models import rope
 from lt_jax.models.config import DecoderConfig
 
@@ -27,6 +28,7 @@ class Feed:
         death: [R, T] of the new keys, or None (NEVER).
         since: [R, T], or None (0).
         gist: [R, T] gist-block ids, or None; needed unless the gist rule is "causal".
+        mark: [R, T] int8 of the new keys, where the cache keeps marks, see `KVCache`.
     """
 
     tokens: jax.Array
@@ -36,6 +38,7 @@ class Feed:
     death: jax.Array | None = None
     since: jax.Array | None = None
     gist: jax.Array | None = None
+    mark: jax.Array | None = None
 
 
 def run(
@@ -62,7 +65,7 @@ def run(
     offset = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     # Nothing is packed here: the RoPE position of a token is its index in the row, and stays so when others die.
     index = feed.first[:, None] + offset
-    cache, start = slots.append(cache, rows, feed.first, feed.count, feed.death)
+    cache, start = slots.append(cache, rows, feed.first, feed.count, feed.death, feed.mark)
     if ending is not None:
         cache = slots.drop(cache, rows, *ending)
     query = jnp.where(offset < feed.count[:, None], index, -1)
@@ -72,17 +75,52 @@ def run(
     bound = jnp.where(feed.count > 0, held, 0)
     angles = rope.table(config, index)
     x = embed(weights, config, tokens)
-    keys, values = cache.k, cache.v
+    keys, values, asked, received = cache.k, cache.v, [], []
     for number, layer in enumerate(weights["layers"]):
         own = min(number, mask.shape[0] - 1)
         where = (number, rows, start[own], mask[own], bound[own])
-        attended, keys, values = attend(layer, config, x, angles, keys, values, where, form)
+        attended, keys, values, fresh = attend(layer, config, x, angles, keys, values, where, form)
+        if cache.asked is not None:
+            asked.append(queries(layer, config, fresh, angles))
+        if cache.received is not None:
+            new = h2o.received(queries(layer, config, fresh, angles), _layer(keys, number, rows), mask[own])
+            received.append(new)
+            # The next layer's keys are written in place: this one's must have been read by then.
+            attended, *received = jax.lax.optimization_barrier((attended, *received))
         x = finish(layer, config, x, attended)
     last = jnp.maximum(feed.count - 1, 0)
     x = x[:, 0] if tokens.shape[1] == 1 else jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
     seen = jnp.max(jnp.sum(mask, -1, dtype=jnp.int32), (0, 2))
     out = logits(weights, config, x)
-    return out, dataclasses.replace(cache, k=keys, v=values), seen, jnp.max(held, 0)
+    cache = _observed(dataclasses.replace(cache, k=keys, v=values), rows, query, asked, received)
+    return out, cache, seen, jnp.max(held, 0)
+
+
+def _layer(x: jax.Array, number: int, rows) -> jax.Array:
+    """One layer of [L, B, ...] in the given rows."""
+    return slots.kv_cache.pick(x[number], rows, 0)
+
+
+def _observed(cache: KVCache, rows, index, asked: list, received: list) -> KVCache:
+    """What the policy will want to know: the queries into the ring, the attention that the keys received.
+
+    Args:
+        index: [R, T] of the queries, -1 for padding.
+        asked: per layer the queries [R, T, H, D]; received: per layer [R, Hkv, C]. Empty where not wanted.
+    """
+    if received:
+        before = slots.kv_cache.pick(cache.received, rows)
+        cache = slots.kv_cache.replaced(cache, rows, received=before + jnp.stack(received))
+    if not asked:
+        return cache
+    size = cache.asked.shape[1]
+    rows = jnp.arange(cache.asked.shape[0]) if rows is None else rows
+    newest = (index >= 0) & (index > jnp.max(index, 1, keepdims=True) - size)
+    place = jnp.where(newest, index % size, size)
+    ring = cache.queries.at[:, rows[:, None], :, place].set(
+        jnp.stack(asked).transpose(1, 2, 0, 3, 4).astype(cache.queries.dtype), mode="drop"
+    )
+    return dataclasses.replace(cache, queries=ring, asked=cache.asked.at[rows[:, None], place].set(index, mode="drop"))
 
 
 def _slot_gists(cache: KVCache, start, feed: Feed):

@@ -39,8 +39,8 @@ class Record:
             return np.full(len(place), False)
         return np.where(place > 0, self.rules.close.gist[place - 1], False)
 
-    def completion(self, finish: str, now: float) -> Completion:
-        """The row as it ended."""
+    def completion(self, finish: str, now: float, evicted: np.ndarray | None = None) -> Completion:
+        """The row as it ended; `evicted` [Lr, Kr, horizon] are the recorded deaths."""
         n = len(self.prompt)
         at = np.flatnonzero(self.column("place") == 1)
         death = np.concatenate([self.prompt_row.death, np.full(len(self), NEVER, np.int32)])
@@ -67,6 +67,7 @@ class Record:
             finish=finish,
             seconds=now - self.started,
             gist_rule=self.rules.gist_rule,
+            evicted=None if evicted is None else evicted[..., : n + len(self)],
         )
 
 

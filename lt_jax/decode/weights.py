@@ -85,7 +85,7 @@ def attend(layer: dict, config: DecoderConfig, x: jax.Array, angles, keys, value
         keys, values, where, form: of `cache.attend`; `where` is (layer, rows, start, mask, bound).
 
     Returns:
-        attended [R, T, H, D], keys, values.
+        attended [R, T, H, D], keys, values, and `fresh` [R, T, H + 2 Hkv, D], see `queries`.
     """
     p, eps = layer["qkv"], config.norm_eps
     if packed(p):
@@ -98,13 +98,20 @@ def attend(layer: dict, config: DecoderConfig, x: jax.Array, angles, keys, value
         out, *cache = native.attend(
             fresh, keys, values, *where, angles=angles, norms=norms, eps=eps, implementation="native"
         )
-        return out.astype(x.dtype), *cache
-    return slots.attend(*_heads(layer, config, fresh.astype(x.dtype), angles), keys, values, *where, form)
+        return out.astype(x.dtype), *cache, fresh
+    q, k = _turned(layer, config, fresh.astype(x.dtype), angles)
+    v = fresh[..., -config.kv_heads :, :].astype(x.dtype)
+    return *slots.attend(q, k, v, keys, values, *where, form), fresh
 
 
-def _heads(layer: dict, config: DecoderConfig, fresh: jax.Array, angles) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """[R, T, H + 2 Hkv, D] -> q [R, T, H, D], k, v [R, T, Hkv, D], normed and rotated."""
-    turned, v = fresh[..., : -config.kv_heads, :], fresh[..., -config.kv_heads :, :]
+def queries(layer: dict, config: DecoderConfig, fresh: jax.Array, angles) -> jax.Array:
+    """The queries [R, T, H, D] that attention used, normed and rotated, from the projection `fresh`."""
+    return _turned(layer, config, fresh, angles)[0]
+
+
+def _turned(layer: dict, config: DecoderConfig, fresh: jax.Array, angles) -> tuple[jax.Array, jax.Array]:
+    """[R, T, H + 2 Hkv, D] -> q [R, T, H, D], k [R, T, Hkv, D], normed and rotated."""
+    turned = fresh[..., : -config.kv_heads, :]
     if config.qk_norm:
         scale = [
             jnp.broadcast_to(layer[name], (n, config.head_dim))
@@ -112,7 +119,7 @@ def _heads(layer: dict, config: DecoderConfig, fresh: jax.Array, angles) -> tupl
         ]
         turned = rms_norm(turned, jnp.concatenate(scale), config.norm_eps)
     turned = rope.rotate(turned, *angles)
-    return turned[..., : config.heads, :], turned[..., config.heads :, :], v
+    return turned[..., : config.heads, :], turned[..., config.heads :, :]
 
 
 def finish(layer: dict, config: DecoderConfig, x: jax.Array, attended: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from typing import Any
 from lt_jax.data.problem import Problem
 from lt_jax.data.rows import Prompter, prompter
 from lt_jax.decode import DecodeConfig, Engine, Request
-from lt_jax.decode.engine import TOGETHER, pieces
+from lt_jax.decode.engine import TOGETHER
 from lt_jax.errors import UserError
 from lt_jax.evaluation.run import Contender
 from lt_jax.layout.card import NAME, Card, read_card
@@ -161,12 +161,12 @@ def warm_up(engine: Engine, prompts: Sequence[Row], max_new: int = WARM_TOKENS) 
     Prompts that are cut alike are fed together in groups of 1, 2, 4 ... rows; which groups come up depends on which
     rows become free together, so each is fed once here.
     """
-    capacity, made = engine.cache.capacity, set()
+    made = set()
     for prompt in prompts:
-        cut = [piece.padded for piece in pieces(prompt, capacity)]
-        size, most = 1, min(engine.config.rows, max(1, TOGETHER // cut[-1]))
+        cut = engine.cut(prompt)
+        size, most = 1, min(engine.config.rows, max(1, TOGETHER // cut[-1].padded))
         while size <= most:
-            programs = {(size, padded, place == len(cut) - 1) for place, padded in enumerate(cut)}
+            programs = {(size, each.padded, each.evict, place == len(cut) - 1) for place, each in enumerate(cut)}
             if not programs <= made:
                 for _ in engine.run([Request(prompt, max_new)] * size):
                     pass

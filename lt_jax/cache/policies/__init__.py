@@ -6,11 +6,11 @@ Everything else is written once, in `select.py`: what is protected, how ties fal
 from __future__ import annotations
 
 from lt_jax.cache.policies import full, h2o, keydiff, knorm, random, rkv, sepllm, snapkv, streaming, tova
-from lt_jax.cache.policies.config import Eviction, pyramid
+from lt_jax.cache.policies.config import Eviction, pyramid, published
 from lt_jax.cache.policies.select import arranged, protected, ranked, shared, stays
 from lt_jax.cache.policies.view import View
 
-__all__ = ["POLICIES", "Eviction", "View", "arranged", "protected", "pyramid", "ranked", "shared", "stays"]
+__all__ = ["POLICIES", "Eviction", "View", "arranged", "protected", "published", "pyramid", "ranked", "shared", "stays"]
 
 POLICIES = {
     "full": full.score,

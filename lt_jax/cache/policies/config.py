@@ -6,6 +6,7 @@ import dataclasses
 
 from lt_jax.errors import UserError
 
+POLICIES = ("full", "streaming", "h2o", "tova", "knorm", "keydiff", "snapkv", "rkv", "sepllm", "random")
 SHARES = (None, "heads", "layers")
 ORDERS = ("birth", "reference")
 
@@ -15,7 +16,7 @@ class Eviction:
     """A KV budget and the policy that chooses who stays.
 
     Attributes:
-        policy: a name of `policies.POLICIES`.
+        policy: one of `POLICIES`.
         budget: keys a (row, layer, kv head) keeps at a compaction; a tuple gives each layer its own.
         buffer: tokens between two compactions. A row holds budget + buffer keys at most.
         window: the newest keys, always kept; also the queries that SnapKV and R-KV ask.
@@ -57,6 +58,12 @@ class Eviction:
                 f"budget {least} leaves no room beside the window ({self.window}) and the sinks ({self.sinks}); "
                 f"it must be at least {self.window + self.sinks + 1}"
             )
+        if self.policy not in POLICIES:
+            raise UserError(f"policy is {self.policy!r}; it is one of {', '.join(POLICIES)}")
+        if self.policy in ("snapkv", "rkv") and not self.window:
+            raise UserError(f"window is 0; {self.policy} scores keys by the queries of the window")
+        if self.policy == "sepllm" and not self.separators:
+            raise UserError("sepllm keeps separators, but none are given; the tokenizer may have none of its own")
         if self.share not in SHARES:
             raise UserError(f"share is {self.share!r}; it is None, 'heads' or 'layers'")
         if self.share == "layers" and isinstance(self.budget, tuple):
@@ -67,6 +74,16 @@ class Eviction:
             raise UserError(f"kernel is {self.kernel}; it must be odd, so that a key is in the middle of its own pool")
         if not 0 <= self.mix <= 1:
             raise UserError(f"mix is {self.mix}; it must be from 0 (redundancy alone) to 1 (attention alone)")
+
+    @property
+    def most(self) -> int:
+        """The largest budget of a layer."""
+        return max(self.budget) if isinstance(self.budget, tuple) else self.budget
+
+    @property
+    def asks(self) -> int:
+        """How many of the last queries the policy looks at."""
+        return {"tova": 1, "snapkv": self.window, "rkv": self.window}.get(self.policy, 0)
 
     def budgets(self, layers: int) -> tuple[int, ...]:
         """The budget of every layer."""
@@ -88,3 +105,20 @@ def pyramid(layers: int, mean: int, beta: float = 20.0, least: int = 1) -> tuple
     last = max(mean / beta, least)
     steps = [2 * mean - last - 2 * (mean - last) * i / max(layers - 1, 1) for i in range(layers)]
     return tuple(max(least, round(step)) for step in steps)
+
+
+def published(policy: str, budget: int, buffer: int = 128, separators: tuple[int, ...] = ()) -> Eviction:
+    """A policy with the settings of its paper or release, scaled to the budget where they are shares of it.
+
+    streaming: 4 sinks. h2o: half of the budget is the local window (LightThinker C.2). sepllm: of 1,024 keys 384 first
+    ones, 256 of the local window, 64 separators (LightThinker C.2). snapkv and rkv: window 8. tova, knorm and keydiff
+    protect the newest key alone, random none but that.
+    """
+    own = {
+        "streaming": dict(sinks=min(4, budget // 2), window=1),
+        "h2o": dict(window=budget // 2),
+        "sepllm": dict(sinks=budget * 3 // 8, window=budget // 4, separator_room=budget // 16, separators=separators),
+        "snapkv": {},
+        "rkv": {},
+    }.get(policy, dict(window=1))
+    return Eviction(policy, budget, buffer, **own)

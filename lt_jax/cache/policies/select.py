@@ -11,11 +11,13 @@ from lt_jax.cache.policies.view import View, recent
 
 
 def protected(view: View, how: Eviction, gist: jax.Array | None = None) -> jax.Array:
-    """Keys that no score can evict: the window, the sinks and the gists. [R, Hkv, C] bool.
+    """Keys that no score can evict: the window, the sinks and the gists; with policy "full" all. [R, Hkv, C] bool.
 
     Args:
         gist: [R, Hkv, C] bool, keys that hold a compressed thought, or None.
     """
+    if how.policy == "full":
+        return view.alive
     kept = recent(view, how.window) | (view.alive & (view.birth < how.sinks))
     return kept if gist is None else kept | (gist & view.alive)
 

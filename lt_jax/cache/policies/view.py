@@ -21,7 +21,8 @@ class View:
         alive: [R, Hkv, C] bool, slots that hold a key that may still be seen.
         index: [R] int32, tokens fed so far: the newest key has birth index - 1.
         queries: [R, H, Q, D], the last queries, rotated; in any order. asked: [R, Q] int32 their indices, -1 if none.
-        received: [R, Hkv, C] float32, attention received before these queries (H2O), or None.
+            None where the policy asks none (`config.asks`).
+        received: [R, Hkv, C] float32, attention received from all queries so far (H2O), or None.
         separator: [R, Hkv, C] bool, keys of separator tokens (SepLLM), or None.
         layer: [] int32, which layer; with `draw` what random scores depend on.
         draw: [R] uint32, random numbers of the rows.
@@ -31,8 +32,8 @@ class View:
     birth: jax.Array
     alive: jax.Array
     index: jax.Array
-    queries: jax.Array
-    asked: jax.Array
+    queries: jax.Array | None = None
+    asked: jax.Array | None = None
     received: jax.Array | None = None
     separator: jax.Array | None = None
     layer: jax.Array | int = 0

@@ -1,0 +1,91 @@
+"""Bringing rows back to their budget: score, choose, move the keys that stay, write the deaths of the others down."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lt_jax.cache import kv_cache
+from lt_jax.cache.kv_cache import GIST, NEVER, SEPARATOR, KVCache, pick
+from lt_jax.cache.policies import POLICIES, Eviction, View, arranged, protected, shared, stays
+
+
+def empty_evicting(model, rows: int, capacity: int, how: Eviction, horizon: int) -> KVCache:
+    """A cache without keys for `how`.
+
+    Args:
+        model: sizes, a `DecoderConfig`.
+        horizon: indices whose deaths are recorded; 0 records none.
+    """
+    cache = kv_cache.empty(
+        model.layers, rows, model.kv_heads, capacity, model.head_dim, model.dtype, each=True
+    )
+    new = dict(mark=jnp.zeros(cache.birth.shape, jnp.int8))
+    if how.policy == "h2o":
+        new["received"] = jnp.zeros(cache.birth.shape, jnp.float32)
+    if how.asks:
+        new["queries"] = jnp.zeros((model.layers, rows, model.heads, how.asks, model.head_dim), model.dtype)
+        new["asked"] = jnp.full((rows, how.asks), -1, jnp.int32)
+    if horizon:
+        layers = 1 if how.share == "layers" else model.layers
+        new["record"] = jnp.full((layers, rows, 1 if how.share else model.kv_heads, horizon), NEVER, jnp.int32)
+    return dataclasses.replace(cache, **new)
+
+
+def evict(cache: KVCache, how: Eviction, index, draw, due, rows) -> tuple[KVCache, jax.Array]:
+    """Cuts the rows that are due down to the budget of each layer; the evicted die at `index`.
+
+        slot     0 1 2 3 4 5 6 7                    0 1 2 3 4 5 6 7
+        birth    0 1 5 6 7 8 9 .   budget 4         0 6 8 9 . . . .      index 10: the record of births 1, 5, 7 is 10
+        stays    x . . x . x x .
+
+    Args:
+        index: [R] int32, the next token's index.
+        draw: [R] uint32, see `View`.
+        due: [R] bool; other rows stay as they are.
+        rows: [R] int32, different rows of the cache.
+
+    Returns:
+        the cache, and which due rows are stuck, [R] bool: more of their keys are protected than a budget has room for.
+        They are left as they are.
+    """
+    birth, mark = pick(cache.birth, rows), pick(cache.mark, rows)
+    alive = kv_cache.living(cache, index, rows)
+    own = lambda x, layer: None if x is None else pick(lax.dynamic_index_in_dim(x, layer, 0, keepdims=False), rows, 0)
+    asked = None if cache.asked is None else cache.asked[rows]
+
+    def scores(layer):
+        view = View(
+            own(cache.k, layer), birth[layer], alive[layer], index, own(cache.queries, layer), asked,
+            own(cache.received, layer), mark[layer] == SEPARATOR, layer, draw,
+        )  # fmt: skip
+        return POLICIES[how.policy](view, how), protected(view, how, mark[layer] == GIST)
+
+    score, kept = lax.map(scores, jnp.arange(cache.k.shape[0]))
+    score = shared(score, how.share)
+    budget = jnp.asarray(how.budgets(cache.k.shape[0]), jnp.int32)[:, None, None]
+    stuck = due & jnp.any(jnp.sum(kept, -1) > budget, (0, 2))
+    goes = (due & ~stuck)[:, None, None]
+    stay = jnp.where(goes, stays(score, alive, kept, budget), birth >= 0)
+    slots = jnp.arange(cache.capacity, dtype=jnp.int32)
+    order = jnp.where(goes, arranged(stay, score, kept, how.order), slots)
+    if cache.record is not None:
+        cache = _recorded(cache, rows, birth, alive & ~stay, order, how, index)
+    return kv_cache.rearranged(cache, stay, order, rows), stuck
+
+
+def _recorded(cache: KVCache, rows, birth, evicted, order, how: Eviction, index) -> KVCache:
+    """Writes the deaths of the evicted keys down. They stand behind the budget in `order`, wherever there are any."""
+    layers, _, heads, horizon = cache.record.shape
+    least = min(how.budgets(cache.k.shape[0]))
+    behind = order[:layers, :, :heads, least:]
+    take = lambda x: jnp.take_along_axis(x[:layers, :, :heads], behind, -1)
+    place = jnp.where(take(evicted), take(birth), horizon)
+    layer, row, head = jnp.ogrid[:layers, : len(rows), :heads]
+    record = cache.record[:, rows]
+    dies = jnp.broadcast_to(index[:, None, None], place.shape)
+    record = record.at[layer[..., None], row[..., None], head[..., None], place].set(dies, mode="drop")
+    return dataclasses.replace(cache, record=cache.record.at[:, rows].set(record))

@@ -1,0 +1,219 @@
+"""Decoding under a KV budget: replay, equivalences, what the records say, and bad input."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lt_jax.cache.policies import POLICIES, Eviction, pyramid
+from lt_jax.decode import DecodeConfig, Engine, Request
+from lt_jax.errors import UserError
+from lt_jax.layout.scheme import Scheme
+from lt_jax.layout.special import SpecialTokens
+from lt_jax.lifetimes import NEVER, Lifetimes
+from lt_jax.models import decoder
+from lt_jax.models import params as parameters
+from lt_jax.models.config import DecoderConfig
+
+MODEL = DecoderConfig(
+    vocab_size=120, hidden=32, intermediate=48, layers=3, heads=4, kv_heads=2, head_dim=16, qkv_bias=True
+)
+SPECIAL = SpecialTokens(eos=119, pad=118, trigger=117, output=116, gists=(110, 111, 112))
+LONGEST = 192
+VANILLA = Scheme(method="vanilla")
+
+
+@functools.cache
+def params():
+    """Random, with queries and keys large enough that attention is not flat, so that it matters who is evicted."""
+    tree = parameters.init(jax.random.key(0), MODEL)
+    for name in "qk":
+        tree["layers"][name]["w"] *= 4
+    return tree
+
+
+def requests(n=5, seed=0, lengths=(5, 30), max_new=(20, 70)):
+    """Prompts of few lengths, so that few shapes are compiled."""
+    rng = np.random.default_rng(seed)
+    return [
+        Request(rng.integers(0, 100, lengths[i % len(lengths)]), int(rng.integers(*max_new)), seed=i) for i in range(n)
+    ]
+
+
+def how(policy, **more):
+    return Eviction(policy, **(dict(budget=24, buffer=8, window=4, sinks=2, separators=(7, 8, 9)) | more))
+
+
+@functools.cache
+def engine(eviction, rows=3, scheme=VANILLA, horizon=LONGEST, **options):
+    config = DecodeConfig(rows=rows, buffer=16, eviction=eviction, horizon=horizon if eviction else 0, **options)
+    return Engine(params(), MODEL, scheme, dataclasses.replace(SPECIAL, eos=-1), config)
+
+
+@jax.jit
+def masked_logp(tokens, death, since):
+    """[S]: log-prob of each token given those before, under deaths [L, 1, Hkv, S]."""
+    hidden = decoder.forward(params(), MODEL, tokens, None, Lifetimes(death, since), implementation="dense")
+    logp = jax.nn.log_softmax(decoder.logits(params(), MODEL, hidden)[0])
+    return jnp.take_along_axis(logp[:-1], tokens[0, 1:, None], -1)[:, 0]
+
+
+def replayed(c, forget=False) -> np.ndarray:
+    """[N]: log-probs of the response by one masked forward under the recorded deaths, or without them (`forget`)."""
+    lifetimes = dataclasses.replace(c, evicted=None).lifetimes() if forget else c.lifetimes()
+    death = np.asarray(lifetimes.death)
+    death = np.broadcast_to(death if death.ndim == 4 else death[None], (MODEL.layers, 1, MODEL.kv_heads, len(c.row)))
+    pad = lambda x, value: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, LONGEST - x.shape[-1])], constant_values=value)
+    since = pad(np.asarray(lifetimes.since), 0)
+    return np.asarray(masked_logp(pad(c.row[None], 0), pad(death, NEVER), since))[c.prompt_length - 1 : len(c.row) - 1]
+
+
+def check_replay(c, tolerance=1e-4):
+    sampled = ~c.forced
+    np.testing.assert_allclose(c.logp[sampled], replayed(c)[sampled], atol=tolerance)
+
+
+@pytest.mark.parametrize("policy", [*POLICIES])
+def test_log_probs_are_those_of_a_forward_under_the_recorded_deaths(policy):
+    eviction = how(policy, budget=LONGEST) if policy == "full" else how(policy)
+    done = engine(eviction).complete(requests())
+    for c in done:
+        check_replay(c)
+        if policy == "full":
+            assert (c.evicted == NEVER).all() and c.finish == "length"
+            continue
+        assert c.held.max() <= 32 and c.visible.max() <= 32
+        if len(c.row) > 40:
+            assert np.abs(c.logp - replayed(c, forget=True)).max() > 1e-2, "the records say nothing"
+            last = np.asarray(c.evicted[0, 0])
+            assert (last[:2] == NEVER).all(), "sinks"
+
+
+@pytest.mark.parametrize("share", ["heads", "layers"])
+def test_shared_choices_replay(share):
+    for c in engine(how("rkv", share=share)).complete(requests(3)):
+        assert c.evicted.shape[:2] == (1 if share == "layers" else MODEL.layers, 1)
+        check_replay(c)
+
+
+@pytest.mark.parametrize("order", ["birth", "reference"])
+def test_pyramid_and_the_order_of_the_release_replay(order):
+    for c in engine(how("rkv", budget=pyramid(3, 24, beta=2, least=8), order=order)).complete(requests(3)):
+        check_replay(c)
+    assert c.evicted.shape[:2] == (MODEL.layers, MODEL.kv_heads)
+
+
+def test_lightthinker_composes_with_a_policy():
+    scheme = Scheme(n_gist=3)
+    found = engine(how("rkv", budget=32, buffer=16), scheme=scheme, max_thought=10).complete(requests(5))
+    for c in found:
+        check_replay(c)
+        gist = np.flatnonzero(c.gist) + c.prompt_length
+        assert (c.evicted[..., gist] == NEVER).all(), "gists are protected"
+    assert max(c.compressions for c in found) >= 3 and any((c.evicted < NEVER).any() for c in found)
+
+
+def test_more_gists_than_the_budget_holds_end_the_row():
+    scheme = Scheme(n_gist=3)
+    (c,) = engine(how("knorm", budget=16, buffer=16, window=1, sinks=0), 1, scheme, max_thought=8).complete(
+        [Request(range(6), 100)]
+    )
+    assert c.finish == "capacity" and c.gist.sum() >= 15
+    check_replay(c)
+
+
+def test_a_budget_above_the_length_changes_nothing():
+    plain = engine(None, capacity=160).complete(requests())
+    for policy in ("rkv", "h2o", "sepllm"):
+        for a, b in zip(plain, engine(how(policy, budget=150)).complete(requests()), strict=True):
+            np.testing.assert_array_equal(a.tokens, b.tokens)
+            np.testing.assert_array_equal(a.visible, b.visible)
+            np.testing.assert_allclose(a.logp, b.logp, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["rkv", "h2o", "tova", "random", "sepllm"])
+def test_a_batch_is_its_rows_alone_in_any_order(policy):
+    asked = requests(5)
+    batch, single = engine(how(policy)), engine(how(policy), rows=1)
+    together = batch.complete(asked)
+    backwards = batch.complete(asked[::-1])[::-1]
+    for a, b, c in zip(together, backwards, [single.complete([r])[0] for r in asked], strict=True):
+        for other in (b, c):
+            np.testing.assert_array_equal(a.tokens, other.tokens)
+            np.testing.assert_array_equal(a.evicted, other.evicted)
+
+
+def test_streaming_with_buffer_one_is_the_first_and_the_last_at_every_step():
+    steps, sinks, last = 1000, 4, 12
+    eviction = Eviction("streaming", budget=sinks + last, buffer=1, window=1, sinks=sinks)
+    (c,) = engine(eviction, 1, horizon=1100).complete([Request(range(20), steps)])
+    birth = np.arange(len(c.row))
+    died = c.evicted
+    assert (died[..., :sinks] == NEVER).all()
+    # key j is seen by the queries up to j + last: itself and the `last` after it
+    want = np.where(birth < sinks, NEVER, birth + last + 1)
+    want = np.where(want >= len(c.row), NEVER, want)
+    decoded = want > 20
+    np.testing.assert_array_equal(died[..., decoded], np.broadcast_to(want, died.shape)[..., decoded])
+    assert (c.visible[1:] == sinks + last + 1).all() and len(c.tokens) == steps
+
+
+def test_prompts_far_over_the_budget_are_fed_in_pieces():
+    prompt = np.random.default_rng(3).integers(0, 100, 150)
+    (c,) = engine(how("snapkv")).complete([Request(prompt, 12)])
+    check_replay(c)
+    deaths = np.unique(c.evicted[c.evicted < NEVER])
+    np.testing.assert_array_equal(deaths, [*range(32, 150, 8), 150, 158])
+    assert c.held.max() <= 32
+
+
+def test_nobody_reads_what_lies_behind_the_keys():
+    used = engine(how("rkv"))
+    junk = lambda x: jnp.full_like(x, jnp.nan)
+    used.cache = dataclasses.replace(used.cache, k=junk(used.cache.k), queries=junk(used.cache.queries))
+    first = used.complete(requests())
+    for a, b in zip(first, used.complete(requests()), strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        np.testing.assert_array_equal(a.evicted, b.evicted)
+        assert np.isfinite(a.logp).all()
+
+
+def test_plain_and_native_forms_evict_alike():
+    for a, b in zip(
+        engine(how("rkv")).complete(requests(3)),
+        engine(how("rkv"), implementation="plain").complete(requests(3)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        np.testing.assert_array_equal(a.evicted, b.evicted)
+
+
+def test_one_compilation_of_the_block_and_a_cache_of_one_size():
+    used = engine(how("rkv"))
+    used.complete(requests(5))
+    assert used.block._cache_size() == 1
+    rows, slots = 3, 64  # 24 + 8 keys and the spare ones for padding, rounded up
+    keys = 2 * 4 * rows * MODEL.layers * MODEL.kv_heads * slots * MODEL.head_dim
+    assert used.cache.k.nbytes + used.cache.v.nbytes == keys
+    assert engine(how("rkv"), horizon=0).cache.nbytes < 1.5 * keys
+
+
+def test_bad_input_is_one_line_before_anything_compiles():
+    for wrong, line in (
+        (lambda: how("sepllm", separators=()), "sepllm keeps separators"),
+        (lambda: how("rkv", window=0), "window is 0"),
+        (lambda: how("lru"), "policy is 'lru'"),
+        (lambda: engine(how("rkv", budget=(24, 24))), "2 budgets were given for a model of 3 layers"),
+        (lambda: engine(how("rkv", buffer=2), scheme=Scheme(n_gist=3)), "closing a thought takes 5 keys"),
+        (lambda: DecodeConfig(horizon=5), "decode.horizon is set"),
+        (lambda: engine(how("full")).complete([Request(range(30), 5)]), "policy 'full' evicts nobody"),
+        (lambda: engine(how("rkv"), horizon=20).complete([Request(range(30), 5)]), "leaves no room"),
+    ):
+        with pytest.raises(UserError, match=line):
+            wrong()
+    short = Engine(params(), MODEL.replace(max_positions=16), VANILLA, SPECIAL, DecodeConfig(eviction=how("rkv")))
+    with pytest.raises(UserError, match="longer than the 16 positions"):
+        short.complete([Request(range(30), 5)])
