@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
         "vanilla": contender("vanilla"),
         "lightthinker": contender("lightthinker", max_thought=512),
     })  # fmt: skip
+    config.baseline = "vanilla"  # the contender that the others are compared with
     config.suite = ConfigDict({
         "path": "",
         "format": "",  # of the records; seen from their fields if empty

@@ -1,11 +1,14 @@
 """Evaluates methods on a suite of problems: prints a table, writes results.json, table.txt, report.html and pictures.
 
     python launch/evaluate.py --config=configs/eval_math.py --config.model.path=DIR --config.suite.path=problems.jsonl
+    python launch/evaluate.py --config=configs/eval_math.py --config.model.path=DIR --config.suite.path=problems.jsonl \
+        --method=rkv,snapkv --budget=512 --buffer=128       (KV policies beside the config's baseline)
     python launch/evaluate.py --results=runs/eval_math/results.json --out=DIR     (draws an old evaluation again)
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -18,6 +21,11 @@ from launch.main import compile_cache, resolved, run
 from lt_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "an evaluation, such as configs/eval_math.py")
+METHOD = flags.DEFINE_list(
+    "method", None, "KV policies, to run beside the config's baseline in place of its other contenders"
+)
+BUDGET = flags.DEFINE_integer("budget", 512, "keys that each layer and kv head keeps, with --method")
+BUFFER = flags.DEFINE_integer("buffer", 128, "tokens between two evictions, with --method")
 RESULTS = flags.DEFINE_string("results", None, "a results.json to print and draw again instead")
 OUT = flags.DEFINE_string("out", None, "folder for the files; config.out if not given")
 
@@ -28,8 +36,10 @@ def main(argv) -> None:
         from lt_jax.evaluation import job
 
         compile_cache(config.compile_cache)
-        job.run(eval_config(config, OUT.value))
+        job.run(eval_config(config, OUT.value, policies()))
         return
+    if METHOD.value is not None:
+        raise UserError("--method and --results are both given: evaluate the one, or draw the other again")
     if CONFIG.value is not None:
         raise UserError("--config and --results are both given: evaluate with the one, or draw the other again")
     if OUT.value is None:
@@ -41,15 +51,38 @@ def main(argv) -> None:
     job.write(found, OUT.value)
 
 
-def eval_config(config, out: str | None = None):
-    """The `EvalConfig` of a config file. Empty texts in it mean "the model's own"."""
+def policies() -> dict:
+    """What --method asks for: name -> settings of the eviction."""
+    if METHOD.value is None:
+        if given := [flag.name for flag in (BUDGET, BUFFER) if flag.present]:
+            raise UserError(f"--{given[0]} needs --method=POLICY, which it is the {given[0]} of")
+        return {}
+    return {name: {"policy": name, "budget": BUDGET.value, "buffer": BUFFER.value} for name in METHOD.value}
+
+
+def eval_config(config, out: str | None = None, policies=None):
+    """The `EvalConfig` of a config file. Empty texts in it mean "the model's own".
+
+    Args:
+        policies: name -> settings of an eviction, to run beside the baseline in place of the other contenders.
+    """
     from lt_jax.decode import Sampling
     from lt_jax.evaluation.job import ContenderConfig, EvalConfig, SuiteConfig
 
-    contenders = {}
-    for name, each in config.contenders.items():
+    contenders, names = {}, list(config.contenders)
+    if config.baseline not in names:
+        raise UserError(f"config.baseline is {config.baseline!r}; the contenders are {', '.join(names) or 'none'}")
+    for name in sorted(names, key=lambda name: name != config.baseline):
+        each = config.contenders[name]
         values = {key: value for key, value in each.items() if value != ""}
+        if "eviction" in values:
+            values["eviction"] = dict(values["eviction"])
         contenders[name] = ContenderConfig(**{"path": config.model.path, **values})
+    if policies:
+        name, first = next(iter(contenders.items()))
+        contenders = {name: first} | {
+            policy: dataclasses.replace(first, eviction=how) for policy, how in policies.items() if policy != name
+        }
     decode = config.decode
     return EvalConfig(
         suite=SuiteConfig(**config.suite),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lt_jax.cache.policies import Eviction, published
 from lt_jax.data.problem import Problem
 from lt_jax.data.rows import Prompter, prompter
 from lt_jax.decode import DecodeConfig, Engine, Request
@@ -19,6 +20,7 @@ from lt_jax.layout.encode import encoder
 from lt_jax.layout.prompt import build_prompt
 from lt_jax.layout.row import Row
 from lt_jax.layout.scheme import Scheme
+from lt_jax.layout.separators import separators
 from lt_jax.layout.special import SpecialTokens
 from lt_jax.layout.tokenizer import load_tokenizer
 from lt_jax.models import huggingface
@@ -71,6 +73,14 @@ class Writer:
             out.append(text if whole else "")
             waiting = [] if whole else waiting
         return out
+
+    def eviction(self, policy: str, budget: int | tuple[int, ...], buffer: int, **settings) -> Eviction:
+        """A KV budget as the policy's paper sets it, see `policies.published`, with `settings` in place of those."""
+        known = {field.name for field in dataclasses.fields(Eviction)}
+        if unknown := sorted(set(settings) - known):
+            raise UserError(f"eviction: unknown setting {unknown[0]!r}; it is one of {', '.join(sorted(known))}")
+        found = separators(self.tokenizer) if policy == "sepllm" and "separators" not in settings else ()
+        return published(policy, budget, buffer, separators=found, **settings)
 
     def engine(self, config: DecodeConfig) -> Engine:
         config = dataclasses.replace(config, stop=tuple(sorted({*config.stop, *self.stop})))
@@ -151,7 +161,7 @@ def contender(name: str, writer: Writer, config: DecodeConfig, *, max_new: int, 
 
     return Contender(
         name, writer.origin, writer.scheme, writer.special, complete, lambda problem: _ask(writer, problem),
-        writer.text, writer.pieces, writer.tokenize, warm,
+        writer.text, writer.pieces, writer.tokenize, warm, engine.cache.nbytes // config.rows,
     )  # fmt: skip
 
 

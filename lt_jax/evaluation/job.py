@@ -11,8 +11,9 @@ from pathlib import Path
 from lt_jax.decode import DecodeConfig, Sampling
 from lt_jax.errors import UserError
 from lt_jax.evaluation import pictures, report, results, suites, table
-from lt_jax.evaluation.folder import contender, open_folder
+from lt_jax.evaluation.folder import Writer, contender, open_folder, question
 from lt_jax.evaluation.run import Contender, evaluate
+from lt_jax.layout.closing import closing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,10 @@ class SuiteConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ContenderConfig:
-    """One method: `method` None is what the folder was trained for; None elsewhere is the folder's own."""
+    """One method: `method` None is what the folder was trained for; None elsewhere is the folder's own.
+
+    eviction: settings of a KV budget: policy, budget, buffer, and other fields of `policies.Eviction`; empty: none.
+    """
 
     path: str
     method: str | None = None
@@ -66,6 +70,7 @@ class ContenderConfig:
     system: str | None = None
     prefix: str | None = None
     max_thought: int = 0
+    eviction: Mapping | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,20 +108,31 @@ def run(config: EvalConfig, say=print) -> results.Results:
     for name, each in config.contenders.items():
         if not each.path:
             raise UserError(f"contenders.{name}: which model? give model.path or contenders.{name}.path")
-        key = dataclasses.astuple(dataclasses.replace(each, max_thought=0))
+        key = each.path, each.method, each.chat, each.system, each.prefix
         if key not in opened:
             opened[key] = open_folder(each.path, each.method, dtype=config.dtype, chat=each.chat, system=each.system,
                                       prefix=each.prefix, weights=weights.get(each.path))  # fmt: skip
             weights[each.path] = opened[key].params, opened[key].model
+        eviction = opened[key].eviction(**each.eviction) if each.eviction else None
+        recorded = eviction is not None and config.samples > 0
         decode = DecodeConfig(rows=min(config.rows, len(suite)), capacity=config.capacity, buffer=config.buffer,
-                              sampling=config.sampling, max_thought=each.max_thought or None)  # fmt: skip
+                              sampling=config.sampling, max_thought=each.max_thought or None, eviction=eviction,
+                              horizon=horizon(opened[key], suite, config.max_new) if recorded else 0)  # fmt: skip
         ready.append(contender(name, opened[key], decode, max_new=config.max_new, seed=config.seed))
-        check_fits(ready[-1], suite, config.capacity)
+        if eviction is None:
+            check_fits(ready[-1], suite, config.capacity)
     found = evaluate(ready, suite, samples=config.samples, note=config.note, progress=Progress())
     say("\n" + table.table(found))
     write(found, config.out)
     say(f"\nwritten to {config.out}: results.json, table.txt, report.html and the pictures")
     return found
+
+
+def horizon(writer: Writer, suite: suites.Suite, max_new: int) -> int:
+    """Indices that no row of the suite grows beyond: every token sampled may close a thought."""
+    rule = closing(writer.scheme, writer.special, writer.tokenize)
+    prompt = max(len(writer.ask(question(problem), problem.system)) for problem in suite.problems)
+    return prompt + max_new * (1 if rule is None else 1 + len(rule)) + 1
 
 
 def check_fits(each: Contender, suite: suites.Suite, capacity: int) -> None:

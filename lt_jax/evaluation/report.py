@@ -62,7 +62,7 @@ def _headline(method: MethodResult, base: MethodResult) -> str:
 def _methods(results: Results) -> str:
     base = metrics.summarise(results.methods[0].records)
     head = ["method", "accuracy, %", "95 %", "peak", "of base", "dependency", "of base", "tokens", "compressions",
-            "unfinished", "time, s", "tokens/s"]  # fmt: skip
+            "unfinished", "cache of a row, MB", "time, s", "tokens/s"]  # fmt: skip
     body = []
     for number, each in enumerate(results.methods):
         s = metrics.summarise(each.records, each.seconds)
@@ -70,8 +70,8 @@ def _methods(results: Results) -> str:
             _name(number, each), f"{100 * s.accuracy.value:.1f}", _interval(s.accuracy), table.number(s.peak.value),
             table.share(s.peak.value, base.peak.value), table.number(s.dependency.value),
             table.share(s.dependency.value, base.dependency.value), table.number(s.generated.value),
-            f"{s.compressions:.1f}", f"{100 * s.unfinished:.1f} %", table.number(each.seconds),
-            table.number(s.tokens_per_second),
+            f"{s.compressions:.1f}", f"{100 * s.unfinished:.1f} %", table.megabytes(each.cache_bytes),
+            table.number(each.seconds), table.number(s.tokens_per_second),
         ])  # fmt: skip
     words = (
         "Means over the problems. <b>Peak</b>: the most tokens in context at once. <b>Dependency</b>: the sum, over "
@@ -99,7 +99,7 @@ def _table(head: list[str], body: list[list[str]]) -> str:
 def _over_time(results: Results) -> str:
     words = (
         "How many keys the newest token can see, after every sampled token. Each drop is a thought that has been "
-        "replaced by its gist; the area under a line is the dependency."
+        "replaced by its gist, or keys evicted for a budget; the area under a line is the dependency."
     )
     return f"<section><h2>Visible keys over time</h2><p>{words}</p>{pictures.over_time(results)}</section>"
 

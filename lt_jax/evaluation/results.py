@@ -37,7 +37,8 @@ class Sample:
         problem: number of the problem in the suite.
         pieces: text of each token.
         role: `layout.Role` numbers.
-        death: first index that no longer sees the token; N + 1 or more: it lives on.
+        death: first index that no longer sees the token; N + 1 or more: it lives on. Under a KV budget, where heads
+            evict for themselves, that of the first head of the first layer.
         since: oldest index the token looks back to.
         gist: gist block ids, -1 outside.
         thought: thought numbers, -1 outside.
@@ -87,6 +88,7 @@ class MethodResult:
         curve: visible keys over time.
         samples: the first few completions in full.
         seconds: wall time of the run, the judging of answers not included.
+        cache_bytes: of the cache, for one row, from the arrays themselves; 0 where nobody knew.
     """
 
     name: str
@@ -96,6 +98,7 @@ class MethodResult:
     curve: Curve
     samples: list[Sample]
     seconds: float
+    cache_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

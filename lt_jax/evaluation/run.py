@@ -37,6 +37,7 @@ class Contender:
         pieces: ids as one text per id, special tokens written out.
         tokenize: text -> ids, for a scheme with an instruction.
         warm: called with the prompts before the clock starts, to compile.
+        cache_bytes: of the cache, for one row; 0 where nobody knows.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Contender:
     pieces: Callable[[Sequence[int]], list[str]]
     tokenize: Callable | None = None
     warm: Callable[[Sequence], None] | None = None
+    cache_bytes: int = 0
 
 
 def evaluate(contenders: Sequence[Contender], suite: Suite, *, samples: int = 4, note: str = "",
@@ -84,7 +86,7 @@ def _run(contender: Contender, suite: Suite, samples: int, progress) -> MethodRe
         contender.name, contender.model, dataclasses.asdict(contender.scheme),
         [_record(contender, problem, done) for problem, done in zip(suite.problems, order, strict=True)],
         curve([done.visible[~done.forced] for done in order]),
-        [_sample(contender, done, rule) for done in order[:samples]], seconds,
+        [_sample(contender, done, rule) for done in order[:samples]], seconds, contender.cache_bytes,
     )  # fmt: skip
 
 
@@ -97,12 +99,13 @@ def _record(contender: Contender, problem: Problem, done: Completion) -> Record:
 
 def _sample(contender: Contender, done: Completion, rule: Closing | None) -> Sample:
     role, thought = outline(done, rule)
+    death = done.death if done.evicted is None else np.minimum(done.death, done.evicted[0, 0])
     return Sample(
         problem=done.id,
         pieces=contender.pieces(done.row.tolist()),
         role=role.tolist(),
         thought=thought.tolist(),
-        death=done.death.tolist(),
+        death=death.tolist(),
         since=done.since.tolist(),
         gist=done.block.tolist(),
         forced=[True] * done.prompt_length + done.forced.tolist(),

@@ -16,6 +16,8 @@ def table(results: Results) -> str:
     """The whole evaluation: methods, comparisons with the first one, and accuracy by family."""
     count = len(results.methods[0].records)
     blocks = [f"{results.suite}: {count:,} problem{'s' * (count != 1)}", methods(results)]
+    if caches := cache_bytes(results):
+        blocks.append(caches)
     if cut := unfinished(results):
         blocks.append(cut)
     if len(results.methods) > 1:
@@ -38,6 +40,16 @@ def methods(results: Results) -> str:
             f"{s.compressions:.1f}", number(each.seconds), number(s.tokens_per_second),
         ])  # fmt: skip
     return grid(head, body)
+
+
+def cache_bytes(results: Results) -> str:
+    """A line on the memory that a row's cache takes; empty where it is not known."""
+    told = ", ".join(f"{each.name} {megabytes(each.cache_bytes)}" for each in results.methods if each.cache_bytes)
+    return f"cache of one row, MB: {told}" if told else ""
+
+
+def megabytes(n: int) -> str:
+    return f"{n / 1e6:,.1f}" if n else "-"
 
 
 def unfinished(results: Results) -> str:

@@ -107,18 +107,22 @@ def pyramid(layers: int, mean: int, beta: float = 20.0, least: int = 1) -> tuple
     return tuple(max(least, round(step)) for step in steps)
 
 
-def published(policy: str, budget: int, buffer: int = 128, separators: tuple[int, ...] = ()) -> Eviction:
+def published(policy: str, budget: int | tuple[int, ...], buffer: int = 128, **settings) -> Eviction:
     """A policy with the settings of its paper or release, scaled to the budget where they are shares of it.
 
     streaming: 4 sinks. h2o: half of the budget is the local window (LightThinker C.2). sepllm: of 1,024 keys 384 first
-    ones, 256 of the local window, 64 separators (LightThinker C.2). snapkv and rkv: window 8. tova, knorm and keydiff
-    protect the newest key alone, random none but that.
+    ones, 256 of the local window, 64 separators (LightThinker C.2). snapkv and rkv: window 8. The others protect the
+    newest key alone. With a budget for each layer the shares are of the smallest.
+
+    Args:
+        settings: fields of `Eviction`, in place of those.
     """
+    least = min(budget) if isinstance(budget, tuple) else budget
     own = {
-        "streaming": dict(sinks=min(4, budget // 2), window=1),
-        "h2o": dict(window=budget // 2),
-        "sepllm": dict(sinks=budget * 3 // 8, window=budget // 4, separator_room=budget // 16, separators=separators),
+        "streaming": dict(sinks=min(4, least // 2), window=1),
+        "h2o": dict(window=least // 2),
+        "sepllm": dict(sinks=least * 3 // 8, window=least // 4, separator_room=least // 16),
         "snapkv": {},
         "rkv": {},
     }.get(policy, dict(window=1))
-    return Eviction(policy, budget, buffer, **own)
+    return Eviction(policy, budget, buffer, **own | settings)

@@ -1,0 +1,30 @@
+r"""Problems solved under a fixed KV budget, by every policy, beside full attention.
+
+Why: what does a budget cost in accuracy, and which policy loses least? A row never holds more than budget + buffer keys;
+the table says what the caches weigh.
+
+    python launch/evaluate.py --config=configs/eval_budget.py --config.model.path=DIR --config.suite.path=gsm8k_test.jsonl
+    python launch/evaluate.py --config=configs/eval_budget.py --config.model.path=DIR --config.suite.embedded=100 \
+        --method=rkv,snapkv --budget=256 --buffer=64          (other policies, one budget)
+
+H2O and SepLLM have the settings of LightThinker's comparison (appendix C.2), scaled to the budget. LightThinker itself
+composes with any of them: give its contender an eviction, too.
+
+Hardware: anything. The shipped base model (lt_jax/assets/base) on two CPU cores: a minute and a half for 100 embedded problems.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import eval_math
+
+POLICIES = ("rkv", "snapkv", "h2o", "tova", "keydiff", "knorm", "sepllm", "streaming", "random")
+
+
+def get_config() -> ConfigDict:
+    config = eval_math.get_config()
+    vanilla = lambda **settings: ConfigDict({**eval_math.contender("vanilla"), "eviction": ConfigDict(settings)})
+    config.contenders = ConfigDict({"vanilla": vanilla()})
+    for policy in POLICIES:
+        config.contenders[policy] = vanilla(policy=policy, budget=512, buffer=128)
+    config.out = "runs/eval_budget"
+    return config
