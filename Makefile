@@ -5,18 +5,23 @@ BIN = $(VENV)/bin
 # A long-lived heap of huge pages: XLA's CPU buffers are otherwise mapped and unmapped at every step.
 MALLOC = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: demo test lint base clean
+.PHONY: demo test test-tpu lint base clean
 
 demo: $(VENV)/installed
 	$(MALLOC) $(BIN)/python launch/demo.py --config=configs/demo.py
 
 # Without the 0.5B checkpoint, and without the tool that makes it, the tests on the real model are left out, and said so.
 REAL = $(HOME)/.cache/lt_jax/qwen2.5-coder-0.5b-instruct/model.safetensors ../shared/tools/real_model.py
-WITHOUT = $(if $(wildcard $(REAL)),,-m "not real_model")
+WITHOUT = $(if $(wildcard $(REAL)),not tpu_backend,not tpu_backend and not real_model)
 
 test: $(VENV)/installed-dev
-	$(if $(WITHOUT),@echo "no real checkpoint here: tests marked real_model are left out")
-	$(MALLOC) $(BIN)/python -m pytest $(WITHOUT)
+	$(if $(wildcard $(REAL)),,@echo "no real checkpoint here: tests marked real_model are left out")
+	$(MALLOC) $(BIN)/python -m pytest -m "$(WITHOUT)"
+
+# What is compiled for TPUs, with the real compiler and without a TPU. It comes with 137 MB of libtpu, and so apart.
+test-tpu: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --no-compile -e ".[tpu]"
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu_backend
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

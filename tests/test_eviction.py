@@ -14,7 +14,7 @@ from lt_jax.errors import UserError
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
 from lt_jax.lifetimes import NEVER, Lifetimes
-from lt_jax.models import decoder
+from lt_jax.models import decoder, huggingface
 from lt_jax.models import params as parameters
 from lt_jax.models.config import DecoderConfig
 
@@ -217,3 +217,33 @@ def test_bad_input_is_one_line_before_anything_compiles():
     short = Engine(params(), MODEL.replace(max_positions=16), VANILLA, SPECIAL, DecodeConfig(eviction=how("rkv")))
     with pytest.raises(UserError, match="longer than the 16 positions"):
         short.complete([Request(range(30), 5)])
+
+
+@pytest.fixture(scope="module")
+def real(real_model):
+    return huggingface.load(real_model, jnp.float32)
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "full"])
+def test_the_real_model_replays_a_batch_of_eight_with_refill(policy, real):
+    tree, model = real
+    rng = np.random.default_rng(5)
+    asked = [Request(rng.integers(100, 20_000, 40), int(n), seed=i) for i, n in enumerate(rng.integers(6, 30, 10))]
+    eviction = Eviction(policy, budget=32, buffer=8, window=4, sinks=2, separators=tuple(range(10, 20)))
+    config = DecodeConfig(rows=8, buffer=16, eviction=eviction, horizon=80)
+    used = Engine(tree, model, VANILLA, SpecialTokens(eos=0, pad=0), config)
+
+    @jax.jit
+    def logp(row, death):
+        hidden = decoder.forward(tree, model, row, None, Lifetimes(death), implementation="dense")
+        scores = jax.nn.log_softmax(decoder.logits(tree, model, hidden)[0])
+        return jnp.take_along_axis(scores[:-1], row[0, 1:, None], -1)[:, 0]
+
+    for c in used.complete(asked):
+        n = len(c.row)
+        death = np.pad(c.evicted, ((0, 0), (0, 0), (0, 80 - n)), constant_values=NEVER)[:, None]
+        again = np.asarray(logp(np.pad(c.row, (0, 80 - n))[None], death))[c.prompt_length - 1 : n - 1]
+        np.testing.assert_allclose(c.logp, again, atol=1e-4)
+        assert (c.evicted < NEVER).any()

@@ -48,12 +48,17 @@ def attend(q, k_new, v_new, keys, values, layer: int, rows, start, mask, bound, 
 
 def write(cached, new, layer: int, rows, start):
     """cached [L, B, Hkv, C, D] with new [R, T, Hkv, D] in slots start.. of the given rows."""
-    batch, tokens = new.shape[:2]
+    batch, tokens, heads, size = new.shape
+    _, b, _, c, _ = cached.shape
     rows = jnp.arange(batch) if rows is None else rows
     slot = start[:, None] + jnp.arange(tokens)
-    return cached.at[layer, rows[:, None], :, slot].set(
-        new.astype(cached.dtype), mode="promise_in_bounds", unique_indices=True
+    # As rows of a table of [D]: on a TPU a scatter of whole (Hkv, D) windows would want the heads innermost, and the
+    # cache would be copied into that layout and back at every step.
+    place = ((layer * b + rows[:, None, None]) * heads + jnp.arange(heads)) * c + slot[:, :, None]
+    table = cached.reshape(-1, size).at[place.reshape(-1)].set(
+        new.astype(cached.dtype).reshape(-1, size), mode="promise_in_bounds", unique_indices=True
     )
+    return table.reshape(cached.shape)
 
 
 def grouped(q, kv_heads: int):

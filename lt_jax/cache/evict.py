@@ -31,7 +31,7 @@ def empty_evicting(model, rows: int, capacity: int, how: Eviction, horizon: int)
         new["asked"] = jnp.full((rows, how.asks), -1, jnp.int32)
     if horizon:
         layers = 1 if how.share == "layers" else model.layers
-        new["record"] = jnp.full((layers, rows, 1 if how.share else model.kv_heads, horizon), NEVER, jnp.int32)
+        new["record"] = jnp.full((rows, layers, 1 if how.share else model.kv_heads, horizon), NEVER, jnp.int32)
     return dataclasses.replace(cache, **new)
 
 
@@ -79,13 +79,12 @@ def evict(cache: KVCache, how: Eviction, index, draw, due, rows) -> tuple[KVCach
 
 def _recorded(cache: KVCache, rows, birth, evicted, order, how: Eviction, index) -> KVCache:
     """Writes the deaths of the evicted keys down. They stand behind the budget in `order`, wherever there are any."""
-    layers, _, heads, horizon = cache.record.shape
+    _, layers, heads, horizon = cache.record.shape
     least = min(how.budgets(cache.k.shape[0]))
     behind = order[:layers, :, :heads, least:]
     take = lambda x: jnp.take_along_axis(x[:layers, :, :heads], behind, -1)
-    place = jnp.where(take(evicted), take(birth), horizon)
-    layer, row, head = jnp.ogrid[:layers, : len(rows), :heads]
-    record = cache.record[:, rows]
-    dies = jnp.broadcast_to(index[:, None, None], place.shape)
-    record = record.at[layer[..., None], row[..., None], head[..., None], place].set(dies, mode="drop")
-    return dataclasses.replace(cache, record=cache.record.at[:, rows].set(record))
+    place = jnp.where(take(evicted), take(birth), horizon).transpose(1, 0, 2, 3)
+    row, layer, head, _ = jnp.ogrid[: len(rows), :layers, :heads, :1]
+    dies = jnp.broadcast_to(index[:, None, None, None], place.shape)
+    record = cache.record[rows].at[row, layer, head, place].set(dies, mode="drop")
+    return dataclasses.replace(cache, record=cache.record.at[rows].set(record))

@@ -41,7 +41,7 @@ class KVCache:
         received: [L, B, Hkv, C] float32, attention that the key has received so far.
         queries: [L, B, H, Q, D], the last Q queries of each row, rotated, in a ring; asked: [B, Q] int32 their indices,
             -1 where there is none yet.
-        record: [Lr, B, Kr, T] int32, the death that a policy gave to the key of each index of the row, NEVER for the
+        record: [B, Lr, Kr, T] int32, the death that a policy gave to the key of each index of the row, NEVER for the
             others. Lr and Kr are 1 where layers or heads share their choice.
     """
 
@@ -92,11 +92,10 @@ def put(x: jax.Array, rows, new: jax.Array) -> jax.Array:
 
 def wiped(cache: KVCache, rows, begins) -> KVCache:
     """Forgets all that was in those of `rows` [R] that begin anew, [R] bool."""
+    books = {name: (1, blank) for name, blank in BLANK.items()} | {"asked": (0, -1), "record": (0, NEVER)}
     new = {}
-    for name in (*BLANK, "asked", "record"):
+    for name, (axis, blank) in books.items():
         if (x := getattr(cache, name)) is not None:
-            blank = {"asked": -1, "record": NEVER}.get(name, BLANK.get(name))
-            axis = 0 if name == "asked" else 1
             there = jnp.expand_dims(begins, (*range(axis), *range(axis + 1, x.ndim)))
             value = jnp.where(there, jnp.asarray(blank, x.dtype), pick(x, rows, axis))
             new[name] = x.at[rows].set(value) if axis == 0 else x.at[:, rows].set(value)

@@ -49,8 +49,10 @@ def log_lines(rules: Rules, config: DecodeConfig) -> int:
 
 
 def slack(rules: Rules) -> int:
-    """Slots beyond the capacity: rows that must not change still have their padding written behind their keys."""
-    return max(rules.longest, MOVES)
+    """Slots beyond the capacity: waiting rows still have the padding of a pass written behind their keys."""
+    if rules.close is None:  # nobody waits; only a row that ends because it cannot be cut down needs one slot more
+        return int(rules.eviction is not None and rules.eviction.policy == "full")
+    return max(rules.longest, MOVES if rules.close.opens is not None else 0)
 
 
 def decode_block(

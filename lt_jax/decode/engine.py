@@ -37,6 +37,7 @@ from lt_jax.layout.special import SpecialTokens
 from lt_jax.models.config import DecoderConfig
 
 PIECES = (16, 32, 64, 128, 256, 512)  # lengths a piece of prompt is padded to
+CRUMBS = (1, 4)  # and what is left of one where the slots end before it does
 TOGETHER = 512  # tokens of prompt fed in one pass
 
 
@@ -62,21 +63,8 @@ class Engine:
         Raises:
             UserError: the scheme, the token table and the config do not go together.
         """
-        close = closing(scheme, special, tokenize)
-        attention = {None: None, "native": "native", "plain": "blocks"}
         self.form = native.choose(config.implementation)
-        self.rules = Rules(
-            close,
-            scheme.gist_rule,
-            special.eos,
-            config.stop,
-            config.max_thought,
-            config.capacity,
-            config.sampling,
-            attention[config.implementation],
-            config.eviction,
-            config.horizon,
-        )
+        self.rules = rules_of(scheme, special, config, tokenize)
         _check(scheme, model, config, self.rules)
         self.model, self.scheme, self.config = model, scheme, config
         fixed = dict(model=model, rules=self.rules)
@@ -132,7 +120,7 @@ class Engine:
 
     def _evicted(self, row: int) -> np.ndarray | None:
         """The recorded deaths of a row, before its slot goes to another."""
-        return None if self.cache.record is None else np.asarray(self.cache.record[:, row])
+        return None if self.cache.record is None else np.asarray(self.cache.record[row])
 
     def _send(self, records: dict[int, Record], more: bool):
         """Starts the next block, if any row is under way; returns its log, which is not there yet."""
@@ -236,6 +224,15 @@ class Engine:
             starts = stops
 
 
+def rules_of(scheme: Scheme, special: SpecialTokens, config: DecodeConfig, tokenize: Callable | None = None) -> Rules:
+    """What the compiled functions need to know of scheme, token table and config."""
+    attention = {None: None, "native": "native", "plain": "blocks"}[config.implementation]
+    return Rules(
+        closing(scheme, special, tokenize), scheme.gist_rule, special.eos, config.stop, config.max_thought,
+        config.capacity, config.sampling, attention, config.eviction, config.horizon,
+    )  # fmt: skip
+
+
 def empty_cache(model: DecoderConfig, config: DecodeConfig, rules: Rules) -> KVCache:
     """The cache of an engine, without keys."""
     capacity = config.capacity + slack(rules)
@@ -266,7 +263,7 @@ def pieces(prompt: Row, room: int, config: DecodeConfig) -> list[Piece]:
         rest = len(prompt) - start
         take = rest if how is None else min(rest, config.capacity - held)
         fitting = [n for n in PIECES if n >= take and held + n <= room]
-        padded = fitting[0] if fitting else max(n for n in PIECES if n <= take)
+        padded = fitting[0] if fitting else max(n for n in (*CRUMBS, *PIECES) if n <= take and held + n <= room)
         take = min(take, padded)
         while take and start + take < len(prompt) and _inside(prompt, start + take):
             take -= 1

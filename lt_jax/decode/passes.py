@@ -66,6 +66,8 @@ def run(
     # Nothing is packed here: the RoPE position of a token is its index in the row, and stays so when others die.
     index = feed.first[:, None] + offset
     cache, start = slots.append(cache, rows, feed.first, feed.count, feed.death, feed.mark)
+    # The padding of a row that does not change goes behind its keys; a finished row may have no room there, nor need it.
+    start = jnp.where(feed.count > 0, start, jnp.minimum(start, cache.capacity - tokens.shape[1]))
     if ending is not None:
         cache = slots.drop(cache, rows, *ending)
     query = jnp.where(offset < feed.count[:, None], index, -1)
@@ -117,10 +119,15 @@ def _observed(cache: KVCache, rows, index, asked: list, received: list) -> KVCac
     rows = jnp.arange(cache.asked.shape[0]) if rows is None else rows
     newest = (index >= 0) & (index > jnp.max(index, 1, keepdims=True) - size)
     place = jnp.where(newest, index % size, size)
-    ring = cache.queries.at[:, rows[:, None], :, place].set(
-        jnp.stack(asked).transpose(1, 2, 0, 3, 4).astype(cache.queries.dtype), mode="drop"
+    layers, batch, heads, _, depth = cache.queries.shape
+    layer, head = jnp.arange(layers)[:, None, None, None], jnp.arange(heads)
+    at = ((layer * batch + rows[:, None, None]) * heads + head) * size + place[:, :, None]
+    at = jnp.where(newest[:, :, None], at, layers * batch * heads * size)
+    ring = cache.queries.reshape(-1, depth).at[at.reshape(-1)].set(  # as `cache.attend.write`
+        jnp.stack(asked).astype(cache.queries.dtype).reshape(-1, depth), mode="drop"
     )
-    return dataclasses.replace(cache, queries=ring, asked=cache.asked.at[rows[:, None], place].set(index, mode="drop"))
+    asked = cache.asked.at[rows[:, None], place].set(index, mode="drop")
+    return dataclasses.replace(cache, queries=ring.reshape(cache.queries.shape), asked=asked)
 
 
 def _slot_gists(cache: KVCache, start, feed: Feed):

@@ -1,0 +1,82 @@
+"""The decode block compiled for a machine that need not be there: does it fit, and what does it take?"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from lt_jax.decode import control
+from lt_jax.decode.block import decode_block
+from lt_jax.decode.config import DecodeConfig
+from lt_jax.decode.engine import empty_cache, rules_of
+from lt_jax.decode.weights import prepare
+from lt_jax.layout.scheme import Scheme
+from lt_jax.layout.special import SpecialTokens
+from lt_jax.models import params as parameters
+from lt_jax.models.config import DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """Bytes that the compiled decode block takes on one device.
+
+    Attributes:
+        weights, cache: of the arguments; the cache with its books and records.
+        arguments, outputs, aliased, temporaries: of the compiler's own analysis; aliased outputs reuse arguments.
+        full_cache: what a cache would take that holds every key of `length` tokens of each row.
+    """
+
+    weights: int
+    cache: int
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+    full_cache: int
+
+    @property
+    def total(self) -> int:
+        """Arguments, temporaries and those outputs that reuse no argument."""
+        return self.arguments + self.temporaries + self.outputs - self.aliased
+
+
+def lower(model: DecoderConfig, scheme: Scheme, special: SpecialTokens, config: DecodeConfig, sharding=None):
+    """The decode block lowered from shapes alone; `compile()` it for the device of `sharding`.
+
+    Args:
+        model: weights are taken to be stored in its dtype.
+        config: `implementation` must be "plain"; what the native kernels take is decided on this machine's CPU.
+        sharding: of all arguments, for example a `SingleDeviceSharding` of a topology's device; None is the default.
+
+    Returns:
+        `jax.stages.Lowered`, and (weights, state, cache) as `jax.ShapeDtypeStruct`s.
+    """
+    rules = rules_of(scheme, special, config)
+    shapes = jax.eval_shape(lambda p: prepare(p, model, "plain"), parameters.abstract(model, model.dtype))
+    state = jax.eval_shape(lambda: control.idle(config.rows))
+    cache = jax.eval_shape(lambda: empty_cache(model, config, rules))
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    arguments = jax.tree.map(place, (shapes, state, cache))
+    block = functools.partial(decode_block, model=model, rules=rules, config=config)
+    enough = place(jax.ShapeDtypeStruct((), jnp.int32))
+    return jax.jit(block, donate_argnums=(1, 2)).lower(*arguments, enough), arguments
+
+
+def footprint(model: DecoderConfig, config: DecodeConfig, length: int, sharding=None) -> Footprint:
+    """Compiles the block of a vanilla model under `config` and reads the compiler's memory analysis.
+
+    Args:
+        length: tokens of a row in the full cache that this is compared with.
+    """
+    special = SpecialTokens(eos=0, pad=1)
+    lowered, (weights, _, cache) = lower(model, Scheme(method="vanilla"), special, config, sharding)
+    found = lowered.compile().memory_analysis()
+    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    full = 2 * model.layers * config.rows * model.kv_heads * length * model.head_dim * jnp.dtype(model.dtype).itemsize
+    return Footprint(
+        size(weights), size(cache), found.argument_size_in_bytes, found.output_size_in_bytes,
+        found.alias_size_in_bytes, found.temp_size_in_bytes, full,
+    )  # fmt: skip
