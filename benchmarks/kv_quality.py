@@ -1,6 +1,6 @@
 """What a KV budget costs a real model: worked problems read under every policy and budget.
 
-    python benchmarks/kv_quality.py [--real=FOLDER] [--documents=6] [--budgets=128,256,512] [--out=results/kv_quality.json]
+    python benchmarks/kv_quality.py [--real=FOLDER] [--documents=6] [--budgets=128,256,512] [--out=FILE]
 
 A document is a price list and then worked problems that need prices from it, about 1,100 tokens of plain text. It is
 read through the engine's cache in pieces, so evictions happen every `--buffer` tokens as they would in decoding; then
@@ -104,8 +104,7 @@ def measure(writer: Writer, documents, eviction, length: int) -> dict:
     for ids, at in documents:
         death = np.full(shape, NEVER, np.int32)
         if engine is not None:
-            (done,) = engine.complete([Request(ids, 1)])
-            death[:, 0, :, : len(ids)] = done.evicted[:, :, : len(ids)]
+            (death[:, 0, :, : len(ids)],) = engine.read([Request(ids)])
         logp, first = map(np.asarray, read(writer.params, np.pad(ids, (0, length - len(ids))), death))
         for kind, places in at.items():
             sums[kind] += (-logp if kind == "solution" else first)[places - 1].tolist()

@@ -4,4 +4,6 @@ from lt_jax.cache.attend import attend
 from lt_jax.cache.evict import empty_evicting, evict
 from lt_jax.cache.kv_cache import KVCache, append, close, compact, drop, empty, visible, wiped
 
-__all__ = ["KVCache", "append", "attend", "close", "compact", "drop", "empty", "empty_evicting", "evict", "visible", "wiped"]
+__all__ = [
+    "KVCache", "append", "attend", "close", "compact", "drop", "empty", "empty_evicting", "evict", "visible", "wiped",
+]  # fmt: skip

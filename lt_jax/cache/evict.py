@@ -13,17 +13,18 @@ from lt_jax.cache.kv_cache import GIST, NEVER, SEPARATOR, KVCache, pick
 from lt_jax.cache.policies import POLICIES, Eviction, View, arranged, protected, shared, stays
 
 
-def empty_evicting(model, rows: int, capacity: int, how: Eviction, horizon: int) -> KVCache:
-    """A cache without keys for `how`.
+def empty_evicting(model, rows: int, capacity: int, how: Eviction, horizon: int, closes: bool) -> KVCache:
+    """A cache without keys for `how`, with what it needs to know of them and no more.
 
     Args:
         model: sizes, a `DecoderConfig`.
         horizon: indices whose deaths are recorded; 0 records none.
+        closes: keys also die by themselves, when thoughts are closed, and gists are kept.
     """
-    cache = kv_cache.empty(
-        model.layers, rows, model.kv_heads, capacity, model.head_dim, model.dtype, each=True
-    )
-    new = dict(mark=jnp.zeros(cache.birth.shape, jnp.int8))
+    cache = kv_cache.empty(model.layers, rows, model.kv_heads, capacity, model.head_dim, model.dtype, each=True)
+    new = {} if closes else {"death": None}
+    if closes or how.policy == "sepllm":
+        new["mark"] = jnp.zeros(cache.birth.shape, jnp.int8)
     if how.policy == "h2o":
         new["received"] = jnp.zeros(cache.birth.shape, jnp.float32)
     if how.asks:
@@ -52,17 +53,19 @@ def evict(cache: KVCache, how: Eviction, index, draw, due, rows) -> tuple[KVCach
         the cache, and which due rows are stuck, [R] bool: more of their keys are protected than a budget has room for.
         They are left as they are.
     """
-    birth, mark = pick(cache.birth, rows), pick(cache.mark, rows)
+    birth = pick(cache.birth, rows)
     alive = kv_cache.living(cache, index, rows)
     own = lambda x, layer: None if x is None else pick(lax.dynamic_index_in_dim(x, layer, 0, keepdims=False), rows, 0)
     asked = None if cache.asked is None else cache.asked[rows]
 
     def scores(layer):
+        mark = own(cache.mark, layer)
+        has = lambda kind: None if mark is None else mark == kind
         view = View(
             own(cache.k, layer), birth[layer], alive[layer], index, own(cache.queries, layer), asked,
-            own(cache.received, layer), mark[layer] == SEPARATOR, layer, draw,
+            own(cache.received, layer), has(SEPARATOR), layer, draw,
         )  # fmt: skip
-        return POLICIES[how.policy](view, how), protected(view, how, mark[layer] == GIST)
+        return POLICIES[how.policy](view, how), protected(view, how, has(GIST))
 
     score, kept = lax.map(scores, jnp.arange(cache.k.shape[0]))
     score = shared(score, how.share)
@@ -80,8 +83,7 @@ def evict(cache: KVCache, how: Eviction, index, draw, due, rows) -> tuple[KVCach
 def _recorded(cache: KVCache, rows, birth, evicted, order, how: Eviction, index) -> KVCache:
     """Writes the deaths of the evicted keys down. They stand behind the budget in `order`, wherever there are any."""
     _, layers, heads, horizon = cache.record.shape
-    least = min(how.budgets(cache.k.shape[0]))
-    behind = order[:layers, :, :heads, least:]
+    behind = order[:layers, :, :heads, how.least :]
     take = lambda x: jnp.take_along_axis(x[:layers, :, :heads], behind, -1)
     place = jnp.where(take(evicted), take(birth), horizon).transpose(1, 0, 2, 3)
     row, layer, head, _ = jnp.ogrid[: len(rows), :layers, :heads, :1]

@@ -33,11 +33,12 @@ class KVCache:
 
     Attributes:
         k, v: [L, B, Hkv, C, D].
-        birth, death: [Lb, B, Kb, C] int32; birth -1 marks an empty slot. Lb and Kb are 1 where all layers and all kv
+        birth, death: [Lb, B, Kb, C] int32; birth -1 marks an empty slot; death is None where keys go by eviction alone,
+            which frees their slots at once. Lb and Kb are 1 where all layers and all kv
             heads agree on who lives (LightThinker, AnLLM, Memento), else L and Hkv.
         length: [Lb, B] int32, slots in use, the same for every head of a layer.
-        mark: [L, B, Hkv, C] int8, the class of a key, `GIST`, `SEPARATOR` or 0; None where nobody evicts by policy, as
-            are all that follow, and those that the policy does not look at.
+        mark: [L, B, Hkv, C] int8, the class of a key, `GIST`, `SEPARATOR` or 0; None where nobody asks for it, as are
+            all that follow.
         received: [L, B, Hkv, C] float32, attention that the key has received so far.
         queries: [L, B, H, Q, D], the last Q queries of each row, rotated, in a ring; asked: [B, Q] int32 their indices,
             -1 where there is none yet.
@@ -48,7 +49,7 @@ class KVCache:
     k: jax.Array
     v: jax.Array
     birth: jax.Array
-    death: jax.Array
+    death: jax.Array | None
     length: jax.Array
     mark: jax.Array | None = None
     received: jax.Array | None = None
@@ -123,7 +124,9 @@ def append(cache: KVCache, rows, first, count, death=None, mark=None) -> tuple[K
     in_slot = lambda x: _in_slots(x, offset)
     birth = jnp.where(new, first[:, None, None] + offset, pick(cache.birth, rows))
     dies = NEVER if death is None else in_slot(death)
-    changed = dict(birth=birth, death=jnp.where(new, dies, pick(cache.death, rows)))
+    changed = dict(birth=birth)
+    if cache.death is not None:
+        changed["death"] = jnp.where(new, dies, pick(cache.death, rows))
     if cache.mark is not None:
         changed["mark"] = jnp.where(new, in_slot(mark), pick(cache.mark, rows))
     if cache.received is not None:
@@ -138,7 +141,7 @@ def replaced(cache: KVCache, rows, **changed) -> KVCache:
 
 
 def _in_slots(x: jax.Array, offset: jax.Array) -> jax.Array:
-    """x [R, T] of new keys at the slots that are `offset` [Lb, R, 1, C] behind the first of them; elsewhere anything."""
+    """x [R, T] of new keys at the slots `offset` [Lb, R, 1, C] behind the first of them; elsewhere anything."""
     place = jnp.clip(offset, 0, x.shape[1] - 1)
     return jnp.take_along_axis(jnp.broadcast_to(x[None, :, None], (*place.shape[:3], x.shape[1])), place, 3)
 
@@ -161,9 +164,10 @@ def visible(cache: KVCache, rows, index, since=None, key_gist=None, query_gist=N
         key_gist: [Lb, R, 1, C], query_gist: [R, T], gist-block ids, unless "causal".
     """
     head = lambda x: None if x is None else x[None, :, None]
+    birth = pick(cache.birth, rows)
     return lifetimes.visible(
-        pick(cache.birth, rows),
-        pick(cache.death, rows),
+        birth,
+        jnp.full_like(birth, NEVER) if cache.death is None else pick(cache.death, rows),
         head(index),
         head(since),
         key_gist,
@@ -220,7 +224,8 @@ def compact(cache: KVCache, index, rows=None) -> KVCache:
 
 def living(cache: KVCache, index, rows=None) -> jax.Array:
     """Slots whose keys a query at or after `index` [R] may see, [Lb, R, Kb, C] bool."""
-    return (pick(cache.birth, rows) >= 0) & (pick(cache.death, rows) > index[:, None, None])
+    there = pick(cache.birth, rows) >= 0
+    return there if cache.death is None else there & (pick(cache.death, rows) > index[:, None, None])
 
 
 def rearranged(cache: KVCache, stay, order, rows=None) -> KVCache:

@@ -138,8 +138,12 @@ def full(rules: Rules, state: State, length) -> jax.Array:
 
 
 def marks(rules: Rules, tokens, gist=False) -> jax.Array | None:
-    """The classes of new keys for an eviction, int8; see `KVCache.mark`. gist: bool, broadcasts with the tokens."""
-    if rules.eviction is None:
+    """The classes of new keys for an eviction, int8, see `KVCache.mark`; None where there is but one class.
+
+    Args:
+        gist: bool, broadcasts with the tokens.
+    """
+    if rules.eviction is None or (rules.close is None and rules.eviction.policy != "sepllm"):
         return None
     ids = jnp.asarray(rules.eviction.separators or (-1,), jnp.int32)
     mark = jnp.where(jnp.isin(tokens, ids), kv_cache.SEPARATOR, 0)

@@ -8,7 +8,6 @@ product rounds differently for another number of rows).
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import time
@@ -21,12 +20,11 @@ import numpy as np
 from lt_jax import cache as slots
 from lt_jax import native
 from lt_jax.cache import KVCache
-from lt_jax.cache.policies import Eviction
 from lt_jax.decode import control
 from lt_jax.decode.block import decode_block, prefill, slack
 from lt_jax.decode.config import Completion, DecodeConfig, Request
 from lt_jax.decode.control import Rules
-from lt_jax.decode.passes import Feed
+from lt_jax.decode.pieces import Piece, alike, feed_of, pieces
 from lt_jax.decode.record import Record
 from lt_jax.decode.weights import prepare
 from lt_jax.errors import UserError
@@ -35,10 +33,6 @@ from lt_jax.layout.row import Row
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
 from lt_jax.models.config import DecoderConfig
-
-PIECES = (16, 32, 64, 128, 256, 512)  # lengths a piece of prompt is padded to
-CRUMBS = (1, 4)  # and what is left of one where the slots end before it does
-TOGETHER = 512  # tokens of prompt fed in one pass
 
 
 class Engine:
@@ -139,6 +133,22 @@ class Engine:
         own = lambda number, request: number if request.id is None else request.id
         return [dataclasses.replace(found[i], id=own(i, request)) for i, request in enumerate(requests)]
 
+    def read(self, requests: Iterable[Request]) -> list[np.ndarray]:
+        """Reads prompts through the cache, without decoding; the deaths that were recorded, [Lr, Kr, P] each.
+
+        Raises:
+            UserError: as `run`, or nothing is recorded.
+        """
+        if self.cache.record is None:
+            raise UserError("reading prompts for their deaths needs decode.eviction and decode.horizon")
+        waiting, found, more = enumerate(requests), [], True
+        while more:
+            records: dict[int, Record] = {}
+            more = self._fill(waiting, records, range(self.config.rows))
+            found += [self._evicted(row)[..., : len(record.prompt)] for row, record in records.items()]
+        self.state = dataclasses.replace(self.state, alive=jnp.zeros_like(self.state.alive))
+        return found
+
     def _fill(self, waiting, records: dict[int, Record], free) -> bool:
         """Feeds prompts into the free rows; False when there are no prompts left."""
         new: dict[int, Record] = {}
@@ -148,7 +158,7 @@ class Engine:
                 break
             new[row] = self._record(request, number)
         records.update(new)
-        for rows in _alike({row: self.cut(record.prompt_row) for row, record in new.items()}):
+        for rows in alike({row: self.cut(record.prompt_row) for row, record in new.items()}):
             self._feed([(row, new[row]) for row in rows])
         return len(new) == len(free)
 
@@ -183,13 +193,12 @@ class Engine:
         """Raises UserError if eviction cannot bring the prompt of a request within the budget."""
         how, horizon, length = self.config.eviction, self.config.horizon, len(record.prompt)
         gists = int((record.prompt_row.gist >= 0).sum())
-        least = min(how.budgets(self.model.layers))
-        if how.policy == "full" and length > least:
-            raise UserError(f"request {record.id}: policy 'full' evicts nobody, and a prompt of {length} tokens is over "
-                            f"the budget of {least}")  # fmt: skip
-        if how.window + how.sinks + gists > least:
+        if how.policy == "full" and length > how.least:
+            raise UserError(f"request {record.id}: policy 'full' evicts nobody, and a prompt of {length} tokens is "
+                            f"over the budget of {how.least}")  # fmt: skip
+        if how.window + how.sinks + gists > how.least:
             raise UserError(f"request {record.id}: window ({how.window}), sinks ({how.sinks}) and {gists} gists of the "
-                            f"prompt are protected, which is more than the budget of {least}")  # fmt: skip
+                            f"prompt are protected, which is more than the budget of {how.least}")  # fmt: skip
         if horizon and length + self.rules.longest > horizon:
             raise UserError(f"request {record.id}: a prompt of {length} tokens leaves no room for a response within "
                             f"decode.horizon ({horizon})")  # fmt: skip
@@ -209,7 +218,7 @@ class Engine:
         for number, piece in enumerate(cut):
             final = number == len(cut) - 1
             stops = [len(p) if final else start + piece.take for p, start in zip(prompts, starts, strict=True)]
-            feed = _feed_of(prompts, rows, starts, stops, piece.padded, self.scheme, self.rules)
+            feed = feed_of(prompts, rows, starts, stops, piece.padded, self.scheme, self.rules)
             self.state, self.cache = self.prefill(
                 self.weights,
                 self.state,
@@ -238,87 +247,9 @@ def empty_cache(model: DecoderConfig, config: DecodeConfig, rules: Rules) -> KVC
     capacity = config.capacity + slack(rules)
     if config.eviction is None:
         return slots.empty(model.layers, config.rows, model.kv_heads, capacity, model.head_dim, model.dtype)
-    return slots.empty_evicting(model, config.rows, capacity, config.eviction, config.horizon)
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """`take` tokens of a prompt, fed in a pass of `padded` tokens; `evict`: then the row is cut down to its budget."""
-
-    take: int
-    padded: int
-    evict: bool = False
-
-
-def pieces(prompt: Row, room: int, config: DecodeConfig) -> list[Piece]:
-    """Cuts a prompt into pieces that are padded to `PIECES`, never through a gist block.
-
-    Under an eviction the row is cut down whenever it is full, and at the end if it is over its budget.
-
-    Args:
-        room: slots of a row.
-    """
-    out, start, held, how = [], 0, 0, config.eviction
-    while start < len(prompt):
-        rest = len(prompt) - start
-        take = rest if how is None else min(rest, config.capacity - held)
-        fitting = [n for n in PIECES if n >= take and held + n <= room]
-        padded = fitting[0] if fitting else max(n for n in (*CRUMBS, *PIECES) if n <= take and held + n <= room)
-        take = min(take, padded)
-        while take and start + take < len(prompt) and _inside(prompt, start + take):
-            take -= 1
-        if not take and not (out and held > how.most and not out[-1].evict):
-            raise UserError(f"a gist block of the prompt is longer than {padded} tokens")
-        if not take:  # the next gist block does not fit behind what is held
-            out[-1], held = dataclasses.replace(out[-1], evict=True), how.most
-            continue
-        start, held = start + take, held + take
-        over = how is not None and held > (config.capacity - 1 if start < len(prompt) else min(_budgets(how)))
-        out.append(Piece(take, padded, over))
-        held = min(held, how.most) if over else held
-    return out
-
-
-def _budgets(how: Eviction) -> tuple[int, ...]:
-    return how.budget if isinstance(how.budget, tuple) else (how.budget,)
-
-
-def _inside(prompt: Row, index: int) -> bool:
-    """Whether a cut before `index` goes through a gist block."""
-    return prompt.gist[index] >= 0 and prompt.gist[index] == prompt.gist[index - 1]
-
-
-def _alike(cuts: dict[int, list[Piece]]) -> list[list[int]]:
-    """Rows whose prompts can be fed together, in groups of 1, 2, 4 ... rows, so that few shapes are compiled."""
-    by_shape = collections.defaultdict(list)
-    for row, cut in cuts.items():
-        by_shape[(*cut[:-1], cut[-1].evict, cut[-1].padded)].append(row)
-    groups = []
-    for shape, rows in by_shape.items():
-        while rows:
-            size = min(len(rows), max(1, TOGETHER // shape[-1]))
-            size = 1 << (size.bit_length() - 1)
-            groups.append(rows[:size])
-            rows = rows[size:]
-    return groups
-
-
-def _feed_of(prompts, rows, starts, stops, padded: int, scheme: Scheme, rules: Rules) -> Feed:
-    def column(name, blank):
-        out = np.full((len(prompts), padded), blank, np.int32)
-        for r, (prompt, start, stop) in enumerate(zip(prompts, starts, stops, strict=True)):
-            out[r, : stop - start] = getattr(prompt, name)[start:stop]
-        return jnp.asarray(out)
-
-    first = jnp.asarray(starts, jnp.int32)
-    count = jnp.asarray(np.subtract(stops, starts), jnp.int32)
-    tokens = column("tokens", 0)
-    if scheme.prompt is None:
-        return Feed(tokens, first, count, rows, mark=control.marks(rules, tokens))
-    gist = column("gist", -1)
-    mark = control.marks(rules, tokens, gist >= 0)
-    gist = gist if scheme.gist_rule != "causal" else None
-    return Feed(tokens, first, count, rows, column("death", 0), column("since", 0), gist, mark)
+    return slots.empty_evicting(
+        model, config.rows, capacity, config.eviction, config.horizon, rules.close is not None
+    )
 
 
 def _check(scheme: Scheme, model: DecoderConfig, config: DecodeConfig, rules: Rules) -> None:

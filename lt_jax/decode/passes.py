@@ -66,7 +66,7 @@ def run(
     # Nothing is packed here: the RoPE position of a token is its index in the row, and stays so when others die.
     index = feed.first[:, None] + offset
     cache, start = slots.append(cache, rows, feed.first, feed.count, feed.death, feed.mark)
-    # The padding of a row that does not change goes behind its keys; a finished row may have no room there, nor need it.
+    # The padding of a row that does not change goes behind its keys. A finished row may have no room, nor need any.
     start = jnp.where(feed.count > 0, start, jnp.minimum(start, cache.capacity - tokens.shape[1]))
     if ending is not None:
         cache = slots.drop(cache, rows, *ending)

@@ -12,7 +12,7 @@ from lt_jax.cache.policies import Eviction, published
 from lt_jax.data.problem import Problem
 from lt_jax.data.rows import Prompter, prompter
 from lt_jax.decode import DecodeConfig, Engine, Request
-from lt_jax.decode.engine import TOGETHER
+from lt_jax.decode.pieces import TOGETHER
 from lt_jax.errors import UserError
 from lt_jax.evaluation.run import Contender
 from lt_jax.layout.card import NAME, Card, read_card

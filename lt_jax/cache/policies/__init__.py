@@ -6,7 +6,7 @@ Everything else is written once, in `select.py`: what is protected, how ties fal
 from __future__ import annotations
 
 from lt_jax.cache.policies import full, h2o, keydiff, knorm, random, rkv, sepllm, snapkv, streaming, tova
-from lt_jax.cache.policies.config import Eviction, pyramid, published
+from lt_jax.cache.policies.config import Eviction, published, pyramid
 from lt_jax.cache.policies.select import arranged, protected, ranked, shared, stays
 from lt_jax.cache.policies.view import View
 

@@ -47,15 +47,14 @@ class Eviction:
     seed: int = 0
 
     def __post_init__(self):
-        least = min(self.budget) if isinstance(self.budget, tuple) else self.budget
         if self.buffer < 1:
             raise UserError(f"buffer is {self.buffer}; at least one token must pass between two compactions")
         for name in ("window", "sinks"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it cannot be negative")
-        if least <= self.window + self.sinks:
+        if self.least <= self.window + self.sinks:
             raise UserError(
-                f"budget {least} leaves no room beside the window ({self.window}) and the sinks ({self.sinks}); "
+                f"budget {self.least} leaves no room beside the window ({self.window}) and the sinks ({self.sinks}); "
                 f"it must be at least {self.window + self.sinks + 1}"
             )
         if self.policy not in POLICIES:
@@ -79,6 +78,11 @@ class Eviction:
     def most(self) -> int:
         """The largest budget of a layer."""
         return max(self.budget) if isinstance(self.budget, tuple) else self.budget
+
+    @property
+    def least(self) -> int:
+        """The smallest budget of a layer."""
+        return min(self.budget) if isinstance(self.budget, tuple) else self.budget
 
     @property
     def asks(self) -> int:

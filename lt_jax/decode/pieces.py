@@ -1,0 +1,97 @@
+"""How prompts are fed: cut into pieces of few lengths, and rows whose pieces are alike together."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from lt_jax.decode import control
+from lt_jax.decode.config import DecodeConfig
+from lt_jax.decode.control import Rules
+from lt_jax.decode.passes import Feed
+from lt_jax.errors import UserError
+from lt_jax.layout.row import Row
+from lt_jax.layout.scheme import Scheme
+
+PIECES = (16, 32, 64, 128, 256, 512)  # lengths a piece of prompt is padded to
+CRUMBS = (1, 4)  # and what is left of one where the slots end before it does
+TOGETHER = 512  # tokens of prompt fed in one pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """`take` tokens of a prompt, fed in a pass of `padded` tokens; `evict`: then the row is cut down to its budget."""
+
+    take: int
+    padded: int
+    evict: bool = False
+
+
+def pieces(prompt: Row, room: int, config: DecodeConfig) -> list[Piece]:
+    """Cuts a prompt into pieces that are padded to `PIECES`, never through a gist block.
+
+    Under an eviction the row is cut down whenever it is full, and at the end if it is over its budget.
+
+    Args:
+        room: slots of a row.
+    """
+    out, start, held, how = [], 0, 0, config.eviction
+    while start < len(prompt):
+        rest = len(prompt) - start
+        take = rest if how is None else min(rest, config.capacity - held)
+        fitting = [n for n in PIECES if n >= take and held + n <= room]
+        padded = fitting[0] if fitting else max(n for n in (*CRUMBS, *PIECES) if n <= take and held + n <= room)
+        take = min(take, padded)
+        while take and start + take < len(prompt) and _inside(prompt, start + take):
+            take -= 1
+        if not take and not (out and held > how.most and not out[-1].evict):
+            raise UserError(f"a gist block of the prompt is longer than {padded} tokens")
+        if not take:  # the next gist block does not fit behind what is held
+            out[-1], held = dataclasses.replace(out[-1], evict=True), how.most
+            continue
+        start, held = start + take, held + take
+        over = how is not None and held > (config.capacity - 1 if start < len(prompt) else how.least)
+        out.append(Piece(take, padded, over))
+        held = min(held, how.most) if over else held
+    return out
+
+
+def _inside(prompt: Row, index: int) -> bool:
+    """Whether a cut before `index` goes through a gist block."""
+    return prompt.gist[index] >= 0 and prompt.gist[index] == prompt.gist[index - 1]
+
+
+def alike(cuts: dict[int, list[Piece]]) -> list[list[int]]:
+    """Rows whose prompts can be fed together, in groups of 1, 2, 4 ... rows, so that few shapes are compiled."""
+    by_shape = collections.defaultdict(list)
+    for row, cut in cuts.items():
+        by_shape[(*cut[:-1], cut[-1].evict, cut[-1].padded)].append(row)
+    groups = []
+    for shape, rows in by_shape.items():
+        while rows:
+            size = min(len(rows), max(1, TOGETHER // shape[-1]))
+            size = 1 << (size.bit_length() - 1)
+            groups.append(rows[:size])
+            rows = rows[size:]
+    return groups
+
+
+def feed_of(prompts, rows, starts, stops, padded: int, scheme: Scheme, rules: Rules) -> Feed:
+    def column(name, blank):
+        out = np.full((len(prompts), padded), blank, np.int32)
+        for r, (prompt, start, stop) in enumerate(zip(prompts, starts, stops, strict=True)):
+            out[r, : stop - start] = getattr(prompt, name)[start:stop]
+        return jnp.asarray(out)
+
+    first = jnp.asarray(starts, jnp.int32)
+    count = jnp.asarray(np.subtract(stops, starts), jnp.int32)
+    tokens = column("tokens", 0)
+    if scheme.prompt is None:
+        return Feed(tokens, first, count, rows, mark=control.marks(rules, tokens))
+    gist = column("gist", -1)
+    mark = control.marks(rules, tokens, gist >= 0)
+    gist = gist if scheme.gist_rule != "causal" else None
+    return Feed(tokens, first, count, rows, column("death", 0), column("since", 0), gist, mark)
