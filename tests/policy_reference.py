@@ -41,15 +41,29 @@ def received(k, queries, asked, birth):
     return total
 
 
-def scores(policy, k, queries, how, index):
-    """[Hkv, S] for one row whose keys [Hkv, S, D] are all alive, births 0..S-1, queries [H, w, D] the last w."""
+def sepllm(birth, separator, how, index):
+    """birth [S], separator [S] bool of one head: the newest separators before the window first, then the newest."""
+    score = birth / (index + 1)
+    old = [i for i in np.argsort(-birth) if separator[i] and birth[i] < index - how.window]
+    score[old[: how.separator_room]] += 2
+    return score
+
+
+def scores(policy, k, queries, how, index, birth=None, total=None, separator=None):
+    """[Hkv, S] for one row whose keys [Hkv, S, D] are all alive and in birth order, queries [H, w, D] the last w.
+
+    birth: [Hkv, S], 0..S-1 if not given. total: [Hkv, S] attention received (H2O). separator: [Hkv, S] bool.
+    """
     heads, length = k.shape[:2]
     grouped = queries.reshape(heads, -1, *queries.shape[1:])
-    birth, asked = np.arange(length), np.arange(index - queries.shape[1], index)
+    asked = np.arange(index - queries.shape[1], index)
+    own = np.tile(np.arange(length), (heads, 1)) if birth is None else birth
     if policy == "full":
         return np.ones((heads, length))
     if policy == "streaming":
-        return np.tile(birth.astype(float), (heads, 1))
+        return own.astype(float)
+    if policy == "sepllm":
+        return np.stack([sepllm(own[h].astype(float), separator[h], how, index) for h in range(heads)])
     if policy == "knorm":
         return -np.linalg.norm(k, axis=-1)
     if policy == "keydiff":
@@ -60,8 +74,10 @@ def scores(policy, k, queries, how, index):
         each = [softmax(k[h] @ grouped[h, g, -1] / np.sqrt(k.shape[-1])) for h in range(heads)
                 for g in range(grouped.shape[1])]
         return np.tile(np.mean(each, 0), (heads, 1))
+    if policy == "h2o" and total is not None:
+        return total
     if policy == "h2o":
-        return np.stack([received(k[h], grouped[h], asked, birth) for h in range(heads)])
+        return np.stack([received(k[h], grouped[h], asked, own[h]) for h in range(heads)])
     one = {
         "snapkv": lambda h: importance(k[h], grouped[h, :, -how.window :], how.window, how.kernel),
         "rkv": lambda h: how.mix * importance(k[h], grouped[h, :, -how.window :], how.window, how.kernel)

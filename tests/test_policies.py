@@ -7,10 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lt_jax.cache import append, empty_evicting, evict
+from lt_jax.cache.attend import write
+from lt_jax.cache.kv_cache import SEPARATOR
 from lt_jax.cache.policies import POLICIES, Eviction, View, arranged, h2o, protected, pyramid, ranked, shared, stays
 from lt_jax.cache.policies.redundancy import redundancy
 from lt_jax.cache.policies.snapkv import pool
 from lt_jax.errors import UserError
+from lt_jax.lifetimes import NEVER
+from lt_jax.models.config import DecoderConfig
 from tests import policy_reference as reference
 
 SCORED = ("streaming", "h2o", "tova", "knorm", "keydiff", "snapkv", "rkv")
@@ -192,3 +197,57 @@ def test_budgets():
             Eviction(**wrong)
     with pytest.raises(UserError, match="2 budgets were given for a model of 3 layers"):
         Eviction(budget=(64, 65)).budgets(3)
+
+
+@pytest.mark.parametrize("groups", [1, 7])
+@pytest.mark.parametrize("policy", [*SCORED, "sepllm"])
+def test_twenty_rounds_keep_what_the_formulas_keep(policy, groups):
+    """A cache of two rows in another order, filled and cut down twenty times, against loops over its living keys."""
+    rows, heads, depth, rounds = 2, 2, 16, 20
+    how = Eviction(policy, budget=24, buffer=8, window=4, sinks=2, separators=(1,), separator_room=5)
+    model = DecoderConfig(128, 32, 32, 1, heads * groups, heads, depth)
+    cache = empty_evicting(model, rows, how.budget + how.buffer, how, rounds * 8 + 32, False)
+    k, q = draw("duplicated", rows, heads, groups, rounds * 8 + 32, depth, rounds * 8 + 32)
+    marks = (np.arange(rounds * 8 + 32) % 5 == 1).astype(np.int8) * SEPARATOR
+    order = jnp.asarray([1, 0])
+    total, index = np.zeros((rows, heads, k.shape[2])), 0
+    for number in range(rounds):
+        step = 32 if number == 0 else 8
+        first, count = jnp.full(rows, index), jnp.full(rows, step)
+        own = slice(index, index + step)
+        mark = jnp.broadcast_to(jnp.asarray(marks[own]), (rows, step))
+        cache, start = append(cache, order, first, count, mark=mark)
+        new = k[:, :, own].transpose(0, 2, 1, 3)
+        cache = dataclasses.replace(cache, k=write(cache.k, new, 0, order, start[0]))
+        index += step
+        if how.asks:
+            last = slice(index - how.asks, index)
+            ring = cache.queries.at[0, order].set(q[:, :, last])
+            asked = jnp.broadcast_to(jnp.arange(index)[last], (rows, how.asks))
+            cache = dataclasses.replace(cache, queries=ring, asked=asked)
+        birth = np.asarray(cache.birth[0, order])
+        for row, head in np.ndindex(rows, heads):
+            there = birth[row, head]
+            group = np.asarray(q[row, head * groups : (head + 1) * groups, own], np.float64)
+            keys = np.asarray(k[row, head, there], np.float64)
+            total[row, head, there] += reference.received(keys, group, np.arange(index - step, index), there)
+        if policy == "h2o":
+            sums = np.take_along_axis(total, birth, -1).astype(np.float32)
+            cache = dataclasses.replace(cache, received=cache.received.at[0, order].set(sums))
+        draw_none, due = jnp.zeros(rows, jnp.uint32), jnp.full(rows, True)
+        cache, stuck = evict(cache, how, jnp.full(rows, index), draw_none, due, order)
+        assert not stuck.any() and (np.asarray(cache.length) == how.budget).all()
+        after = np.asarray(cache.birth[0, order])
+        for row in range(rows):
+            there = birth[row]
+            keys = np.stack([np.asarray(k[row, head, there[head]], np.float64) for head in range(heads)])
+            asked = np.asarray(q[row, :, index - max(how.window, 1) : index], np.float64)
+            sums = np.take_along_axis(total[row], there, -1)
+            score = reference.scores(policy, keys, asked, how, index, there, sums, marks[there] == SEPARATOR)
+            for head in range(heads):
+                kept = np.isin(there[head], after[row, head])
+                safe = (there[head] < how.sinks) | (there[head] >= index - how.window)
+                reference.check_kept(kept, score[head], safe, how.budget, 1e-5)
+                assert (np.diff(after[row, head][: how.budget]) > 0).all(), "birth order"
+                died = np.asarray(cache.record[order[row], 0, head])
+                assert (died[there[head][~kept]] == index).all() and (died[there[head][kept]] == NEVER).all()
