@@ -41,7 +41,7 @@ from lt_jax import cache as slots  # noqa: E402
 from lt_jax.cache.policies import published  # noqa: E402
 from lt_jax.decode import DecodeConfig, Engine, Request  # noqa: E402
 from lt_jax.decode.ahead import footprint  # noqa: E402
-from lt_jax.decode.engine import empty_cache, rules_of  # noqa: E402
+from lt_jax.decode.setup import cache_bytes, rules_of  # noqa: E402
 from lt_jax.layout.scheme import Scheme  # noqa: E402
 from lt_jax.layout.special import SpecialTokens  # noqa: E402
 from lt_jax.models.huggingface import load  # noqa: E402
@@ -57,8 +57,7 @@ def eviction(policy: str):
 
 def row_bytes(model, config: DecodeConfig) -> float:
     """Bytes of the cache for one row, all its books included."""
-    cache = jax.eval_shape(lambda: empty_cache(model, config, rules_of(VANILLA, SPECIAL, config)))
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)) / config.rows
+    return cache_bytes(model, config, rules_of(model, VANILLA, SPECIAL, config))
 
 
 def full(length: int, rows: int = 1) -> DecodeConfig:

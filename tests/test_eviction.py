@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lt_jax.cache.policies import POLICIES, Eviction, pyramid
-from lt_jax.decode import DecodeConfig, Engine, Request
+from lt_jax.decode import DecodeConfig, Engine, Request, control
 from lt_jax.errors import UserError
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
@@ -17,6 +17,7 @@ from lt_jax.lifetimes import NEVER, Lifetimes
 from lt_jax.models import decoder, huggingface
 from lt_jax.models import params as parameters
 from lt_jax.models.config import DecoderConfig
+from tests import policy_reference as reference
 
 MODEL = DecoderConfig(
     vocab_size=120, hidden=32, intermediate=48, layers=3, heads=4, kv_heads=2, head_dim=16, qkv_bias=True
@@ -35,7 +36,7 @@ def params():
     return tree
 
 
-def requests(n=5, seed=0, lengths=(5, 30), max_new=(20, 70)):
+def requests(n=5, seed=0, lengths=(5, 30), max_new=(40, 70)):
     """Prompts of few lengths, so that few shapes are compiled."""
     rng = np.random.default_rng(seed)
     return [
@@ -83,7 +84,7 @@ def test_log_probs_are_those_of_a_forward_under_the_recorded_deaths(policy):
     for c in done:
         check_replay(c)
         if policy == "full":
-            assert (c.evicted == NEVER).all() and c.finish == "length"
+            assert c.evicted is None and c.finish == "length"
             continue
         assert c.held.max() <= 32 and c.visible.max() <= 32
         if len(c.row) > 40:
@@ -92,18 +93,73 @@ def test_log_probs_are_those_of_a_forward_under_the_recorded_deaths(policy):
             assert (last[:2] == NEVER).all(), "sinks"
 
 
+@jax.jit
+def first_layer(tokens):
+    """Rotated queries [H, S, D] and keys [Hkv, S, D] of the first layer, which no eviction changes."""
+    layer = jax.tree.map(lambda x: x[0], params()["layers"])
+    x = decoder.embed(params(), MODEL, tokens[None])
+    q, k, _ = decoder.qkv(layer, MODEL, x, jnp.arange(len(tokens))[None])
+    return q[0].transpose(1, 0, 2), k[0].transpose(1, 0, 2)
+
+
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy not in ("full", "random")])
+def test_the_engine_evicts_whom_the_formulas_evict(policy):
+    """Every eviction of the first layer, rebuilt from the tokens alone: keys, queries, attention received."""
+    eviction = how(policy)
+    for c in engine(eviction).complete(requests(4)):
+        q, k = (np.asarray(x, np.float64) for x in first_layer(np.pad(c.row, (0, LONGEST - len(c.row)))))
+        group = MODEL.heads // MODEL.kv_heads
+        for head in range(MODEL.kv_heads):
+            died = c.evicted[0, head]
+            birth, total = np.arange(len(died)), np.zeros(len(died))
+            ends = np.unique(died[died < NEVER])
+            assert len(ends), "nothing was evicted"
+            for index in range(ends[-1] + 1):
+                if index in ends:
+                    there = birth[(birth < index) & (died >= index)]
+                    asked = q[:, max(index - 4, 0) : index]
+                    marks = np.isin(c.row[there], eviction.separators)
+                    heads = lambda x: np.repeat(x[None], MODEL.kv_heads, 0)
+                    score = reference.scores(
+                        policy, heads(k[head, there]), asked, eviction, index, heads(there), heads(total[there]),
+                        heads(marks),
+                    )[head]  # fmt: skip
+                    safe = (there < eviction.sinks) | (there >= index - eviction.window)
+                    if policy != "tova":  # its mean is over all heads, which see the same keys
+                        reference.check_kept(died[there] > index, score, safe, eviction.budget, 1e-4)
+                    else:
+                        score = reference.scores(policy, k[:, there], asked, eviction, index)[head]
+                        reference.check_kept(died[there] > index, score, safe, eviction.budget, 1e-4)
+                seen = birth[(birth <= index) & (died > index)]
+                own = q[head * group : (head + 1) * group, index : index + 1]
+                total[seen] += reference.received(k[head, seen], own, [index], seen)
+
+
 @pytest.mark.parametrize("share", ["heads", "layers"])
 def test_shared_choices_replay(share):
-    for c in engine(how("rkv", share=share)).complete(requests(3)):
+    alone = engine(how("rkv")).complete(requests(3))
+    for c, other in zip(engine(how("rkv", share=share)).complete(requests(3)), alone, strict=True):
+        assert (c.evicted < NEVER).any() and not np.array_equal(c.evicted[0, 0], other.evicted[0, 0])
         assert c.evicted.shape[:2] == (1 if share == "layers" else MODEL.layers, 1)
         check_replay(c)
 
 
 @pytest.mark.parametrize("order", ["birth", "reference"])
 def test_pyramid_and_the_order_of_the_release_replay(order):
-    for c in engine(how("rkv", budget=pyramid(3, 24, beta=2, least=8), order=order)).complete(requests(3)):
+    budgets = pyramid(3, 24, beta=2, least=8)
+    found = engine(how("rkv", budget=budgets, order=order)).complete(requests(3))
+    for c in found:
         check_replay(c)
-    assert c.evicted.shape[:2] == (MODEL.layers, MODEL.kv_heads)
+        for layer, head in np.ndindex(MODEL.layers, MODEL.kv_heads):
+            died = c.evicted[layer, head]
+            ends = np.unique(died[died < NEVER])
+            assert len(ends) > (2 if layer == 2 else 0)
+            for end in ends:  # just before and after each eviction
+                held = lambda at, died=died: int((died[: int(at)] > at).sum())
+                assert held(end) == budgets[layer] and held(end - 1) <= budgets[layer] + 8
+    if order == "reference":
+        plain = engine(how("rkv", budget=budgets)).complete(requests(3))
+        assert any(not np.array_equal(a.evicted, b.evicted) for a, b in zip(found, plain, strict=True))
 
 
 def test_lightthinker_composes_with_a_policy():
@@ -123,6 +179,36 @@ def test_more_gists_than_the_budget_holds_end_the_row():
     )
     assert c.finish == "capacity" and c.gist.sum() >= 15
     check_replay(c)
+
+
+def test_evictions_do_not_depend_on_where_blocks_end(monkeypatch):
+    """Anchors in a row close thoughts that free next to nothing, so that rows are full after a closing."""
+    script = np.full(300, 5, np.int32)
+    script[15:20] = 110
+    said = jnp.asarray(script)
+    monkeypatch.setattr(control, "sample", lambda logits, seed, index, sampling: (said[index], jnp.zeros(index.shape)))
+    eviction, found = how("knorm", budget=16, buffer=4, window=2, sinks=0), []
+    for steps in (2, 16):
+        config = DecodeConfig(rows=1, buffer=steps, eviction=eviction, horizon=60)
+        used = Engine(params(), MODEL, Scheme("anllm"), dataclasses.replace(SPECIAL, eos=-1), config)
+        found += used.complete([Request(range(15), 12)])
+        assert found[-1].held.max() <= 20
+    np.testing.assert_array_equal(found[0].evicted, found[1].evicted)
+
+
+def test_full_is_a_plain_cache_that_ends():
+    asked = [Request(range(5), 100)]
+    (a,), (b,) = engine(how("full"), 1).complete(asked), engine(None, 1, capacity=32).complete(asked)
+    assert a.finish == b.finish == "capacity" and a.held.max() == b.held.max() == 32
+    np.testing.assert_array_equal(a.tokens, b.tokens)
+
+
+def test_prompts_are_read_for_their_deaths_alone():
+    prompts = [Request(np.random.default_rng(i).integers(0, 100, 50), 3) for i in range(4)]
+    used = engine(how("snapkv"))
+    for evicted, c in zip(used.read(prompts), used.complete(prompts), strict=True):
+        before = np.where(c.evicted[..., :50] > 50, NEVER, c.evicted[..., :50])
+        np.testing.assert_array_equal(evicted, before)
 
 
 def test_a_budget_above_the_length_changes_nothing():
@@ -209,7 +295,14 @@ def test_bad_input_is_one_line_before_anything_compiles():
         (lambda: engine(how("rkv", budget=(24, 24))), "2 budgets were given for a model of 3 layers"),
         (lambda: engine(how("rkv", buffer=2), scheme=Scheme(n_gist=3)), "closing a thought takes 5 keys"),
         (lambda: DecodeConfig(horizon=5), "decode.horizon is set"),
-        (lambda: engine(how("full")).complete([Request(range(30), 5)]), "policy 'full' evicts nobody"),
+        (lambda: engine(how("full")).complete([Request(range(40), 5)]), "does not fit; the capacity is 32"),
+        (lambda: how("sepllm", order="reference"), "sepllm needs the order of births"),
+        (lambda: how("rkv", budget=()), "budget is"),
+        (lambda: how("rkv", budget=24.5), "budget is 24.5"),
+        (lambda: how("rkv", threshold=7), "threshold is 7"),
+        (lambda: how("sepllm", separator_room=-3), "separator_room is -3"),
+        (lambda: DecodeConfig(eviction=how("rkv"), horizon=-5), "horizon is -5"),
+        (lambda: pyramid(4, 10, least=20), "cannot have 20 in every layer"),
         (lambda: engine(how("rkv"), horizon=20).complete([Request(range(30), 5)]), "leaves no room"),
     ):
         with pytest.raises(UserError, match=line):

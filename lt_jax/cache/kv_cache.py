@@ -1,9 +1,9 @@
 """The attention cache: slots that hold keys and values, with the birth and the death of every key.
 
-A row's slots are in birth order. The first `length` of them are in use, the others are empty (birth -1). A key that
-dies is first given its `death`, so that the rule of `lifetimes.py` hides it, and then its slot is freed: `close` cuts
-one run of slots out of a row (a thought: its dead keys lie together), `compact` frees any set of slots. Both keep the
-birth order. Keys keep the rotation of their original position.
+A row's slots are in birth order (but for `Eviction.order="reference"`). The first `length` of them are in use, the
+others are empty (birth -1). A key that dies is first given its `death`, so that the rule of `lifetimes.py` hides it,
+and then its slot is freed: `close` cuts one run of slots out of a row (a thought: its dead keys lie together),
+`compact` frees any set of slots. Both keep the birth order. Keys keep the rotation of their original position.
 
 What k and v hold beyond `length` is left over from before and never visible. Where every head evicts for itself a head
 may hold fewer keys than another of its layer; it then has empty slots before `length`, which are closed at the next

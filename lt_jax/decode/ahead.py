@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from lt_jax.decode import control
 from lt_jax.decode.block import decode_block
 from lt_jax.decode.config import DecodeConfig
-from lt_jax.decode.engine import empty_cache, rules_of
+from lt_jax.decode.setup import empty_cache, rules_of
 from lt_jax.decode.weights import prepare
+from lt_jax.errors import UserError
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
 from lt_jax.models import params as parameters
@@ -53,8 +54,13 @@ def lower(model: DecoderConfig, scheme: Scheme, special: SpecialTokens, config: 
 
     Returns:
         `jax.stages.Lowered`, and (weights, state, cache) as `jax.ShapeDtypeStruct`s.
+
+    Raises:
+        UserError: another implementation is asked for.
     """
-    rules = rules_of(scheme, special, config)
+    if config.implementation != "plain":
+        raise UserError(f"implementation is {config.implementation!r}; ahead of time only 'plain' can be lowered")
+    rules = rules_of(model, scheme, special, config)
     shapes = jax.eval_shape(lambda p: prepare(p, model, "plain"), parameters.abstract(model, model.dtype))
     state = jax.eval_shape(lambda: control.idle(config.rows))
     cache = jax.eval_shape(lambda: empty_cache(model, config, rules))

@@ -50,8 +50,8 @@ def log_lines(rules: Rules, config: DecodeConfig) -> int:
 
 def slack(rules: Rules) -> int:
     """Slots beyond the capacity: waiting rows still have the padding of a pass written behind their keys."""
-    if rules.close is None:  # nobody waits; only a row that ends because it cannot be cut down needs one slot more
-        return int(rules.eviction is not None and rules.eviction.policy == "full")
+    if rules.close is None:  # nobody waits
+        return 0
     return max(rules.longest, MOVES if rules.close.opens is not None else 0)
 
 
@@ -67,12 +67,12 @@ def decode_block(
     lines = log_lines(rules, config)
     room = lambda p: p.written + rules.longest <= lines
     ready = lambda p: control.pending(rules, p.state) & room(p) & ~full(p)
-    lanes = lambda p: p.state.alive & ~control.pending(rules, p.state) & room(p)
+    lanes = lambda p: p.state.alive & ~control.pending(rules, p.state) & room(p) & ~full(p)
 
     def full(p):
         if rules.eviction is None:
             return jnp.zeros_like(p.state.alive)
-        return control.full(rules, p.state, jnp.max(p.cache.length, 0))
+        return control.full(rules, p.state, p.cache.length)
 
     def due(p):
         n, waits = ready(p), jnp.where(ready(p), p.state.waits, 0)
@@ -101,7 +101,8 @@ def evict_rows(rules: Rules, n: int, p: Progress, full) -> Progress:
     _, rows = lax.top_k(full.astype(jnp.int32), n)
     state = p.state
     cache, stuck = slots.evict(p.cache, rules.eviction, state.index[rows], state.seed[rows], full[rows], rows)
-    finish = state.finish.at[rows].set(jnp.where(stuck, control.CAPACITY, state.finish[rows]))
+    own = state.finish[rows]
+    finish = state.finish.at[rows].set(jnp.where(stuck & (own == 0), control.CAPACITY, own))
     return dataclasses.replace(p, state=dataclasses.replace(state, finish=finish), cache=cache)
 
 
@@ -221,14 +222,13 @@ def prefill(
     index = feed.first + feed.count
     if final and compress:
         cache = slots.compact(cache, index, rows)
-    stuck = jnp.zeros_like(feed.first, bool)
     if evict:
         budgets = jnp.asarray(rules.eviction.budgets(model.layers))[:, None]
-        over = jnp.any(cache.length[:, rows] > budgets, 0) & (logits[:, 0] > -jnp.inf)  # after the last layer has read
-        cache, stuck = slots.evict(cache, rules.eviction, index, seed, over, rows)
+        # Whatever the logits are, NaN included, this waits for them: the last layer has then read the cache.
+        over = jnp.any(cache.length[:, rows] > budgets, 0) & (jnp.isnan(logits[:, 0]) | (logits[:, 0] > -jnp.inf))
+        cache, _ = slots.evict(cache, rules.eviction, index, seed, over, rows)  # the host refuses what gets stuck
     if not final:
         return state, cache
     new = control.begin(rules, index, left, seed)
     new = control.advance(rules, new, logits, jnp.max(cache.length[:, rows], 0))
-    new = dataclasses.replace(new, finish=jnp.where(stuck & (new.finish == 0), control.CAPACITY, new.finish))
     return jax.tree.map(lambda old, new: old.at[rows].set(new), state, new), cache

@@ -23,7 +23,8 @@ class DecodeConfig:
         rows: rows decoded side by side.
         capacity: most keys a row may hold at once: prompt, kept and current thought together. A row that would need
             more is finished as "capacity". With an `eviction` it is budget + buffer of that, whatever is given here.
-        eviction: a KV budget: a row that is full is cut down to its budget and goes on. None evicts nobody.
+        eviction: a KV budget: a row that is full is cut down to its budget and goes on. None evicts nobody, and neither
+            does policy "full": it stands for None with that capacity.
         horizon: with an eviction, indices of a row whose deaths are recorded (`Completion.evicted`); a row that grows
             beyond it is finished as "capacity". 0 records nothing.
         evictors: rows cut down in one pass; None is one in 8 of `rows`.
@@ -65,10 +66,15 @@ class DecodeConfig:
             object.__setattr__(self, "evictors", max(1, self.rows // 8))
         if not 1 <= self.evictors <= self.rows:
             raise UserError(f"decode.evictors is {self.evictors}; it must be from 1 to decode.rows ({self.rows})")
+        if self.horizon < 0:
+            raise UserError(f"decode.horizon is {self.horizon}; it must be 0 (records nothing) or more")
         if self.horizon and self.eviction is None:
             raise UserError("decode.horizon is set, but without decode.eviction nothing is recorded")
         if self.eviction is not None:
             object.__setattr__(self, "capacity", self.eviction.most + self.eviction.buffer)
+            if self.eviction.policy == "full":
+                object.__setattr__(self, "eviction", None)
+                object.__setattr__(self, "horizon", 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +113,7 @@ class Completion:
         finish: "eos", "stop" (a stop id), "length" (`max_new`) or "capacity".
         seconds: from the start of its prefill to its end.
         gist_rule: of the scheme.
+        prompt_held: most keys held while the prompt was read: all of them, unless an eviction cut it down.
         evicted: [Lr, Kr, P + N] int32, the deaths that an eviction gave, where they were recorded; Lr and Kr are 1
             where layers or heads share their choice. `death` knows the scheme's own deaths alone.
     """
@@ -126,6 +133,7 @@ class Completion:
     finish: str
     seconds: float
     gist_rule: str = "causal"
+    prompt_held: int = 0
     evicted: np.ndarray | None = None
 
     @property

@@ -62,7 +62,7 @@ class State:
 class Rules:
     """What is the same for all rows, see `DecodeConfig`. close: None for vanilla. attention: see `cache.attend`.
 
-    Under an `eviction` the capacity ends no row: a full one is cut down to its budget.
+    Under an `eviction` the capacity ends no row, a full one is cut down to its budget; but the `horizon` does.
     """
 
     close: Closing | None
@@ -129,12 +129,17 @@ def dead_range(rules: Rules, state: State) -> tuple[jax.Array, jax.Array]:
 
 
 def full(rules: Rules, state: State, length) -> jax.Array:
-    """[B] bool: rows that must be cut down to their budget before they can go on; `length` [B] keys are held.
+    """[B] bool: rows that must be cut down to their budgets before they can go on, as a layer holds budget + buffer.
 
-    Not those that end because they cannot be cut down: their last token goes into the slots behind the capacity.
+    A row that closes thoughts may be unable to (its gists are protected): its last token goes into the spare slots.
+
+    Args:
+        length: [L, B] keys held.
     """
     need = jnp.where(pending(rules, state), rules.longest, 1)
-    return state.alive & (state.finish != CAPACITY) & (length + need > rules.capacity)
+    limit = jnp.asarray(rules.eviction.budgets(length.shape[0]), jnp.int32)[:, None] + rules.eviction.buffer
+    goes_on = state.alive & ((state.finish == 0) | (rules.close is None))
+    return goes_on & jnp.any(length + need > limit, 0)
 
 
 def marks(rules: Rules, tokens, gist=False) -> jax.Array | None:
@@ -195,7 +200,7 @@ def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array) ->
     if rules.eviction is None:
         full = (length + 1 >= rules.capacity) | (closes(rules, new) & (length + rules.longest > rules.capacity))
     else:
-        full = new.index + rules.longest >= rules.horizon if rules.horizon else jnp.zeros_like(eos)
+        full = new.index + rules.longest >= rules.horizon
     reasons = ((eos, EOS), (stop, STOP), (left <= 0, LENGTH), (full, CAPACITY))
     finish = jnp.zeros_like(token)
     for holds, reason in reversed(reasons):

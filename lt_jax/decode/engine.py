@@ -17,18 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax import cache as slots
 from lt_jax import native
-from lt_jax.cache import KVCache
 from lt_jax.decode import control
-from lt_jax.decode.block import decode_block, prefill, slack
+from lt_jax.decode.block import decode_block, prefill
 from lt_jax.decode.config import Completion, DecodeConfig, Request
-from lt_jax.decode.control import Rules
 from lt_jax.decode.pieces import Piece, alike, feed_of, pieces
 from lt_jax.decode.record import Record
+from lt_jax.decode.setup import check, check_request, empty_cache, rules_of
 from lt_jax.decode.weights import prepare
 from lt_jax.errors import UserError
-from lt_jax.layout.closing import closing
 from lt_jax.layout.row import Row
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
@@ -58,8 +55,8 @@ class Engine:
             UserError: the scheme, the token table and the config do not go together.
         """
         self.form = native.choose(config.implementation)
-        self.rules = rules_of(scheme, special, config, tokenize)
-        _check(scheme, model, config, self.rules)
+        self.rules = rules_of(model, scheme, special, config, tokenize)
+        check(scheme, model, config, self.rules)
         self.model, self.scheme, self.config = model, scheme, config
         fixed = dict(model=model, rules=self.rules)
         self.block = jax.jit(functools.partial(decode_block, **fixed, config=config), donate_argnums=(1, 2))
@@ -109,8 +106,8 @@ class Engine:
                         stream(record, news)
                 for row, record in done.items():
                     yield record.completion(control.FINISHES[finish[row]], now, evicted[row])
-        finally:  # also when the caller stops asking: whatever is under way is forgotten
-            self.state = dataclasses.replace(self.state, alive=jnp.zeros_like(self.state.alive))
+        finally:  # also when the caller stops asking
+            self._forget()
 
     def _evicted(self, row: int) -> np.ndarray | None:
         """The recorded deaths of a row, before its slot goes to another."""
@@ -142,12 +139,18 @@ class Engine:
         if self.cache.record is None:
             raise UserError("reading prompts for their deaths needs decode.eviction and decode.horizon")
         waiting, found, more = enumerate(requests), [], True
-        while more:
-            records: dict[int, Record] = {}
-            more = self._fill(waiting, records, range(self.config.rows))
-            found += [self._evicted(row)[..., : len(record.prompt)] for row, record in records.items()]
-        self.state = dataclasses.replace(self.state, alive=jnp.zeros_like(self.state.alive))
+        try:
+            while more:
+                records: dict[int, Record] = {}
+                more = self._fill(waiting, records, range(self.config.rows))
+                found += [self._evicted(row)[..., : len(record.prompt)] for row, record in records.items()]
+        finally:
+            self._forget()
         return found
+
+    def _forget(self) -> None:
+        """Leaves no row alive."""
+        self.state = dataclasses.replace(self.state, alive=jnp.zeros_like(self.state.alive))
 
     def _fill(self, waiting, records: dict[int, Record], free) -> bool:
         """Feeds prompts into the free rows; False when there are no prompts left."""
@@ -164,44 +167,8 @@ class Engine:
 
     def _record(self, request: Request, number: int) -> Record:
         record = Record(request, number if request.id is None else request.id, self.rules, time.perf_counter())
-        length, room = len(record.prompt), self.config.capacity
-        if not length:
-            raise UserError(f"request {record.id}: the prompt is empty")
-        outside = (record.prompt < 0) | (record.prompt >= self.model.vocab_size)
-        if outside.any():
-            raise UserError(
-                f"request {record.id}: token id {record.prompt[outside.argmax()]} of the prompt is outside the model's "
-                f"vocabulary of {self.model.vocab_size}"
-            )
-        if length > self.model.max_positions:
-            raise UserError(
-                f"request {record.id}: a prompt of {length} tokens is longer than the {self.model.max_positions} "
-                "positions that the model was made for"
-            )
-        if self.config.eviction is not None:
-            self._check_budget(record)
-        elif length + 1 > room:
-            raise UserError(
-                f"request {record.id}: a prompt of {length} tokens does not fit; the capacity is {room} "
-                "keys, and the response needs at least one"
-            )
-        if request.max_new < 1:
-            raise UserError(f"request {record.id}: max_new is {request.max_new}; it must be 1 or more")
+        check_request(record, self.model, self.config, self.rules)
         return record
-
-    def _check_budget(self, record: Record) -> None:
-        """Raises UserError if eviction cannot bring the prompt of a request within the budget."""
-        how, horizon, length = self.config.eviction, self.config.horizon, len(record.prompt)
-        gists = int((record.prompt_row.gist >= 0).sum())
-        if how.policy == "full" and length > how.least:
-            raise UserError(f"request {record.id}: policy 'full' evicts nobody, and a prompt of {length} tokens is "
-                            f"over the budget of {how.least}")  # fmt: skip
-        if how.window + how.sinks + gists > how.least:
-            raise UserError(f"request {record.id}: window ({how.window}), sinks ({how.sinks}) and {gists} gists of the "
-                            f"prompt are protected, which is more than the budget of {how.least}")  # fmt: skip
-        if horizon and length + self.rules.longest > horizon:
-            raise UserError(f"request {record.id}: a prompt of {length} tokens leaves no room for a response within "
-                            f"decode.horizon ({horizon})")  # fmt: skip
 
     def cut(self, prompt: Row) -> list[Piece]:
         """The pieces in which a prompt is fed."""
@@ -231,42 +198,3 @@ class Engine:
                 evict=piece.evict,
             )
             starts = stops
-
-
-def rules_of(scheme: Scheme, special: SpecialTokens, config: DecodeConfig, tokenize: Callable | None = None) -> Rules:
-    """What the compiled functions need to know of scheme, token table and config."""
-    attention = {None: None, "native": "native", "plain": "blocks"}[config.implementation]
-    return Rules(
-        closing(scheme, special, tokenize), scheme.gist_rule, special.eos, config.stop, config.max_thought,
-        config.capacity, config.sampling, attention, config.eviction, config.horizon,
-    )  # fmt: skip
-
-
-def empty_cache(model: DecoderConfig, config: DecodeConfig, rules: Rules) -> KVCache:
-    """The cache of an engine, without keys."""
-    capacity = config.capacity + slack(rules)
-    if config.eviction is None:
-        return slots.empty(model.layers, config.rows, model.kv_heads, capacity, model.head_dim, model.dtype)
-    return slots.empty_evicting(
-        model, config.rows, capacity, config.eviction, config.horizon, rules.close is not None
-    )
-
-
-def _check(scheme: Scheme, model: DecoderConfig, config: DecodeConfig, rules: Rules) -> None:
-    if config.max_thought is not None and (rules.close is None or rules.close.every):
-        why = "vanilla has no thoughts" if rules.close is None else "scheme.step already bounds a thought"
-        raise UserError(f"decode.max_thought is set, but {why}")
-    if config.capacity <= rules.longest:
-        raise UserError(f"decode.capacity is {config.capacity}; closing a thought alone takes {rules.longest} keys")
-    if config.eviction is not None:
-        config.eviction.budgets(model.layers)  # one for each layer
-        if config.eviction.buffer < rules.longest:
-            raise UserError(
-                f"eviction.buffer is {config.eviction.buffer}; closing a thought takes {rules.longest} keys at once"
-            )
-    ids = [rules.eos, *rules.stop] + ([] if rules.close is None else [int(t) for t in rules.close.tokens])
-    if max(ids) >= model.vocab_size:
-        raise UserError(
-            f"token id {max(ids)} of the token table is outside the model's vocabulary of "
-            f"{model.vocab_size}; grow the vocabulary first"
-        )

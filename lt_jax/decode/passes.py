@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from lt_jax import cache as slots
 from lt_jax.cache import KVCache
-from lt_jax.cache.policies import h2o
 from lt_jax.decode.weights import attend, embed, finish, logits, queries
 from lt_jax.models import rope
 from lt_jax.models.config import DecoderConfig
@@ -81,14 +80,10 @@ def run(
     for number, layer in enumerate(weights["layers"]):
         own = min(number, mask.shape[0] - 1)
         where = (number, rows, start[own], mask[own], bound[own])
-        attended, keys, values, fresh = attend(layer, config, x, angles, keys, values, where, form)
-        if cache.asked is not None:
-            asked.append(queries(layer, config, fresh, angles))
-        if cache.received is not None:
-            new = h2o.received(queries(layer, config, fresh, angles), _layer(keys, number, rows), mask[own])
-            received.append(new)
-            # The next layer's keys are written in place: this one's must have been read by then.
-            attended, *received = jax.lax.optimization_barrier((attended, *received))
+        sums = cache.received is not None
+        attended, keys, values, fresh, new = attend(layer, config, x, angles, keys, values, where, form, sums)
+        asked += [queries(layer, config, fresh, angles)] if cache.asked is not None else []
+        received += [new] if sums else []
         x = finish(layer, config, x, attended)
     last = jnp.maximum(feed.count - 1, 0)
     x = x[:, 0] if tokens.shape[1] == 1 else jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
@@ -96,11 +91,6 @@ def run(
     out = logits(weights, config, x)
     cache = _observed(dataclasses.replace(cache, k=keys, v=values), rows, query, asked, received)
     return out, cache, seen, jnp.max(held, 0)
-
-
-def _layer(x: jax.Array, number: int, rows) -> jax.Array:
-    """One layer of [L, B, ...] in the given rows."""
-    return slots.kv_cache.pick(x[number], rows, 0)
 
 
 def _observed(cache: KVCache, rows, index, asked: list, received: list) -> KVCache:

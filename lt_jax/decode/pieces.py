@@ -38,24 +38,26 @@ def pieces(prompt: Row, room: int, config: DecodeConfig) -> list[Piece]:
     Args:
         room: slots of a row.
     """
-    out, start, held, how = [], 0, 0, config.eviction
+    how = config.eviction
+    out, start, held, top = [], 0, 0, 0  # held by the layer of the smallest budget, and at most by any
     while start < len(prompt):
         rest = len(prompt) - start
-        take = rest if how is None else min(rest, config.capacity - held)
-        fitting = [n for n in PIECES if n >= take and held + n <= room]
-        padded = fitting[0] if fitting else max(n for n in (*CRUMBS, *PIECES) if n <= take and held + n <= room)
+        take = rest if how is None else min(rest, how.least + how.buffer - held)
+        fitting = [n for n in PIECES if n >= take and top + n <= room]
+        padded = fitting[0] if fitting else max(n for n in (*CRUMBS, *PIECES) if n <= take and top + n <= room)
         take = min(take, padded)
         while take and start + take < len(prompt) and _inside(prompt, start + take):
             take -= 1
-        if not take and not (out and held > how.most and not out[-1].evict):
+        if take:
+            start, held, top = start + take, held + take, top + take
+            full = how is not None and held >= (how.least + how.buffer if start < len(prompt) else how.least + 1)
+            out.append(Piece(take, padded, full))
+        elif out and not out[-1].evict and how is not None and held > how.least:
+            out[-1], full = dataclasses.replace(out[-1], evict=True), True  # no room behind them for the gist block
+        else:
             raise UserError(f"a gist block of the prompt is longer than {padded} tokens")
-        if not take:  # the next gist block does not fit behind what is held
-            out[-1], held = dataclasses.replace(out[-1], evict=True), how.most
-            continue
-        start, held = start + take, held + take
-        over = how is not None and held > (config.capacity - 1 if start < len(prompt) else how.least)
-        out.append(Piece(take, padded, over))
-        held = min(held, how.most) if over else held
+        if full:
+            held, top = min(held, how.least), min(top, how.most)
     return out
 
 

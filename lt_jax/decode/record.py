@@ -67,6 +67,7 @@ class Record:
             finish=finish,
             seconds=now - self.started,
             gist_rule=self.rules.gist_rule,
+            prompt_held=n if self.rules.eviction is None else min(n, self.rules.capacity),
             evicted=None if evicted is None else evicted[..., : n + len(self)],
         )
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from lt_jax import cache as slots
 from lt_jax import native
+from lt_jax.cache.policies import h2o
 from lt_jax.models import decoder, lora, rope
 from lt_jax.models.config import DecoderConfig
 from lt_jax.models.decoder import rms_norm
@@ -76,16 +77,19 @@ def logits(weights: dict, config: DecoderConfig, x: jax.Array) -> jax.Array:
     return out
 
 
-def attend(layer: dict, config: DecoderConfig, x: jax.Array, angles, keys, values, where, form: str | None):
+def attend(layer: dict, config: DecoderConfig, x: jax.Array, angles, keys, values, where, form: str | None,
+           received: bool = False):  # fmt: skip
     """The first half of a layer up to the output projection; the new keys join the cache.
 
     Args:
         x: [R, T, E].
         angles: of `rope.table`.
         keys, values, where, form: of `cache.attend`; `where` is (layer, rows, start, mask, bound).
+        received: whether to sum up what each slot receives.
 
     Returns:
-        attended [R, T, H, D], keys, values, and `fresh` [R, T, H + 2 Hkv, D], see `queries`.
+        attended [R, T, H, D], keys, values, `fresh` [R, T, H + 2 Hkv, D], see `queries`, and received [R, Hkv, C] or
+        None.
     """
     p, eps = layer["qkv"], config.norm_eps
     if packed(p):
@@ -96,12 +100,19 @@ def attend(layer: dict, config: DecoderConfig, x: jax.Array, angles, keys, value
     if packed(p) and native.takes(config.head_dim, keys.dtype):
         norms = (layer["q_norm"], layer["k_norm"]) if config.qk_norm else None
         out, *cache = native.attend(
-            fresh, keys, values, *where, angles=angles, norms=norms, eps=eps, implementation="native"
+            fresh, keys, values, *where, angles=angles, norms=norms, eps=eps, received=received, implementation="native"
         )
-        return out.astype(x.dtype), *cache, fresh
+        return out.astype(x.dtype), *cache[:2], fresh, cache[2] if received else None
     q, k = _turned(layer, config, fresh.astype(x.dtype), angles)
     v = fresh[..., -config.kv_heads :, :].astype(x.dtype)
-    return *slots.attend(q, k, v, keys, values, *where, form), fresh
+    out, keys, values = slots.attend(q, k, v, keys, values, *where, form)
+    if not received:
+        return out, keys, values, fresh, None
+    number, rows, _, mask, _ = where
+    new = h2o.received(q, slots.kv_cache.pick(keys[number], rows, 0), mask)
+    # The next layer's keys are written in place: this one's must have been read by then.
+    out, new = jax.lax.optimization_barrier((out, new))
+    return out, keys, values, fresh, new
 
 
 def queries(layer: dict, config: DecoderConfig, fresh: jax.Array, angles) -> jax.Array:

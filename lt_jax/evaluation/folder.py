@@ -74,13 +74,16 @@ class Writer:
             waiting = [] if whole else waiting
         return out
 
-    def eviction(self, policy: str, budget: int | tuple[int, ...], buffer: int, **settings) -> Eviction:
-        """A KV budget as the policy's paper sets it, see `policies.published`, with `settings` in place of those."""
+    def eviction(self, **settings) -> Eviction:
+        """A KV budget from `policy`, `budget` and what else is to differ from the paper, see `policies.published`."""
         known = {field.name for field in dataclasses.fields(Eviction)}
+        if missing := [name for name in ("policy", "budget") if name not in settings]:
+            raise UserError(f"eviction: {missing[0]} is missing")
         if unknown := sorted(set(settings) - known):
             raise UserError(f"eviction: unknown setting {unknown[0]!r}; it is one of {', '.join(sorted(known))}")
-        found = separators(self.tokenizer) if policy == "sepllm" and "separators" not in settings else ()
-        return published(policy, budget, buffer, separators=found, **settings)
+        if settings["policy"] == "sepllm" and "separators" not in settings:
+            settings["separators"] = separators(self.tokenizer)
+        return published(**settings)
 
     def engine(self, config: DecodeConfig) -> Engine:
         config = dataclasses.replace(config, stop=tuple(sorted({*config.stop, *self.stop})))

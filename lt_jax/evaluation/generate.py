@@ -84,7 +84,7 @@ def generate(
 
 def _ending(done: Completion) -> str:
     sampled = int((~done.forced).sum())
-    peak = max(int(done.held.max(initial=0)), done.prompt_length)
+    peak = max(int(done.held.max(initial=0)), done.prompt_held)
     reasons = {"length": ", cut off at max_new", "capacity": ", cut off: the cache is full"}
     return (
         f"-- {done.prompt_length} + {sampled} tokens, {done.compressions} thoughts compressed, peak {peak} of "
@@ -99,7 +99,7 @@ def as_jsonl(writer: Writer, prompts: Sequence[tuple[str, str]], done: Sequence[
         record = {
             "question": question, "text": writer.text(each.tokens[~each.forced]), "finish": each.finish,
             "prompt_tokens": each.prompt_length, "generated": int((~each.forced).sum()),
-            "compressions": each.compressions, "peak": max(int(each.held.max(initial=0)), each.prompt_length),
+            "compressions": each.compressions, "peak": max(int(each.held.max(initial=0)), each.prompt_held),
             "dependency": int(each.visible[~each.forced].sum()),
         }  # fmt: skip
         lines.append(json.dumps(record, ensure_ascii=False))

@@ -63,7 +63,7 @@ def count(done: Completion) -> Counts:
         generated=int((~done.forced).sum()),
         forced=int(done.forced.sum()),
         compressions=done.compressions,
-        peak=max(int(done.held.max(initial=0)), done.prompt_length),
+        peak=max(int(done.held.max(initial=0)), done.prompt_held),
         dependency=int(done.visible[~done.forced].sum(dtype=np.int64)),
         seconds=float(done.seconds),
     )

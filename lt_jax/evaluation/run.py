@@ -100,6 +100,10 @@ def _record(contender: Contender, problem: Problem, done: Completion) -> Record:
 def _sample(contender: Contender, done: Completion, rule: Closing | None) -> Sample:
     role, thought = outline(done, rule)
     death = done.death if done.evicted is None else np.minimum(done.death, done.evicted[0, 0])
+    index = np.arange(done.prompt_length)
+    alive = (index <= index[:, None]) & (index[:, None] < death[: done.prompt_length])
+    # A prompt that the scheme compresses is read whole; one over a budget is cut down while it is read.
+    seen = index + 1 if done.evicted is None else alive.sum(1)
     return Sample(
         problem=done.id,
         pieces=contender.pieces(done.row.tolist()),
@@ -109,7 +113,7 @@ def _sample(contender: Contender, done: Completion, rule: Closing | None) -> Sam
         since=done.since.tolist(),
         gist=done.block.tolist(),
         forced=[True] * done.prompt_length + done.forced.tolist(),
-        visible=[*range(1, done.prompt_length + 1), *done.visible.tolist()],
+        visible=[*seen.tolist(), *done.visible.tolist()],
         gist_rule=done.gist_rule,
     )
 

@@ -85,7 +85,7 @@ def takes(head_size: int, dtype) -> bool:
 
 
 def attend(fresh, keys, values, layer, rows, start, mask, bound, *, angles=None, norms=None, eps: float = 1e-6,
-           implementation: str | None = None):  # fmt: skip
+           received: bool = False, implementation: str | None = None):  # fmt: skip
     """Writes new keys and values into their slots of one layer, then attends over each row's slots below its bound.
 
     Args:
@@ -99,9 +99,11 @@ def attend(fresh, keys, values, layer, rows, start, mask, bound, *, angles=None,
         bound: [R] int32, slots at or after it are seen by no query; the cost follows it.
         angles: (cos, sin) [R, T, 1, D / 2] that rotate queries and keys (pairs i and i + D / 2), or None.
         norms: weights [D] of the RMS norms of queries and keys before that, or None. `eps` is theirs.
+        received: return this, too.
 
     Returns:
-        attended [R, T, H, D] float32, zeros where a query sees nothing; keys; values.
+        attended [R, T, H, D] float32, zeros where a query sees nothing; keys; values; and, if wanted, what each slot
+        received: its weights summed over the new tokens and the heads of a group, [R, Hkv, C] float32.
 
     Raises:
         UserError: the native form is named for a head size it does not take; see also `choose`.
@@ -114,6 +116,7 @@ def attend(fresh, keys, values, layer, rows, start, mask, bound, *, angles=None,
                             f"{keys.dtype}")  # fmt: skip
         form = "plain"
     rows = jnp.arange(fresh.shape[0], dtype=jnp.int32) if rows is None else rows
-    return {"native": _attention.native, "plain": _attention.plain}[form](
-        fresh, keys, values, layer, rows, start, mask, bound, angles, norms, eps
+    out = {"native": _attention.native, "plain": _attention.plain}[form](
+        fresh, keys, values, layer, rows, start, mask, bound, angles, norms, eps, received
     )
+    return out if received else out[:3]

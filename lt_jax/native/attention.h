@@ -30,6 +30,7 @@ struct AttentionArguments {
   const uint8_t* mask;                  // [R, Kb, T, C]
   const int32_t *rows, *start, *bound;  // [R]: cache row, slot of the first new key, first slot that no query sees
   float* out;                           // [R, T, H, D]
+  float* received;                      // [R, Hkv, C], attention that each slot receives in all; nullptr: not wanted
   int64_t R, T, H, Hkv, Kb, C, D;
 };
 
@@ -180,11 +181,13 @@ struct Tile {
   }
 };
 
+inline int64_t kept_width(int64_t slots) { return (slots + kSlots - 1) / kSlots * kSlots; }
+
 // Queries first, first + 1, ... of the T * G that share a kv head, counted token by token. next_k, next_v: what is read
-// after this head's last block.
+// after this head's last block. kept: room for Q times kept_width(C) scores, where `received` is wanted.
 template <int Q, typename K>
 void attend_tile(const AttentionArguments& a, const float* q, const K* k, const K* v, int64_t r, int64_t h,
-                 int64_t first, const K* next_k, const K* next_v) {
+                 int64_t first, const K* next_k, const K* next_v, float* kept) {
   const int64_t G = a.H / a.Hkv, n = std::clamp<int64_t>(a.bound[r], 0, a.C);
   Tile<Q> tile;
   float* out[Q];
@@ -201,23 +204,32 @@ void attend_tile(const AttentionArguments& a, const float* q, const K* k, const 
     const int count = static_cast<int>(std::min<int64_t>(kSlots, n - at));
     const int64_t ahead = (at + kSlots) * a.D;
     const bool last = at + kSlots >= n;
-    if (!tile.scores(k, a.D, at, count, last ? next_k : k + ahead)) continue;
+    const bool any = tile.scores(k, a.D, at, count, last ? next_k : k + ahead);
+    for (int i = 0; kept != nullptr && i < Q; ++i) std::copy_n(tile.p[i], kSlots, kept + i * kept_width(a.C) + at);
+    if (!any) continue;
     tile.soften();
     tile.gather(v + at * a.D, a.D, count, last ? next_v : v + ahead);
   }
   for (int i = 0; i < Q; ++i) {
     const float whole = tile.total[i] > 0 ? 1 / tile.total[i] : 0;
     for (int64_t d = 0; d < a.D; ++d) out[i][d] = tile.out[i][d] * whole;
+    if (kept == nullptr || tile.total[i] <= 0) continue;
+    float* received = a.received + (r * a.Hkv + h) * a.C;
+    for (int64_t s = 0; s < n; s += kLanes) {
+      const V score = load(kept + i * kept_width(a.C) + s);
+      const V weight = choose(score > splat(0.5f * kNone), exp_nonpositive(score - tile.top[i]), V{}) * whole;
+      for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, n - s); ++lane) received[s + lane] += weight[lane];
+    }
   }
 }
 
 template <typename K, int Q = kQueries>
 void attend_some(int queries, const AttentionArguments& a, const float* q, const K* k, const K* v, int64_t r, int64_t h,
-                 int64_t first, const K* next_k, const K* next_v) {
+                 int64_t first, const K* next_k, const K* next_v, float* kept) {
   if (queries == Q) {
-    attend_tile<Q>(a, q, k, v, r, h, first, next_k, next_v);
+    attend_tile<Q>(a, q, k, v, r, h, first, next_k, next_v, kept);
   } else if constexpr (Q > 1) {
-    attend_some<K, Q - 1>(queries, a, q, k, v, r, h, first, next_k, next_v);
+    attend_some<K, Q - 1>(queries, a, q, k, v, r, h, first, next_k, next_v, kept);
   }
 }
 
@@ -281,8 +293,16 @@ void attention(const AttentionArguments& a, K* keys, K* values) {
   const int64_t queries = a.T * (a.H / a.Hkv), tiles = (queries + kQueries - 1) / kQueries;
   int64_t slots = 0;
   for (int64_t r = 0; r < a.R; ++r) slots += a.bound[r];
-  // Several heads in a row for one thread, which then knows what it reads next.
-  const int64_t items = a.R * a.Hkv * tiles, each = std::max<int64_t>(1, items / (8 * Pool::get().threads()));
+  static thread_local std::vector<float> scores;
+  const int64_t width = kQueries * kept_width(a.C);
+  if (a.received != nullptr) {
+    std::fill_n(a.received, a.R * a.Hkv * a.C, 0.0f);
+    if (static_cast<int64_t>(scores.size()) < width * Pool::get().threads()) scores.resize(width * Pool::get().threads());
+  }
+  float* kept = a.received == nullptr ? nullptr : scores.data();
+  // Several heads in a row for one thread, which then knows what it reads next; all tiles of a head, where they add up.
+  const int64_t items = a.R * a.Hkv * tiles, some = std::max<int64_t>(1, items / (8 * Pool::get().threads()));
+  const int64_t each = kept == nullptr ? some : (some + tiles - 1) / tiles * tiles;
   parallel_for((items + each - 1) / each, slots * a.T * a.H * a.D / 1e4, [&](int64_t group) noexcept {
     const int64_t end = std::min(items, (group + 1) * each);
     const auto base = [&](int64_t item) {
@@ -293,7 +313,7 @@ void attention(const AttentionArguments& a, K* keys, K* values) {
       const int64_t first = queries * tile / tiles, last = queries * (tile + 1) / tiles;
       const int64_t here = base(item), next = base(std::min(item + 1, end - 1));
       attend_some<K>(static_cast<int>(last - first), a, q, keys + here, values + here, r, h, first, keys + next,
-                     values + next);
+                     values + next, kept == nullptr ? nullptr : kept + width * Pool::thread());
     }
   });
 }

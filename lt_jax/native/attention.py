@@ -10,7 +10,7 @@ NONE = -1e30  # a score no key can have; finite, so that a query that sees nothi
 LANES, MOST = 16, 256  # the native form takes head sizes that are multiples of LANES, up to MOST
 
 
-def plain(fresh, keys, values, layer, rows, start, mask, bound, angles, norms, eps):
+def plain(fresh, keys, values, layer, rows, start, mask, bound, angles, norms, eps, received):
     """The definition; see `lt_jax.native.attend`."""
     tokens, size = fresh.shape[1], fresh.shape[3]
     kv_heads, slots = keys.shape[2:4]
@@ -30,7 +30,7 @@ def plain(fresh, keys, values, layer, rows, start, mask, bound, angles, norms, e
     weights = jnp.where(seen, jnp.exp(scores - scores.max(-1, keepdims=True)), 0)
     weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
     out = jnp.einsum("rhgts,rhsd->rthgd", weights, own_values, precision="highest")
-    return out.reshape(q.shape), keys, values
+    return out.reshape(q.shape), keys, values, weights.sum((2, 3)) if received else None
 
 
 def _norm(x, weights, eps):
@@ -42,16 +42,19 @@ def _rotate(x, cos, sin):
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def native(fresh, keys, values, layer, rows, start, mask, bound, angles, norms, eps):
+def native(fresh, keys, values, layer, rows, start, mask, bound, angles, norms, eps, received):
     """As `plain`, by the compiled library."""
     like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
     floats, ints = (lambda x: x.astype(jnp.float32)), (lambda x: jnp.asarray(x, jnp.int32))
     pair = lambda x: [jnp.zeros(0, jnp.float32)] * 2 if x is None else [floats(part) for part in x]
     heads = fresh.shape[2] - 2 * keys.shape[2]
     out = jax.ShapeDtypeStruct((*fresh.shape[:2], heads, fresh.shape[3]), jnp.float32)
-    call = jax.ffi.ffi_call("lt_attend", (out, like(keys), like(values)), input_output_aliases={1: 1, 2: 2})
-    return call(floats(fresh), keys, values, ints(layer), ints(rows), ints(start), ints(bound), mask, *pair(angles),
-                *pair(norms), eps=np.float32(eps))  # fmt: skip
+    sums = jax.ShapeDtypeStruct((fresh.shape[0], *keys.shape[2:4]) if received else (0,), jnp.float32)
+    call = jax.ffi.ffi_call("lt_attend", (out, like(keys), like(values), sums), input_output_aliases={1: 1, 2: 2})
+    where = ints(layer), ints(rows), ints(start), ints(bound), mask
+    around = (*pair(angles), *pair(norms))
+    out, keys, values, sums = call(floats(fresh), keys, values, *where, *around, eps=np.float32(eps))
+    return out, keys, values, sums if received else None
 
 
 def fits(size: int, dtype) -> bool:

@@ -58,11 +58,12 @@ static void Run(const lt::AttentionArguments& a, int64_t offset, void* keys, voi
 }
 
 // fresh [R, T, H + 2 Hkv, D], caches [L, B, Hkv, C, D] (the same memory in and out), layer [], rows, start and bound [R],
-// mask [R, Kb, T, C], cosine and sine [R, T, D/2], norms [D] -> attended [R, T, H, D] and the caches.
+// mask [R, Kb, T, C], cosine and sine [R, T, D/2], norms [D] -> attended [R, T, H, D], the caches, and received
+// [R, Hkv, C] or [0]: not wanted.
 static ffi::Error Attend(Floats fresh, ffi::AnyBuffer keys, ffi::AnyBuffer values, Ints layer, Ints rows, Ints start,
                          Ints bound, ffi::Buffer<ffi::PRED> mask, Floats cosine, Floats sine, Floats query_norm,
                          Floats key_norm, ffi::Result<Floats> out, ffi::Result<ffi::AnyBuffer> keys_out,
-                         ffi::Result<ffi::AnyBuffer> values_out, float eps) {
+                         ffi::Result<ffi::AnyBuffer> values_out, ffi::Result<Floats> received, float eps) {
   const auto shape = fresh.dimensions(), cache = keys.dimensions(), seen = mask.dimensions();
   LT_CHECK(shape.size() == 4 && cache.size() == 5 && seen.size() == 4, "attend: wrong ranks");
   lt::AttentionArguments a{};
@@ -75,6 +76,8 @@ static ffi::Error Attend(Floats fresh, ffi::AnyBuffer keys, ffi::AnyBuffer value
   LT_CHECK(seen[0] == a.R && (a.Kb == 1 || a.Kb == a.Hkv) && seen[2] == a.T && seen[3] == a.C,
            "attend: mask does not fit");
   LT_CHECK(count(*out) == a.R * a.T * a.H * a.D, "attend: result does not fit");
+  LT_CHECK(count(*received) == 0 || count(*received) == a.R * a.Hkv * a.C, "attend: received does not fit");
+  a.received = count(*received) == 0 ? nullptr : received->typed_data();
   for (const Ints* x : {&rows, &start, &bound})
     LT_CHECK(static_cast<int64_t>(x->element_count()) == a.R, "attend: rows, start and bound need one number per row");
   for (const Floats* x : {&cosine, &sine})
@@ -196,6 +199,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(LtAttend, Attend,
                                   .Ret<Floats>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
+                                  .Ret<Floats>()
                                   .Attr<float>("eps"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(LtFlashForward, FlashForward,

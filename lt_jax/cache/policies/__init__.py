@@ -12,7 +12,7 @@ from lt_jax.cache.policies.view import View
 
 __all__ = ["POLICIES", "Eviction", "View", "arranged", "protected", "published", "pyramid", "ranked", "shared", "stays"]
 
-POLICIES = {
+POLICIES = {  # in the order of `config.POLICIES`
     "full": full.score,
     "streaming": streaming.score,
     "h2o": h2o.score,

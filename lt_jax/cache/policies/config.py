@@ -23,8 +23,8 @@ class Eviction:
         sinks: the first keys of the row, always kept.
         share: None: every layer and kv head chooses for itself. "heads": the heads of a layer keep the same keys.
             "layers": all layers and heads do (what the released Sparse-RL does).
-        order: "birth" keeps slots in birth order. "reference" leaves them in the order of the scores, as the R-KV code
-            does; its pooling and its "last" duplicate then follow that order.
+        order: "birth" keeps slots in birth order. "reference" (rkv and snapkv) leaves them in the order of the scores,
+            as the R-KV code does; its pooling and its "last" duplicate then follow that order.
         mix: lambda of R-KV, the weight of attention against redundancy.
         kernel: of the max pooling of SnapKV and R-KV, odd.
         threshold: cosine above which R-KV takes two keys for duplicates.
@@ -47,6 +47,18 @@ class Eviction:
     seed: int = 0
 
     def __post_init__(self):
+        if isinstance(self.budget, list):
+            object.__setattr__(self, "budget", tuple(self.budget))
+        object.__setattr__(self, "separators", tuple(self.separators))
+        budgets = self.budget if isinstance(self.budget, tuple) else (self.budget,)
+        if not budgets or not all(isinstance(n, int) and n > 0 for n in budgets):
+            raise UserError(f"budget is {self.budget!r}; it is a number of keys, or one for each layer")
+        if self.separator_room < 1:
+            raise UserError(f"separator_room is {self.separator_room}; it must be 1 or more")
+        if not -1 <= self.threshold <= 1:
+            raise UserError(f"threshold is {self.threshold}; a cosine is from -1 to 1")
+        if self.order == "reference" and self.policy not in ("rkv", "snapkv"):
+            raise UserError(f"order='reference' is what the R-KV code does; {self.policy} needs the order of births")
         if self.buffer < 1:
             raise UserError(f"buffer is {self.buffer}; at least one token must pass between two compactions")
         for name in ("window", "sinks"):
@@ -103,11 +115,18 @@ def pyramid(layers: int, mean: int, beta: float = 20.0, least: int = 1) -> tuple
 
     The last layer gets mean / beta, but not less than `least`, and the first 2 mean minus that.
 
+    Raises:
+        UserError: `least` is above the mean.
+
     Example:
         pyramid(5, 100, beta=5)  ->  180, 140, 100, 60, 20
     """
+    if least > mean:
+        raise UserError(f"a pyramid of {mean} keys on average cannot have {least} in every layer")
+    if layers == 1:
+        return (mean,)
     last = max(mean / beta, least)
-    steps = [2 * mean - last - 2 * (mean - last) * i / max(layers - 1, 1) for i in range(layers)]
+    steps = [2 * mean - last - 2 * (mean - last) * i / (layers - 1) for i in range(layers)]
     return tuple(max(least, round(step)) for step in steps)
 
 
@@ -125,7 +144,7 @@ def published(policy: str, budget: int | tuple[int, ...], buffer: int = 128, **s
     own = {
         "streaming": dict(sinks=min(4, least // 2), window=1),
         "h2o": dict(window=least // 2),
-        "sepllm": dict(sinks=least * 3 // 8, window=least // 4, separator_room=least // 16),
+        "sepllm": dict(sinks=least * 3 // 8, window=least // 4, separator_room=max(1, least // 16)),
         "snapkv": {},
         "rkv": {},
     }.get(policy, dict(window=1))
