@@ -122,7 +122,7 @@ def main() -> None:
     print(table(rows), flush=True)
     for policy in OPTIONS.policies.split(","):
         for budget in budgets:
-            found = measure(WRITER, documents, WRITER.eviction(policy, budget, OPTIONS.buffer), length)
+            found = measure(WRITER, documents, WRITER.eviction(policy=policy, budget=budget, buffer=OPTIONS.buffer), length)
             rows.append(dict(policy=policy, budget=budget, **found))
             print(table(rows[-1:]), flush=True)
     print(table(rows))

@@ -22,7 +22,7 @@ from lt_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "an evaluation, such as configs/eval_math.py")
 METHOD = flags.DEFINE_list(
-    "method", None, "KV policies, to run beside the config's baseline in place of its other contenders"
+    "method", None, "KV policies, by commas, to run beside the config's baseline in place of its other contenders"
 )
 BUDGET = flags.DEFINE_integer("budget", 512, "keys that each layer and kv head keeps, with --method")
 BUFFER = flags.DEFINE_integer("buffer", 128, "tokens between two evictions, with --method")
@@ -38,8 +38,8 @@ def main(argv) -> None:
         compile_cache(config.compile_cache)
         job.run(eval_config(config, OUT.value, policies()))
         return
-    if METHOD.value is not None:
-        raise UserError("--method and --results are both given: evaluate the one, or draw the other again")
+    if given := [f"--{flag.name}" for flag in (METHOD, BUDGET, BUFFER) if flag.present]:
+        raise UserError(f"{given[0]} and --results are both given: evaluate, or draw an old evaluation again")
     if CONFIG.value is not None:
         raise UserError("--config and --results are both given: evaluate with the one, or draw the other again")
     if OUT.value is None:
@@ -80,8 +80,10 @@ def eval_config(config, out: str | None = None, policies=None):
         contenders[name] = ContenderConfig(**{"path": config.model.path, **values})
     if policies:
         name, first = next(iter(contenders.items()))
+        if name in policies:
+            raise UserError(f"--method={name}: that is the baseline, which always runs; name policies beside it")
         contenders = {name: first} | {
-            policy: dataclasses.replace(first, eviction=how) for policy, how in policies.items() if policy != name
+            policy: dataclasses.replace(first, eviction=how) for policy, how in policies.items()
         }
     decode = config.decode
     return EvalConfig(

@@ -310,3 +310,36 @@ def test_evaluate_and_generate_from_the_command_line(folder, tmp_path):
     )  # fmt: skip
     assert code == 0, error
     assert "gists for" in printed and json.loads((tmp_path / "a.jsonl").read_text())["generated"] > 0
+
+
+def budget(*more):
+    command = [sys.executable, str(ROOT / "launch" / "evaluate.py"), f"--config={ROOT}/configs/eval_budget.py",
+               f"--config.model.path={ROOT}/lt_jax/assets/base", "--config.suite.embedded=4", *more]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_policies_run_beside_the_baseline(tmp_path):
+    out = budget("--method=rkv,streaming", "--budget=64", "--buffer=32", "--config.decode.max_new=100",
+                 "--config.contenders.vanilla.prefix=", f"--config.out={tmp_path}")  # fmt: skip
+    assert not out.returncode, out.stderr[-2000:]
+    lines = [line.split() for line in out.stdout.splitlines()]
+    peaks = {line[0]: int(line[3]) for line in lines if line and line[0] in ("vanilla", "rkv", "streaming")
+             and line[-1] != "MB:" and len(line) > 6 and line[1][0].isdigit()}  # fmt: skip
+    assert peaks["rkv"] == peaks["streaming"] == 96 < peaks["vanilla"]
+    assert "cache of one row, MB: vanilla" in out.stdout
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert [m["name"] for m in saved["methods"]] == ["vanilla", "rkv", "streaming"]
+    assert saved["methods"][1]["cache_bytes"] < saved["methods"][0]["cache_bytes"] / 10
+
+
+@pytest.mark.parametrize("flags, line", [
+    (["--budget=64"], "--budget needs --method"),
+    (["--method=lru"], "policy is 'lru'"),
+    (["--method=rkv", "--budget=8"], "budget 8 leaves no room beside the window"),
+    (["--method=rkv", "--buffer=0"], "buffer is 0"),
+    (["--method=vanilla"], "that is the baseline"),
+    (["--config.baseline=rk"], "config.baseline is 'rk'"),
+])  # fmt: skip
+def test_a_bad_budget_is_one_line(flags, line):
+    out = budget(*flags)
+    assert out.returncode == 2 and line in out.stderr and out.stderr.startswith("error: "), out.stderr[-2000:]

@@ -12,7 +12,10 @@ from lt_jax.cache.policies import Eviction, published
 from lt_jax.data.problem import Problem
 from lt_jax.data.rows import Prompter, prompter
 from lt_jax.decode import DecodeConfig, Engine, Request
+from lt_jax.decode.control import Rules
 from lt_jax.decode.pieces import TOGETHER
+from lt_jax.decode.record import Record
+from lt_jax.decode.setup import cache_bytes, check, check_request, rules_of
 from lt_jax.errors import UserError
 from lt_jax.evaluation.run import Contender
 from lt_jax.layout.card import NAME, Card, read_card
@@ -86,8 +89,21 @@ class Writer:
         return published(**settings)
 
     def engine(self, config: DecodeConfig) -> Engine:
-        config = dataclasses.replace(config, stop=tuple(sorted({*config.stop, *self.stop})))
-        return Engine(self.params, self.model, self.scheme, self.special, config, self.tokenize)
+        return Engine(self.params, self.model, self.scheme, self.special, self._stopping(config), self.tokenize)
+
+    def rules(self, config: DecodeConfig) -> Rules:
+        """What an engine of this config would go by."""
+        return rules_of(self.model, self.scheme, self.special, self._stopping(config), self.tokenize)
+
+    def _stopping(self, config: DecodeConfig) -> DecodeConfig:
+        return dataclasses.replace(config, stop=tuple(sorted({*config.stop, *self.stop})))
+
+    def check(self, config: DecodeConfig, prompts: Sequence[Row], max_new: int) -> None:
+        """Raises UserError if an engine of this config could not be made, or would refuse one of the prompts."""
+        rules = self.rules(config)
+        check(self.scheme, self.model, config, rules)
+        for number, prompt in enumerate(prompts):
+            check_request(Record(Request(prompt, max_new), number, rules, 0.0), self.model, config, rules)
 
 
 def open_folder(folder: str | Path, method: str | None = None, *, dtype: str = "float32", chat: str | None = None,
@@ -154,17 +170,26 @@ def contender(name: str, writer: Writer, config: DecodeConfig, *, max_new: int, 
         max_new: most tokens sampled for a problem.
         seed: problem i is decoded with seed + i.
     """
-    engine = writer.engine(config)
+    made: list[Engine] = []  # while it is used: several contenders need not hold their weights and caches at once
+
+    def engine() -> Engine:
+        if not made:
+            made.append(writer.engine(config))
+        return made[0]
 
     def complete(prompts):
-        return engine.run(Request(prompt, max_new, seed + i, i) for i, prompt in enumerate(prompts))
+        try:
+            yield from engine().run(Request(prompt, max_new, seed + i, i) for i, prompt in enumerate(prompts))
+        finally:
+            made.clear()
 
     def warm(prompts):
-        warm_up(engine, prompts, min(WARM_TOKENS, max_new))
+        warm_up(engine(), prompts, min(WARM_TOKENS, max_new))
 
+    row_bytes = round(cache_bytes(writer.model, config, writer.rules(config)))
     return Contender(
         name, writer.origin, writer.scheme, writer.special, complete, lambda problem: _ask(writer, problem),
-        writer.text, writer.pieces, writer.tokenize, warm, engine.cache.nbytes // config.rows,
+        writer.text, writer.pieces, writer.tokenize, warm, row_bytes,
     )  # fmt: skip
 
 

@@ -119,8 +119,7 @@ def run(config: EvalConfig, say=print) -> results.Results:
                               sampling=config.sampling, max_thought=each.max_thought or None, eviction=eviction,
                               horizon=horizon(opened[key], suite, config.max_new) if recorded else 0)  # fmt: skip
         ready.append(contender(name, opened[key], decode, max_new=config.max_new, seed=config.seed))
-        if eviction is None:
-            check_fits(ready[-1], suite, config.capacity)
+        check_fits(ready[-1], opened[key], suite, decode, config.max_new)
     found = evaluate(ready, suite, samples=config.samples, note=config.note, progress=Progress())
     say("\n" + table.table(found))
     write(found, config.out)
@@ -135,15 +134,19 @@ def horizon(writer: Writer, suite: suites.Suite, max_new: int) -> int:
     return prompt + max_new * (1 if rule is None else 1 + len(rule)) + 1
 
 
-def check_fits(each: Contender, suite: suites.Suite, capacity: int) -> None:
-    """Raises UserError now, not hours later, if a prompt leaves no room for an answer."""
-    lengths = [len(each.encode(problem)) for problem in suite.problems]
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
-    if lengths[longest] >= capacity:
+def check_fits(each: Contender, writer: Writer, suite: suites.Suite, decode: DecodeConfig, max_new: int) -> None:
+    """Raises UserError now, not hours later, for a prompt that the engine would refuse."""
+    prompts = [each.encode(problem) for problem in suite.problems]
+    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+    if decode.eviction is None and len(prompts[longest]) >= decode.capacity:
         raise UserError(
-            f"{each.name}: problem {longest} of {suite.name} is a prompt of {lengths[longest]:,} tokens; "
-            f"decode.capacity is {capacity:,} keys, which leaves no room for an answer"
+            f"{each.name}: problem {longest} of {suite.name} is a prompt of {len(prompts[longest]):,} tokens; "
+            f"decode.capacity is {decode.capacity:,} keys, which leaves no room for an answer"
         )
+    try:
+        writer.check(decode, prompts, max_new)
+    except UserError as error:
+        raise UserError(f"{each.name}: {suite.name}: {error}") from None
 
 
 def write(found: results.Results, out: str | Path) -> None:

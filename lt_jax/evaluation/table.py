@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 from lt_jax.evaluation import metrics
@@ -45,7 +46,7 @@ def methods(results: Results) -> str:
 def cache_bytes(results: Results) -> str:
     """A line on the memory that a row's cache takes; empty where it is not known."""
     told = ", ".join(f"{each.name} {megabytes(each.cache_bytes)}" for each in results.methods if each.cache_bytes)
-    return f"cache of one row, MB: {told}" if told else ""
+    return textwrap.fill(f"cache of one row, MB: {told}", WIDTH) if told else ""
 
 
 def megabytes(n: int) -> str:
@@ -56,7 +57,7 @@ def unfinished(results: Results) -> str:
     """A line on problems whose answer was cut off, which count as wrong; empty if there are none."""
     counts = [(each.name, sum(r.finish not in FINISHED for r in each.records)) for each in results.methods]
     told = ", ".join(f"{name} {number:,}" for name, number in counts if number)
-    return f"unfinished (cut off at max_new or capacity): {told}" if told else ""
+    return textwrap.fill(f"unfinished (cut off at max_new or capacity): {told}", WIDTH) if told else ""
 
 
 def compared(first: MethodResult, second: MethodResult) -> str:
@@ -76,7 +77,9 @@ def families(results: Results) -> list[str]:
 
 
 def by_family(results: Results) -> str:
-    """Accuracy, and peak, of every method on each family."""
+    """Accuracy, and peak, of every method on each family; beyond four methods, with a line for each of those."""
+    if len(results.methods) > 4:
+        return _by_method(results)
     head = ["family", "problems", *(f"{each.name} % / peak" for each in results.methods)]
     body = []
     for family in families(results):
@@ -85,6 +88,14 @@ def by_family(results: Results) -> str:
         cells = [f"{100 * s.accuracy.value:.1f} / {number(s.peak.value)}" for s in summaries]
         body.append([family, str(len(parts[0])), *cells])
     return grid(head, body)
+
+
+def _by_method(results: Results) -> str:
+    names, body = families(results), []
+    for each in results.methods:
+        parts = [metrics.summarise([r for r in each.records if r.family == family]) for family in names]
+        body.append([each.name, *(f"{100 * s.accuracy.value:.1f} / {number(s.peak.value)}" for s in parts)])
+    return grid(["method, % / peak", *names], body)
 
 
 def accuracy(interval: metrics.Interval) -> str:
