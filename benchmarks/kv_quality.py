@@ -122,7 +122,8 @@ def main() -> None:
     print(table(rows), flush=True)
     for policy in OPTIONS.policies.split(","):
         for budget in budgets:
-            found = measure(WRITER, documents, WRITER.eviction(policy=policy, budget=budget, buffer=OPTIONS.buffer), length)
+            eviction = WRITER.eviction(policy=policy, budget=budget, buffer=OPTIONS.buffer)
+            found = measure(WRITER, documents, eviction, length)
             rows.append(dict(policy=policy, budget=budget, **found))
             print(table(rows[-1:]), flush=True)
     print(table(rows))

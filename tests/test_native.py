@@ -229,6 +229,24 @@ def test_attend(form, name):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_attend_sums_up_what_slots_receive(form):
+    rng = np.random.default_rng(4)
+    normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    for tokens, heads, kv_heads, slots in ((1, 14, 2, 96), (5, 8, 2, 64), (3, 10, 1, 128)):
+        fresh, k, v = normal(3, tokens, heads + 2 * kv_heads, 32), *(normal(2, 4, kv_heads, slots, 32) for _ in "kv")
+        rows, start, bound = jnp.asarray([2, 0, 3]), jnp.asarray([40, 7, 20]), jnp.asarray([40, 7, 20]) + tokens
+        mask = jnp.asarray(rng.random((3, kv_heads, tokens, slots)) < 0.7).at[1].set(False)
+        where = (k, v, 1, rows, start, mask, bound)
+        *rest, got = native.attend(fresh, *where, received=True, implementation=form)
+        *plain, want = native.attend(fresh, *where, received=True, implementation="plain")
+        np.testing.assert_allclose(got, want, atol=2e-5)
+        assert not np.any(got[1]) and not np.any(got[0, :, 40 + tokens :])
+        np.testing.assert_allclose(got.sum(), heads * tokens * 2, rtol=1e-3)
+        for a, b in zip(rest, plain, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_attend_sees_nothing_beyond_the_bound(form):
     fresh, keys, values, layer, rows, start, mask, bound = Case().arguments()
     behind = jnp.arange(keys.shape[3]) >= 71
