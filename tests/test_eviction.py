@@ -314,7 +314,7 @@ def test_bad_input_is_one_line_before_anything_compiles():
 
 @pytest.fixture(scope="module")
 def real(real_model):
-    return huggingface.load(real_model, jnp.float32)
+    return huggingface.load(real_model)  # weights as they are stored, bfloat16; computed with in float32
 
 
 @pytest.mark.slow
@@ -329,7 +329,7 @@ def test_the_real_model_replays_a_batch_of_eight_with_refill(policy, real):
     used = Engine(tree, model, VANILLA, SpecialTokens(eos=0, pad=0), config)
 
     @jax.jit
-    def logp(row, death):
+    def logp(tree, row, death):
         hidden = decoder.forward(tree, model, row, None, Lifetimes(death), implementation="dense")
         scores = jax.nn.log_softmax(decoder.logits(tree, model, hidden)[0])
         return jnp.take_along_axis(scores[:-1], row[0, 1:, None], -1)[:, 0]
@@ -337,6 +337,6 @@ def test_the_real_model_replays_a_batch_of_eight_with_refill(policy, real):
     for c in used.complete(asked):
         n = len(c.row)
         death = np.pad(c.evicted, ((0, 0), (0, 0), (0, 80 - n)), constant_values=NEVER)[:, None]
-        again = np.asarray(logp(np.pad(c.row, (0, 80 - n))[None], death))[c.prompt_length - 1 : n - 1]
+        again = np.asarray(logp(tree, np.pad(c.row, (0, 80 - n))[None], death))[c.prompt_length - 1 : n - 1]
         np.testing.assert_allclose(c.logp, again, atol=1e-4)
         assert (c.evicted < NEVER).any()
