@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from lt_jax.evaluation.pictures import METHOD_COLOURS
-from lt_jax.evaluation.svg import FAINT, INK, SOFT, Scale, axes, path, picture, spread, tag, text
+from lt_jax.evaluation.svg import FAINT, SOFT, Scale, axes, path, picture, spread, tag, text
 
 COLOURS = (*METHOD_COLOURS[1:], "#0e7490", "#4d7c0f", "#7c2d12")
 
@@ -24,7 +24,7 @@ def budget_curves(rows: Sequence[dict], name: str, title: str, width: float = 64
     margin = 0.06 * ((max(values) - min(values)) or 1)
     x = Scale(math.log2(budgets[0]), math.log2(budgets[-1]), 60, width - 110)
     y = Scale(min(values) - margin, max(values) + margin, height - 50, 40)
-    parts = [axes(x, y, "budget: keys that each layer and kv head keeps", title, x_about=0)]
+    parts = [axes(x, y, "budget: keys that each layer and kv head keeps", title, x_label=lambda _: "")]
     for budget in budgets:
         at = x(math.log2(budget))
         parts.append(tag("line", x1=at, x2=at, y1=y.stop, y2=y.start, stroke=FAINT))
@@ -39,5 +39,5 @@ def budget_curves(rows: Sequence[dict], name: str, title: str, width: float = 64
         places = [(x(math.log2(budget)), y(value)) for budget, value in sorted(points)]
         parts.append(tag("path", d=path(places), stroke=shade, stroke_width=2, fill="none"))
         parts += [tag("circle", cx=px, cy=py, r=3, fill=shade) for px, py in places]
-        parts.append(text(x.stop + 10, label + 4, policy, 12, INK if policy in ("rkv", "snapkv") else shade))
+        parts.append(text(x.stop + 10, label + 4, policy, 12, shade))
     return picture(width, height, *parts, title=title)
