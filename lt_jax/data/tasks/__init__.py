@@ -7,6 +7,7 @@ an item out, or returns None where the item does not suit.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Sequence
 
 from lt_jax.data.tasks import count_bits, gcd, lcm, products, simple_equations
@@ -35,7 +36,9 @@ class Problems(Sequence):
     """
 
     def __init__(self, size, seed=0, steps=(6, 12), held_out=False, families=tuple(FAMILIES)):
-        import reasoning_gym
+        with warnings.catch_warnings():  # compiling one of its packages writes lines to stderr, before any of ours
+            warnings.simplefilter("ignore", SyntaxWarning)
+            import reasoning_gym
 
         unknown = set(families) - set(FAMILIES)
         if unknown:
