@@ -1,7 +1,8 @@
-"""Fixtures shared by all tests: the compile cache, and the real checkpoint for tests marked `real_model`."""
+"""Shared by all tests: the compile cache, compiled programs freed in time, and the checkpoint of `real_model` tests."""
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import subprocess
@@ -22,7 +23,34 @@ MAKER = Path(__file__).parents[2] / "shared" / "tools" / "real_model.py"
 def pytest_configure(config):
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    # Small programs too: there are thousands of them, and compiling them again took a third of the time.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+# Every program compiled for a CPU takes tens to hundreds of memory maps, and JAX keeps it for as long as the process
+# lives. The whole suite in one process would pass the 65,530 maps that Linux gives a process (vm.max_map_count), and
+# then XLA dies of a failing mmap: "Segmentation fault". So programs are let go after every module, and within one as
+# soon as they take `MOST` maps; what is needed again comes out of the compile cache.
+MAPS = Path("/proc/self/maps")  # where there is none, no such limit is known
+MOST = 15_000
+
+
+def free_programs() -> None:
+    jax.clear_caches()
+    gc.collect()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_a_module():
+    yield
+    free_programs()
+
+
+@pytest.fixture(autouse=True)
+def programs_of_a_test():
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST:
+        free_programs()
 
 
 @pytest.fixture(scope="session")
