@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 
 from lt_jax import native as _library
+from lt_jax.attention import pallas_train as _pallas
 from lt_jax.attention.blocks import BlockPlan
 from lt_jax.attention.blocks import build as _build_blocks
 from lt_jax.attention.dense import DensePlan
@@ -17,7 +18,7 @@ from lt_jax.lifetimes import Lifetimes
 
 __all__ = ["IMPLEMENTATIONS", "BlockPlan", "DensePlan", "Plan", "attention", "prepare"]
 
-IMPLEMENTATIONS = ("dense", "blocked", "native")
+IMPLEMENTATIONS = ("dense", "blocked", "native", "pallas")
 Plan = DensePlan | BlockPlan
 _SIDES = {"cpu": (64, 32)}  # block sides in queries and keys: measured best on CPU for 4 query heads per kv head
 _OTHER_SIDES = (128, 128)
@@ -31,10 +32,11 @@ def prepare(
     Args:
         lifetimes: of B rows of S tokens.
         implementation: "dense", "blocked", "native" (compiled code for the CPU of a process with one device, on the
-            plan of "blocked"), or None: "native" for programs that run on such a CPU, "blocked" for all others, with
-            several devices or without a compiler for these too.
-        block_q, block_k: block sides in tokens for "blocked" and "native"; None for those of this process's platform.
-            Cut down to short rows.
+            plan of "blocked"), "pallas" (kernels for TPUs; interpreted, and slow, on a CPU), or None: the best for the
+            platform. That is "pallas" in a process on a TPU, for rows that its memory can take; "native" for programs
+            that run on a CPU with one device and a compiler; "blocked" for all others.
+        block_q, block_k: block sides in tokens for all but "dense"; None for the best of this process's platform. Cut
+            down to short rows, but not for "pallas", whose sides are multiples of 128 queries and 128 keys.
 
     Returns:
         A pytree for the `lifetimes` argument of `attention`; it may be closed over by a scan over layers.
@@ -42,8 +44,17 @@ def prepare(
     _check_name(implementation)
     if implementation == "dense":
         return _build_dense(lifetimes)
+    length = lifetimes.death.shape[-1]
+    on_tpu = jax.default_backend() == "tpu" and not (block_q or block_k) and _pallas.fits(length)
+    if implementation == "pallas" or (implementation is None and on_tpu):
+        block = _pallas.BLOCK
+        plan = _build_blocks(lifetimes, block_q or block, block_k or block, implementation, _pallas.CHUNK)
+        if not _pallas.takes(plan):
+            raise UserError(f"pallas attention takes blocks of {block} keys and of a multiple of {block} queries, not "
+                            f"{block_k} and {block_q}")  # fmt: skip
+        return plan
     best_q, best_k = _SIDES.get(jax.default_backend(), _OTHER_SIDES)
-    short = -(-lifetimes.death.shape[-1] // 16) * 16
+    short = -(-length // 16) * 16
     return _build_blocks(lifetimes, min(block_q or best_q, short), min(block_k or best_k, short), implementation)
 
 
@@ -55,7 +66,7 @@ def attention(q, k, v, lifetimes: Lifetimes | Plan, implementation: str | None =
         k, v: [B, S, Hkv, D], H a multiple of Hkv; query head h reads kv head h // (H / Hkv).
         lifetimes: `Lifetimes` of the rows, or what `prepare` made of them.
         implementation: see `prepare`; with a plan, None or what it was made for. A plan that was made for None is one
-            for "blocked" and for "native".
+            for "blocked" and for "native", and where its sides suit them, for "pallas".
         scale: of the scores, D ** -0.5 if None.
 
     Returns:
@@ -65,12 +76,13 @@ def attention(q, k, v, lifetimes: Lifetimes | Plan, implementation: str | None =
     Raises:
         ValueError: for shapes that do not fit each other or the lifetimes, or an implementation that is not the plan's.
         UserError: "native" was asked for where there is no compiler or more than one device, or for sides that are no
-            multiples of 16.
+            multiples of 16; "pallas" for rows that do not fit a TPU's vector memory.
     """
     _check_name(implementation)
     plan = prepare(lifetimes, implementation) if isinstance(lifetimes, Lifetimes) else lifetimes
     made_for = "dense" if isinstance(plan, DensePlan) else plan.form
-    fitting = ("blocked", "native") if made_for is None else (made_for,)
+    fitting = ("blocked", "native", *(("pallas",) if made_for is None and _pallas.takes(plan) else ()))
+    fitting = fitting if made_for is None else (made_for,)
     if implementation is not None and implementation not in fitting:
         raise ValueError(f"attention implementation {implementation!r} was asked for, but the plan is for "
                          f"{' or '.join(map(repr, fitting))}")  # fmt: skip
@@ -78,22 +90,29 @@ def attention(q, k, v, lifetimes: Lifetimes | Plan, implementation: str | None =
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if made_for == "dense":
         return _dense(q, k, v, plan, scale)
-    return _flash(q, k, v, plan, scale, *_forms(implementation or made_for, q.shape[-1], plan))
+    return _flash(q, k, v, plan, scale, _forms(implementation or made_for, q, plan))
 
 
-def _forms(implementation, head_size, plan):
-    """Names of `flash.FORMS` on a CPU and on other platforms."""
-    takes = _takes(head_size, plan)
+def _forms(implementation, q, plan):
+    """Which of `flash.FORMS` runs on which platform, see there."""
+    takes = _takes(q.shape[-1], plan)
+    if implementation == "pallas":
+        if not _pallas.fits(plan.length, q.dtype.itemsize):
+            raise UserError(f"pallas attention keeps the keys of a head in the TPU's vector memory, which does not hold "
+                            f"{plan.length} in {q.dtype}; name 'blocked', or cut the rows")  # fmt: skip
+        return ("cpu", "pallas interpreted"), ("default", "pallas")
     if implementation == "native":
         _library.choose("native")
         if jax.device_count() > 1:  # XLA cannot split a call of compiled code over them
             raise UserError(f"native attention is for one device, and there are {jax.device_count()}; name 'blocked'")
         if not takes:
-            raise UserError(f"native attention takes head sizes and query blocks in multiples of 16, not {head_size} "
+            raise UserError(f"native attention takes head sizes and query blocks in multiples of 16, not {q.shape[-1]} "
                             f"and {plan.block_q}")  # fmt: skip
-        return "native", "native"
-    best = implementation is None and takes and jax.device_count() == 1 and _library.available()
-    return "native" if best else "one by one", "lockstep"
+        return (("default", "native"),)
+    native = implementation is None and takes and jax.device_count() == 1 and _library.available()
+    pallas = implementation is None and _pallas.takes(plan) and _pallas.fits(plan.length, q.dtype.itemsize)
+    best = ("cpu", "native" if native else "one by one"), ("default", "lockstep")
+    return (*best, ("tpu", "pallas")) if pallas else best
 
 
 def _check_name(implementation):

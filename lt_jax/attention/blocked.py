@@ -19,7 +19,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from lt_jax.attention.blocks import BlockPlan, block_mask
+from lt_jax.attention.blocks import BlockPlan, block_mask, sort_keys, unsort_keys
 
 LOG2_E = math.log2(math.e)
 HIDDEN = -1e30  # score of a hidden pair
@@ -29,7 +29,7 @@ LOWEST = -1e29  # where the running maximum starts: far above HIDDEN, so hidden 
 def forward(q, k, v, plan: BlockPlan, scale: float, lockstep: bool) -> tuple[jax.Array, jax.Array]:
     """See `flash.FORMS`; lse is to the base 2. `lockstep`: see above."""
     before, after = _scaling(q, scale)
-    qt, ks, vs = _tile(q * before, plan, k.shape[2]), _sort(k, plan), _sort(v, plan)
+    qt, ks, vs = _tile(q * before, plan, k.shape[2]), sort_keys(k, plan), sort_keys(v, plan)
     units, nq, depth, width = qt.shape
 
     def lane(unit, at, i, limit, carry):
@@ -64,7 +64,7 @@ def backward(q, k, v, plan: BlockPlan, out, lse, dout, scale: float, lockstep: b
     qt, dot = _tile(q * before, plan, k.shape[2]), _tile(dout, plan, k.shape[2])
     delta = jnp.sum(out.astype(jnp.float32) * dout, -1).swapaxes(1, 2)
     qn, don = qt.swapaxes(2, 3), dot.swapaxes(2, 3)
-    ks, vs = _sort(k, plan), _sort(v, plan)
+    ks, vs = sort_keys(k, plan), sort_keys(v, plan)
     units, nq, depth, width = qt.shape
     lse, delta = (_columns(x, plan, units) for x in (lse, delta))
 
@@ -80,7 +80,7 @@ def backward(q, k, v, plan: BlockPlan, out, lse, dout, scale: float, lockstep: b
         jnp.zeros((per, nq, depth, width), q.dtype), jnp.zeros((per, *ks.shape[1:])), jnp.zeros((per, *vs.shape[1:]))
     )
     dq, dk, dv = _for_each_query_block(lane, start, plan, units, lockstep)
-    return _untile(dq, plan, q.shape[2]), _unsort(dk * (scale / before), plan, k), _unsort(dv, plan, v)
+    return _untile(dq, plan, q.shape[2]), unsort_keys(dk * (scale / before), plan, k), unsort_keys(dv, plan, v)
 
 
 def _backward_step(tiles, lse, delta, after, at, kb, vb, mask, j, carry):
@@ -183,20 +183,3 @@ def _columns(x, plan, units):
     nq = plan.blocks.shape[1]
     x = jnp.pad(x, ((0, 0), (0, 0), (0, nq * plan.block_q - plan.length)))
     return x.reshape(units, -1, nq, plan.block_q).swapaxes(1, 2).reshape(units, nq, -1)
-
-
-def _sort(x, plan):
-    """[B, S, Hkv, D] -> [B * Hkv, nk, block_k, D] in sorted order."""
-    B, _, groups, D = x.shape
-    if plan.order.shape[0] == B:
-        x = jnp.take_along_axis(x, plan.order[:, :, None, None], 1).swapaxes(1, 2)
-    else:
-        x = jnp.take_along_axis(x.swapaxes(1, 2), plan.order.reshape(B, groups, -1, 1), 2)
-    return x.reshape(B * groups, -1, plan.block_k, D)
-
-
-def _unsort(x, plan, like):
-    """The way back from `_sort`, to the shape and dtype of `like`."""
-    B, S, groups, D = like.shape
-    inverse = plan.inverse.reshape(B, -1, S, 1)
-    return jnp.take_along_axis(x.reshape(B, groups, -1, D), inverse, 2).swapaxes(1, 2).astype(like.dtype)

@@ -37,7 +37,7 @@ class BlockPlan:
         n_full, n_active: [R, nq] int32, how many of `blocks` are full (all pairs visible), full or partial.
         unseen: [B, S] bool (or [B, Hkv, S]), keys which are dead at birth; what lies behind them is replaced by 0.
         rows, length: B and S.
-        form: "blocked" or "native", which code follows the plan; None: the best there is.
+        form: "blocked", "native" or "pallas", which code follows the plan; None: the best there is.
     """
 
     order: jax.Array
@@ -88,8 +88,11 @@ def _gist_ends(gist):
     return jnp.where(gist < 0, index, take(first_index)), jnp.where(gist < 0, index, take(last_index))
 
 
-def build(lifetimes: Lifetimes, block_q: int, block_k: int, form: str | None = None) -> BlockPlan:
-    """Sort the keys of `lifetimes` by death and list the active blocks; see `BlockPlan`."""
+def build(
+    lifetimes: Lifetimes, block_q: int, block_k: int, form: str | None = None, multiple: int = 1
+) -> BlockPlan:
+    """Sort the keys of `lifetimes` by death and list the active blocks; see `BlockPlan`. nk is a multiple of `multiple`,
+    for code that takes several key blocks at a time: keys are padded up to it."""
     per_head = lifetimes.death.ndim == 3
     rows, length = lifetimes.death.shape[0], lifetimes.death.shape[-1]
     heads = lifetimes.death.shape[1] if per_head else 1
@@ -98,7 +101,7 @@ def build(lifetimes: Lifetimes, block_q: int, block_k: int, form: str | None = N
     since = per_list(lifetimes.since)
     gist = per_list(lifetimes.gist) if lifetimes.gist_rule != "causal" else None
 
-    nq, nk = -(-length // block_q), -(-length // block_k)
+    nq, nk = -(-length // block_q), -(-length // (block_k * multiple)) * multiple
     lists = death.shape[0]
     rank = jnp.where(death >= NEVER, -1, jnp.maximum(death, 0))
     order = jnp.argsort(rank, axis=-1, stable=True).astype(jnp.int32)
@@ -170,6 +173,23 @@ def block_mask(plan: BlockPlan, row, i, j, width: int) -> jax.Array:
     return visible(
         birth, death, index, queries(plan.since), key_gist, queries(plan.query_gist), plan.gist_rule, keys_first=True
     )
+
+
+def sort_keys(x: jax.Array, plan: BlockPlan) -> jax.Array:
+    """[B, S, Hkv, D] -> [B * Hkv, nk, block_k, D] in sorted order."""
+    B, _, groups, D = x.shape
+    if plan.order.shape[0] == B:
+        x = jnp.take_along_axis(x, plan.order[:, :, None, None], 1).swapaxes(1, 2)
+    else:
+        x = jnp.take_along_axis(x.swapaxes(1, 2), plan.order.reshape(B, groups, -1, 1), 2)
+    return x.reshape(B * groups, -1, plan.block_k, D)
+
+
+def unsort_keys(x: jax.Array, plan: BlockPlan, like: jax.Array) -> jax.Array:
+    """The way back from `sort_keys`, to the shape and dtype of `like`."""
+    B, S, groups, D = like.shape
+    inverse = plan.inverse.reshape(B, -1, S, 1)
+    return jnp.take_along_axis(x.reshape(B, groups, -1, D), inverse, 2).swapaxes(1, 2).astype(like.dtype)
 
 
 def share(plan: BlockPlan) -> jax.Array:
