@@ -334,9 +334,7 @@ def test_the_real_model_replays_a_batch_of_eight_with_refill(policy, real):
     asked = [Request(rng.integers(100, 20_000, 40), int(n), seed=i) for i, n in enumerate(rng.integers(6, 30, 10))]
     eviction = Eviction(policy, budget=32, buffer=8, window=4, sinks=2, separators=tuple(range(10, 20)))
     config = DecodeConfig(rows=8, buffer=16, eviction=eviction, horizon=80)
-    used = Engine(tree, model, VANILLA, SpecialTokens(eos=0, pad=0), config)
-
-    done = used.complete(asked)
+    done = Engine(tree, model, VANILLA, SpecialTokens(eos=0, pad=0), config).complete(asked)  # its weights are gone now
     pad = lambda x, value: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 69 - x.shape[-1])], constant_values=value)
     rows = np.stack([pad(c.row, 0) for c in done])
     death = np.stack([pad(c.evicted, NEVER) for c in done], 1)
