@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lt_jax.cache.policies import published
+from lt_jax.decode import DecodeConfig, Engine, Request
+from lt_jax.layout.scheme import Scheme
+from lt_jax.layout.special import SpecialTokens
 from lt_jax.lifetimes import NEVER, Lifetimes
+from lt_jax.models import params as parameters
+from lt_jax.models.config import DecoderConfig
 
 THOUGHTS = 12, 10, 4  # tokens of the prompt, of a thought, gists of a thought; one output token follows the gists
 
@@ -67,6 +76,20 @@ def evicted(rows, heads, length, seed=0):
     death = np.arange(length) + rng.geometric(0.03, (rows, heads, length)) - 1
     death = np.where(rng.random(death.shape) < 0.1, NEVER, death)
     return Lifetimes(jnp.asarray(death, jnp.int32))
+
+
+@functools.cache
+def recorded(policy, length=150):
+    """Deaths [2, 2, length] that a policy gave to the keys of two rollouts of a random model (budget 24, buffer 16)."""
+    model = DecoderConfig(vocab_size=64, hidden=32, intermediate=32, layers=1, heads=4, kv_heads=2, head_dim=16)
+    config = DecodeConfig(rows=2, eviction=published(policy, 24, 16), horizon=length)
+    params = parameters.init(jax.random.key(0), model)
+    engine = Engine(params, model, Scheme(method="vanilla"), SpecialTokens(eos=-1, pad=0), config)
+    random = np.random.default_rng(0)
+    done = engine.run([Request(random.integers(1, 64, 20), length - 20, seed=i) for i in range(2)])
+    death = jnp.concatenate([row.lifetimes().death for row in done])
+    assert death.shape == (2, 2, length) and jnp.mean(death < NEVER) > 0.5
+    return Lifetimes(death)
 
 
 def joined(*lifetimes):

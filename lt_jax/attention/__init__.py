@@ -98,8 +98,8 @@ def _forms(implementation, q, plan):
     takes = _takes(q.shape[-1], plan)
     if implementation == "pallas":
         if not _pallas.fits(plan.length, q.dtype.itemsize):
-            raise UserError(f"pallas attention keeps the keys of a head in the TPU's vector memory, which does not hold "
-                            f"{plan.length} in {q.dtype}; name 'blocked', or cut the rows")  # fmt: skip
+            raise UserError(f"pallas attention keeps the keys of a head in the TPU's vector memory, which does not "
+                            f"hold {plan.length} in {q.dtype}; name 'blocked', or cut the rows")  # fmt: skip
         return ("cpu", "pallas interpreted"), ("default", "pallas")
     if implementation == "native":
         _library.choose("native")

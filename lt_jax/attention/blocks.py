@@ -1,9 +1,16 @@
 """Which (query block, key block) pairs of a batch can hold a visible pair, and in which order to visit them.
 
-Keys are sorted by death: those that never die first, then by death, birth order kept within equal deaths. Keys that
-live long then share blocks and keys that die together share blocks, so per-block bounds of birth, death and since
+Keys are sorted by death, in steps of a few blocks, and by birth within a step; those that never die come first. Keys
+that live long then share blocks and keys that die together share blocks, so per-block bounds of birth, death and since
 prove most pairs empty. LightThinker with 40-token thoughts at 4,096 tokens keeps 21 % of the 128 x 128 pairs and 14 %
-of 64 x 32, a causal mask 52 %. All is computed on the device, in O(S log S + pairs of blocks), once per step.
+of 64 x 32, a causal mask 52 %.
+
+Steps, and not the exact death, for the sake of recorded evictions: the 128 keys that one compaction evicts are of all
+ages, and would make a block that is active from the birth of the oldest one on. Of 16,384 tokens under R-KV (512 + 128)
+a query block then visits 11.5 key blocks and not 25. A step of W tokens costs at most W / block_k visits for each block
+and divides the spread of births by the same number; about sqrt(nk) blocks were best at 4,096 and at 16,384.
+
+All is computed on the device, in O(S log S + pairs of blocks), once per step.
 """
 
 from __future__ import annotations
@@ -91,8 +98,11 @@ def _gist_ends(gist):
 def build(
     lifetimes: Lifetimes, block_q: int, block_k: int, form: str | None = None, multiple: int = 1
 ) -> BlockPlan:
-    """Sort the keys of `lifetimes` by death and list the active blocks; see `BlockPlan`. nk is a multiple of `multiple`,
-    for code that takes several key blocks at a time: keys are padded up to it."""
+    """Sort the keys of `lifetimes` by death and list the active blocks; see `BlockPlan`.
+
+    Args:
+        multiple: keys are padded so that nk is a multiple of it, for code that takes several key blocks at a time.
+    """
     per_head = lifetimes.death.ndim == 3
     rows, length = lifetimes.death.shape[0], lifetimes.death.shape[-1]
     heads = lifetimes.death.shape[1] if per_head else 1
@@ -103,7 +113,8 @@ def build(
 
     nq, nk = -(-length // block_q), -(-length // (block_k * multiple)) * multiple
     lists = death.shape[0]
-    rank = jnp.where(death >= NEVER, -1, jnp.maximum(death, 0))
+    step = block_k * max(1, round(0.7 * nk**0.5))
+    rank = jnp.where(death >= NEVER, -1, jnp.maximum(death, 0) // step)
     order = jnp.argsort(rank, axis=-1, stable=True).astype(jnp.int32)
     inverse = jnp.argsort(order, axis=-1).astype(jnp.int32)
     sort = lambda x, fill: _pad(jnp.take_along_axis(x, order, -1), nk * block_k, fill).reshape(lists, nk, block_k)

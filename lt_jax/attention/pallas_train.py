@@ -5,8 +5,9 @@ Differences from splash attention (JAX) and FlashAttention-2 (Dao, 2023):
 - The mask is not known when the kernel is built. Each query block brings the list of its active key blocks, and the
   mask of a partial block is computed in registers from two int32 a key. Nothing of size S x S exists.
 - Key blocks are small (128 keys) so that lists are short, and are taken `Tuning.chunk` at a time, from wherever they
-  lie, so that the matrix unit and the softmax work on large tiles. All keys and values of one (row, kv head) are in VMEM
-  while its query blocks go by, and the next head's are fetched meanwhile: no block is read from HBM twice.
+  lie, so that the matrix unit and the softmax work on large tiles. All keys and values of one (row, kv head) are in
+  VMEM while its query blocks go by, and the next head's are fetched meanwhile: no block is read from HBM twice.
+- Keys are sorted by death in VMEM, a row at a time: XLA's gather takes several times as long.
 - The queries of all heads that share a kv head make one tile, so their keys are read, and their mask made, once.
 - One backward kernel: dk and dv of a whole head are summed in VMEM. Five matrix products instead of seven.
 
@@ -57,7 +58,7 @@ CHUNK = 4  # of every generation: plans are made for it
 
 
 def generation() -> str:
-    """Which line of `TUNING` is this process's; v5e where there is no TPU."""
+    """Which line of `TUNING` is for this process's TPU; v5e where there is none, or a later one."""
     kind = jax.devices()[0].device_kind.lower() if jax.default_backend() == "tpu" else ""
     names = {"v5 lite": "v5e", "v5e": "v5e", "v5": "v5p", "v6": "v6e", "7": "tpu7x"}
     return next((name for part, name in names.items() if part in kind), "v5e")
@@ -220,7 +221,8 @@ class _Cut:
     def _key_spec(self, tokens, itemsize):
         """A whole head at a time, and early, in two buffers, unless it is too large for that."""
         mode = {} if tokens * BLOCK * itemsize <= 4 * MIB else dict(pipeline_mode=pl.Buffered(1))
-        at = (lambda b, h, i: (b, 0, h)) if self.flat and self.inside else (lambda b, h, i: (b * self.kv_heads + h, 0, 0))
+        flat = self.flat and self.inside
+        at = lambda b, h, i: (b, 0, h) if flat else (b * self.kv_heads + h, 0, 0)
         return pl.BlockSpec((1, tokens, self.depth), at, **mode)
 
     def key_sums(self):
@@ -444,16 +446,17 @@ def _unsort(order, dk, dv, outs, rows, unroll):
     lax.fori_loop(0, count, lambda t, c: (block(count - 1 - t, back(t)), c)[1], 0)
 
 
-def _begin(order, keys_in, ks, vs, rows, sort):
-    """References of sorted keys and values; with a head's first query block they are made."""
-    if not sort:
-        return keys_in
+def _begin(order, keys_in, ks, vs, rows, sort, sums=()):
+    """References of sorted keys and values. With a head's first query block they are made, and its sums are zero."""
 
     @pl.when(pl.program_id(2) == 0)
     def _():
-        _sort(order, keys_in, ks, vs, rows, sort)
+        for x in sums:
+            x[...] = jnp.zeros_like(x)
+        if sort:
+            _sort(order, keys_in, ks, vs, rows, sort)
 
-    return ks, vs
+    return (ks, vs) if sort else keys_in
 
 
 def _forward_kernel(lists, order, keys, queries, q_ref, *refs, scale, block_q, group, parts, rule, since, sort):
@@ -504,15 +507,9 @@ def _backward_kernel(lists, order, keys, queries, q_ref, do_ref, o_ref, lse_ref,
     *refs, acc_ref, columns, ks, vs, rows, dk_ref, dv_ref = refs
     given = len(refs) // 2  # keys, dq, sums of keys: 1 + 1 + 1 or 2 + 1 + 2
     keys_in, dq_ref, sums = refs[:given], refs[given], refs[given + 1 :]
-    ks, vs = _begin(order, keys_in, ks, vs, rows, sort)
     if not sort:
         dk_ref, dv_ref = sums
-
-    @pl.when(pl.program_id(2) == 0)
-    def _():
-        dk_ref[...] = jnp.zeros_like(dk_ref)
-        dv_ref[...] = jnp.zeros_like(dv_ref)
-
+    ks, vs = _begin(order, keys_in, ks, vs, rows, sort, (dk_ref, dv_ref))
     q, do = _read_tile(q_ref, group), _read_tile(do_ref, group)
     both = do.astype(F32) * _read_tile(o_ref, group).astype(F32)
     delta = jnp.sum(both.T, 0, keepdims=True)
