@@ -14,17 +14,14 @@ import pytest
 if importlib.util.find_spec("libtpu"):  # where there is no TPU it says so in five lines, in every process
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax
-
 CACHE = Path.home() / ".cache" / "lt_jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
+# Small programs too: there are thousands of them, and compiling them again took a third of the time.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+import jax  # noqa: E402 - after the environment, which the processes that tests start get too
+
 MAKER = Path(__file__).parents[2] / "shared" / "tools" / "real_model.py"
-
-
-def pytest_configure(config):
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(CACHE / "jax"))
-    # Small programs too: there are thousands of them, and compiling them again took a third of the time.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 # Every program compiled for a CPU takes tens to hundreds of memory maps, and JAX keeps it for as long as the process

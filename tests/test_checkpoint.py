@@ -227,8 +227,7 @@ np.savez(sys.argv[5], *map(np.asarray, jax.tree.leaves(result.params)))
 def child(folder, out, *, steps=6, mesh="{}", kill=0, devices=1):
     env = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+        "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     arguments = [sys.executable, "-c", CHILD, str(folder), str(steps), mesh, str(kill), str(out)]
     return subprocess.run(arguments, env=env, cwd=ROOT, capture_output=True, text=True)

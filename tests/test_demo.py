@@ -41,9 +41,9 @@ def test_the_tokenizer_keeps_digits_apart():
 
 @pytest.mark.slow
 def test_the_demo_runs_through_and_learns_to_compress(tmp_path):
-    """With a sixth of its steps nearly all tokens are right already, also with every earlier thought gone."""
+    """With a tenth of its steps nearly all tokens are right already, also with every earlier thought gone."""
     small = {
-        "out": tmp_path / "demo", "train.steps": 130, "train.log_every": 10, "decode.rows": 4,
+        "out": tmp_path / "demo", "train.steps": 80, "train.log_every": 10, "decode.rows": 4,
         "decode.max_new": 40, "suites.main.embedded": 5, "suites.many_steps.embedded": 2,
     }  # fmt: skip
     command = [sys.executable, "launch/demo.py", "--config=configs/demo.py"]
