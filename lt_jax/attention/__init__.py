@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 
 from lt_jax import native as _library
 from lt_jax.attention import pallas_train as _pallas
+from lt_jax.attention import split as _split
 from lt_jax.attention.blocks import BlockPlan
 from lt_jax.attention.blocks import build as _build_blocks
 from lt_jax.attention.dense import DensePlan
@@ -13,19 +16,25 @@ from lt_jax.attention.dense import build as _build_dense
 from lt_jax.attention.dense import dense as _dense
 from lt_jax.attention.flash import flash as _flash
 from lt_jax.attention.native import takes as _takes
+from lt_jax.attention.split import Split, SplitPlan
 from lt_jax.errors import UserError
 from lt_jax.lifetimes import Lifetimes
 
-__all__ = ["IMPLEMENTATIONS", "BlockPlan", "DensePlan", "Plan", "attention", "prepare"]
+__all__ = ["IMPLEMENTATIONS", "BlockPlan", "DensePlan", "Plan", "Split", "SplitPlan", "attention", "prepare"]
 
 IMPLEMENTATIONS = ("dense", "blocked", "native", "pallas")
-Plan = DensePlan | BlockPlan
+Plan = DensePlan | BlockPlan | SplitPlan
 _SIDES = {"cpu": (64, 32)}  # block sides in queries and keys: measured best on CPU for 4 query heads per kv head
 _OTHER_SIDES = (128, 128)
 
 
 def prepare(
-    lifetimes: Lifetimes, implementation: str | None = None, *, block_q: int | None = None, block_k: int | None = None
+    lifetimes: Lifetimes,
+    implementation: str | None = None,
+    *,
+    block_q: int | None = None,
+    block_k: int | None = None,
+    split: Split | None = None,
 ) -> Plan:
     """Work out once per step who sees whom, for all layers that share these lifetimes.
 
@@ -37,6 +46,7 @@ def prepare(
             that run on a CPU with one device and a compiler; "blocked" for all others.
         block_q, block_k: block sides in tokens for all but "dense"; None for the best of this process's platform. Cut
             down to short rows, but not for "pallas", whose sides are multiples of 128 queries and 128 keys.
+        split: how rows and kv heads lie on a mesh; attention then stays on each device. ("dense" is left to XLA.)
 
     Returns:
         A pytree for the `lifetimes` argument of `attention`; it may be closed over by a scan over layers.
@@ -44,6 +54,9 @@ def prepare(
     _check_name(implementation)
     if implementation == "dense":
         return _build_dense(lifetimes)
+    if split is not None:
+        local = functools.partial(prepare, implementation=implementation, block_q=block_q, block_k=block_k)
+        return _split.prepare(lifetimes, split, local)
     length = lifetimes.death.shape[-1]
     on_tpu = jax.default_backend() == "tpu" and not (block_q or block_k) and _pallas.fits(length)
     if implementation == "pallas" or (implementation is None and on_tpu):
@@ -80,6 +93,9 @@ def attention(q, k, v, lifetimes: Lifetimes | Plan, implementation: str | None =
     """
     _check_name(implementation)
     plan = prepare(lifetimes, implementation) if isinstance(lifetimes, Lifetimes) else lifetimes
+    if isinstance(plan, SplitPlan):
+        local = functools.partial(attention, implementation=implementation, scale=scale)
+        return _split.attention(q, k, v, plan, local)
     made_for = "dense" if isinstance(plan, DensePlan) else plan.form
     fitting = ("blocked", "native", *(("pallas",) if made_for is None and _pallas.takes(plan) else ()))
     fitting = fitting if made_for is None else (made_for,)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lt_jax.attention import Split
 from lt_jax.errors import UserError
 from lt_jax.models import params as parameters
 from lt_jax.models.config import DecoderConfig
@@ -58,6 +59,11 @@ def describe(sizes) -> str:
 def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
     """The sharding of an array with these logical axes."""
     return NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in logical)))
+
+
+def split(mesh: Mesh) -> Split | None:
+    """How attention lies on the mesh; None on a single device."""
+    return Split(mesh, RULES["rows"], RULES["kv_heads"]) if mesh.size > 1 else None
 
 
 def ways(mesh: Mesh, logical: str | None) -> int:

@@ -38,7 +38,8 @@ def padding(batch: dict) -> jax.Array:
 def sums(trained: dict, frozen: dict, model: DecoderConfig, config: TrainConfig, batch: dict, place=None):
     """Weighted sums over a (micro)batch: (loss sum, correct sum)."""
     params = states.merge(trained, frozen)
-    plan = prepare(lifetimes(batch, config.gist_rule), config.attention)
+    split = None if place is None else meshes.split(place.mesh)
+    plan = prepare(lifetimes(batch, config.gist_rule), config.attention, split=split)
     x = decoder.forward(
         params,
         model,
