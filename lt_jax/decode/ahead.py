@@ -44,13 +44,16 @@ class Footprint:
         return self.arguments + self.temporaries + self.outputs - self.aliased
 
 
-def lower(model: DecoderConfig, scheme: Scheme, special: SpecialTokens, config: DecodeConfig, sharding=None):
+def lower(
+    model: DecoderConfig, scheme: Scheme, special: SpecialTokens, config: DecodeConfig, sharding=None, platforms=None
+):
     """The decode block lowered from shapes alone; `compile()` it for the device of `sharding`.
 
     Args:
         model: weights are taken to be stored in its dtype.
         config: `implementation` must be "plain"; what the native kernels take is decided on this machine's CPU.
         sharding: of all arguments, for example a `SingleDeviceSharding` of a topology's device; None is the default.
+        platforms: names, such as ("cuda",), to lower for without a device; None is the sharding's.
 
     Returns:
         `jax.stages.Lowered`, and (weights, state, cache) as `jax.ShapeDtypeStruct`s.
@@ -68,7 +71,8 @@ def lower(model: DecoderConfig, scheme: Scheme, special: SpecialTokens, config: 
     arguments = jax.tree.map(place, (shapes, state, cache))
     block = functools.partial(decode_block, model=model, rules=rules, config=config)
     enough = place(jax.ShapeDtypeStruct((), jnp.int32))
-    return jax.jit(block, donate_argnums=(1, 2)).lower(*arguments, enough), arguments
+    traced = jax.jit(block, donate_argnums=(1, 2)).trace(*arguments, enough)
+    return traced.lower(lowering_platforms=platforms), arguments
 
 
 def footprint(model: DecoderConfig, config: DecodeConfig, length: int, sharding=None) -> Footprint:
