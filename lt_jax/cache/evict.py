@@ -10,7 +10,7 @@ from jax import lax
 
 from lt_jax.cache import kv_cache
 from lt_jax.cache.kv_cache import GIST, NEVER, SEPARATOR, KVCache, pick
-from lt_jax.cache.policies import POLICIES, Eviction, View, arranged, protected, shared, stays
+from lt_jax.cache.policies import POLICIES, Eviction, View, protected, seats, shared, stays
 
 
 def empty_evicting(model, rows: int, capacity: int, how: Eviction, horizon: int, closes: bool) -> KVCache:
@@ -55,7 +55,7 @@ def evict(cache: KVCache, how: Eviction, index, draw, due, rows) -> tuple[KVCach
     """
     birth = pick(cache.birth, rows)
     alive = kv_cache.living(cache, index, rows)
-    own = lambda x, layer: None if x is None else pick(lax.dynamic_index_in_dim(x, layer, 0, keepdims=False), rows, 0)
+    own = lambda x, layer: None if x is None else kv_cache.slices(x, layer, rows)
     asked = None if cache.asked is None else cache.asked[rows]
 
     def scores(layer):
@@ -73,19 +73,26 @@ def evict(cache: KVCache, how: Eviction, index, draw, due, rows) -> tuple[KVCach
     stuck = due & jnp.any(jnp.sum(kept, -1) > budget, (0, 2))
     goes = (due & ~stuck)[:, None, None]
     stay = jnp.where(goes, stays(score, alive, kept, budget), birth >= 0)
-    slots = jnp.arange(cache.capacity, dtype=jnp.int32)
-    order = jnp.where(goes, arranged(stay, score, kept, how.order), slots)
+    slot = jnp.arange(cache.capacity, dtype=jnp.int32)
+    order, books = kv_cache.reordered(cache, jnp.where(goes, seats(stay, score, kept, how.order), slot), rows)
+    # In new slots. Rows that are not due keep theirs, and may have empty ones between others.
+    used = jnp.where(goes, slot < jnp.sum(stay, -1, keepdims=True), books["birth"] >= 0)
     if cache.record is not None:
-        cache = _recorded(cache, rows, birth, alive & ~stay, order, how, index)
-    return kv_cache.rearranged(cache, stay, order, rows), stuck
+        cache = _recorded(cache, rows, books, ~used, how, index)
+    return kv_cache.rearranged(cache, used, order, books, rows), stuck
 
 
-def _recorded(cache: KVCache, rows, birth, evicted, order, how: Eviction, index) -> KVCache:
-    """Writes the deaths of the evicted keys down. They stand behind the budget in `order`, wherever there are any."""
+def _recorded(cache: KVCache, rows, books, freed, how: Eviction, index) -> KVCache:
+    """Writes the deaths of the evicted keys down: those of the `books` that were alive in slots that are now `freed`.
+
+    Both are [L, R, Hkv, C] in the new order, so the evicted are behind the smallest budget, wherever there are any.
+    """
     _, layers, heads, horizon = cache.record.shape
-    behind = order[:layers, :, :heads, how.least :]
-    take = lambda x: jnp.take_along_axis(x[:layers, :, :heads], behind, -1)
-    place = jnp.where(take(evicted), take(birth), horizon).transpose(1, 0, 2, 3)
+    own = lambda x: x[:layers, :, :heads, how.least :]
+    evicted = freed & (books["birth"] >= 0)
+    if cache.death is not None:
+        evicted &= books["death"] > index[:, None, None]
+    place = jnp.where(own(evicted), own(books["birth"]), horizon).transpose(1, 0, 2, 3)
     row, layer, head, _ = jnp.ogrid[: len(rows), :layers, :heads, :1]
     dies = jnp.broadcast_to(index[:, None, None, None], place.shape)
     record = cache.record[rows].at[row, layer, head, place].set(dies, mode="drop")

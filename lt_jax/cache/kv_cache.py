@@ -13,12 +13,14 @@ compaction.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from lt_jax import lifetimes
+from lt_jax.cache import pallas_compact
 from lt_jax.lifetimes import NEVER
 
 SLOTS = 64  # the capacity is a multiple of this; attention walks over the cache in blocks of it
@@ -84,6 +86,12 @@ def empty(layers, rows, kv_heads, capacity, head_dim, dtype=jnp.float32, *, each
 def pick(x: jax.Array, rows, axis: int = 1) -> jax.Array:
     """The given rows of x along `axis`; None is all of them."""
     return x if rows is None else jnp.take(x, rows, axis=axis)
+
+
+def slices(x: jax.Array, layer, rows) -> jax.Array:
+    """x[layer, rows] of x [L, B, ...]: [R, ...]. In slices, since for a gather a TPU reads all rows of the layer."""
+    cut = lambda row: lax.dynamic_slice(x, (layer, row) + (0,) * (x.ndim - 2), (1, 1, *x.shape[2:]))[0]
+    return jnp.concatenate([cut(row) for row in rows])
 
 
 def put(x: jax.Array, rows, new: jax.Array) -> jax.Array:
@@ -219,7 +227,9 @@ def _move(kv, rows, to, origin, n: int):
 def compact(cache: KVCache, index, rows=None) -> KVCache:
     """Frees every slot whose key no query at or after `index` [R] sees; the others close ranks in birth order."""
     alive = living(cache, index, rows)
-    return rearranged(cache, alive, jnp.argsort(~alive, axis=-1, stable=True), rows)
+    slot = jnp.arange(cache.capacity, dtype=jnp.int32)
+    order, books = reordered(cache, jnp.where(alive, slot, cache.capacity + slot), rows)
+    return rearranged(cache, slot < jnp.sum(alive, -1, keepdims=True), order, books, rows)
 
 
 def living(cache: KVCache, index, rows=None) -> jax.Array:
@@ -228,30 +238,65 @@ def living(cache: KVCache, index, rows=None) -> jax.Array:
     return there if cache.death is None else there & (pick(cache.death, rows) > index[:, None, None])
 
 
-def rearranged(cache: KVCache, stay, order, rows=None) -> KVCache:
-    """Moves the staying keys to the front and frees all other slots.
+def reordered(cache: KVCache, seat, rows=None) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Where keys go, and what the books of the slots say of them there. The cache itself stays as it is.
 
-    Layer by layer, so that the extra memory is one layer's keys.
+        slot    0  1  2  3               0  1  2  3
+        seat    0  5  2  7     order     0  2  1  3
+        birth   4  5  6  .     birth     4  6  5  .
+
+    The books are sorted along, not gathered: a TPU gathers one number at a time, about ten cycles each.
 
     Args:
-        stay: [Lb, R, Kb, C] bool, old slots.
-        order: [Lb, R, Kb, C] int32, the old slot of each new one, the staying ones first.
+        seat: [Lb, R, Kb, C] int32, all different in each head: old slots are taken in the order of their seats.
+
+    Returns:
+        order [Lb, R, Kb, C] int32, the old slot of each new one, and the arrays of `BLANK` that the cache keeps, in
+        that order.
     """
-    used = jnp.take_along_axis(stay, order, -1)
     books = {name: pick(x, rows) for name in BLANK if (x := getattr(cache, name)) is not None}
-    take = lambda name, x: jnp.where(used, jnp.take_along_axis(x, order, -1), jnp.asarray(BLANK[name], x.dtype))
-    books = {name: take(name, x) for name, x in books.items()}
+    slot = jnp.broadcast_to(jnp.arange(cache.capacity, dtype=jnp.int32), seat.shape)
+    _, order, *found = lax.sort((seat, slot, *books.values()), dimension=-1, is_stable=False, num_keys=1)
+    return order, dict(zip(books, found, strict=True))
+
+
+def rearranged(cache: KVCache, used, order, books, rows=None) -> KVCache:
+    """Moves keys as `reordered` found. New slots that are not `used` [Lb, R, Kb, C] are free; it is the caller who
+    sees to it that no staying key has such a slot."""
+    books = {name: jnp.where(used, x, jnp.asarray(BLANK[name], x.dtype)) for name, x in books.items()}
+    count = jnp.sum(used, -1, dtype=jnp.int32)
+    k, v = moved(cache.k, cache.v, order, count, rows)
+    return dataclasses.replace(replaced(cache, rows, length=jnp.max(count, -1), **books), k=k, v=v)
+
+
+def moved(k, v, order, count, rows=None) -> tuple[jax.Array, jax.Array]:
+    """Keys and values in new slots: slot s of a head gets what was in its slot order[s].
+
+    Only the first `count` slots must; the others may as well stay as they are. On TPUs by `pallas_compact`.
+
+    Args:
+        k, v: [L, B, Hkv, C, D], updated in place where the caller lets go of them.
+        order: [Lb, R, Kb, C] int32; Lb and Kb are 1 where layers or heads move alike.
+        count: [Lb, R, Kb] int32.
+        rows: [R] int32, different rows, or None for all B in order.
+    """
+    if not pallas_compact.takes(k):
+        return gathered(k, v, order, count, rows)
+    kernel, plain = (functools.partial(f, rows=rows) for f in (pallas_compact.moved, gathered))
+    return lax.platform_dependent(k, v, order, count, tpu=kernel, default=plain)
+
+
+def gathered(k, v, order, count, rows=None) -> tuple[jax.Array, jax.Array]:
+    """`moved` in plain JAX, the definition: all slots move. Layer by layer; the extra memory is one layer's keys."""
 
     def one(layer, kv):
         place = order[jnp.minimum(layer, order.shape[0] - 1)]
 
         def gather(x):
-            old = pick(lax.dynamic_index_in_dim(x, layer, 0, keepdims=False), rows, 0)
+            old = x[layer] if rows is None else slices(x, layer, rows)
             new = jnp.take_along_axis(old, jnp.broadcast_to(place, old.shape[:3])[..., None], 2)
             return x.at[layer].set(new) if rows is None else x.at[layer, rows].set(new)
 
         return tuple(gather(x) for x in kv)
 
-    k, v = lax.fori_loop(0, cache.k.shape[0], one, (cache.k, cache.v))
-    length = jnp.max(jnp.sum(stay, -1, dtype=jnp.int32), -1)
-    return dataclasses.replace(replaced(cache, rows, length=length, **books), k=k, v=v)
+    return lax.fori_loop(0, k.shape[0], one, (k, v))

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from lt_jax.cache.policies import full, h2o, keydiff, knorm, random, rkv, sepllm, snapkv, streaming, tova
 from lt_jax.cache.policies.config import Eviction, published, pyramid
-from lt_jax.cache.policies.select import arranged, protected, ranked, shared, stays
+from lt_jax.cache.policies.select import protected, ranked, seats, shared, stays
 from lt_jax.cache.policies.view import View
 
-__all__ = ["POLICIES", "Eviction", "View", "arranged", "protected", "published", "pyramid", "ranked", "shared", "stays"]
+__all__ = ["POLICIES", "Eviction", "View", "protected", "published", "pyramid", "ranked", "seats", "shared", "stays"]
 
 POLICIES = {  # in the order of `config.POLICIES`
     "full": full.score,

@@ -35,20 +35,35 @@ def ranked(score: jax.Array, alive: jax.Array, kept: jax.Array) -> jax.Array:
     Args:
         score: [..., C] float32. alive, kept: [..., C] bool.
     """
-    grade = jnp.where(kept & alive, 0, jnp.where(alive, 1, 2))
-    worth = jnp.where(grade == 1, jnp.where(jnp.isnan(score), -jnp.inf, score), 0)
-    slot = jnp.broadcast_to(jnp.arange(score.shape[-1], dtype=jnp.int32), score.shape)
-    return lax.sort((grade, -worth, slot), dimension=-1, num_keys=3)[2]
+    return _sorted(_grade(score, alive, kept))[1]
 
 
 def stays(score: jax.Array, alive: jax.Array, kept: jax.Array, budget) -> jax.Array:
     """The keys that stay, [..., C] bool: all that are alive where they are no more than `budget` (broadcasts)."""
-    rank = jnp.argsort(ranked(score, alive, kept), -1)
-    return alive & (rank < jnp.asarray(budget)[..., None])
+    grade = _grade(score, alive, kept)
+    last = jnp.clip(jnp.asarray(budget), 1, grade.shape[-1])[..., None] - 1
+    last = jnp.broadcast_to(last, (*grade.shape[:-1], 1))
+    line, slot = (jnp.take_along_axis(x, last, -1) for x in _sorted(grade))
+    return alive & ((grade < line) | ((grade == line) & (jnp.arange(grade.shape[-1]) <= slot)))
 
 
-def arranged(stay: jax.Array, score: jax.Array, kept: jax.Array, order: str = "birth") -> jax.Array:
-    """Where the staying keys go: [..., C] int32, the old slot of each new one; evicted and empty slots come last.
+def _grade(score, alive, kept):
+    """Class and score in one int32, small for the worthy: one number sorts in a third of the time of two on a TPU."""
+    worth = jnp.where(jnp.isnan(score), -jnp.inf, jnp.where(score == 0, 0, score)).astype(jnp.float32)  # no -0 either
+    bits = lax.bitcast_convert_type(worth, jnp.int32)
+    rising = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # in the order of the numbers; only NaN would be at the ends
+    ends = jnp.iinfo(jnp.int32)
+    return jnp.where(alive, jnp.where(kept, ends.min, ~rising), ends.max)
+
+
+def _sorted(grade):
+    """The grades in order, and their slots; of equals the oldest slot first."""
+    slot = jnp.broadcast_to(jnp.arange(grade.shape[-1], dtype=jnp.int32), grade.shape)
+    return lax.sort((grade, slot), dimension=-1, num_keys=2)
+
+
+def seats(stay: jax.Array, score: jax.Array, kept: jax.Array, order: str = "birth") -> jax.Array:
+    """Where keys go: [..., C] int32, all different; keys take slots in the order of their seats, the staying first.
 
     "birth" keeps the order of the slots. "reference" puts the keys that were chosen by score first, best first, and the
     protected ones behind them, as the R-KV release leaves its cache.
@@ -57,12 +72,12 @@ def arranged(stay: jax.Array, score: jax.Array, kept: jax.Array, order: str = "b
         stays     .    x    x    .    x (window)   reference  2 1 4 | 0 3
         score     .1   .3   .8   .2   .5
     """
+    slot = jnp.broadcast_to(jnp.arange(score.shape[-1], dtype=jnp.int32), score.shape)
     if order == "birth":
-        return jnp.argsort(~stay, axis=-1, stable=True).astype(jnp.int32)
+        return jnp.where(stay, slot, score.shape[-1] + slot)
     grade = jnp.where(stay, jnp.where(kept, 1, 0), 2)
     worth = jnp.where(grade == 0, jnp.where(jnp.isnan(score), -jnp.inf, score), 0)
-    slot = jnp.broadcast_to(jnp.arange(score.shape[-1], dtype=jnp.int32), score.shape)
-    return lax.sort((grade, -worth, slot), dimension=-1, num_keys=3)[2]
+    return jnp.argsort(lax.sort((grade, -worth, slot), dimension=-1, num_keys=3)[2], -1).astype(jnp.int32)
 
 
 def shared(score: jax.Array, share: str | None) -> jax.Array:
