@@ -40,8 +40,8 @@ LANES, SUBLANES = 128, 8
 UNIT = 64  # capacities are multiples of it, see `cache.kv_cache.SLOTS`
 GROUP = 8  # rows of a grid step, which share its overhead of 30 to 90 bundles
 
-# Slots of a piece: at most `SLOTS`, and at most `SPAN` bytes of keys. Bundles a block of 256 slots of one kv head, of all
-# that is done for a row, by the schedules of the compiler for a bfloat16 cache with heads of 128; no vector spills:
+# Slots of a piece: at most `SLOTS`, and at most `SPAN` bytes of keys. Bundles a block of 256 slots of one kv head, all
+# that is done for a row counted, by the compiler's schedule for a bfloat16 cache with heads of 128; no vector spills:
 #
 #     piece of              v5e                    v5p                    v6e                   tpu7x
 #     slots, kv heads   8    4    2    1       8    4    2    1       8    4    2    1       8    4    2    1
@@ -77,6 +77,11 @@ class Attended:
     out: jax.Array
     received: jax.Array | None = None
     logsumexp: jax.Array | None = None
+
+
+def takes(dtype) -> bool:
+    """Whether there is a kernel for a cache of this dtype without scales."""
+    return dtype in (jnp.float32, jnp.bfloat16)
 
 
 def quantise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -231,8 +236,9 @@ def _operands(form, q, keys, values, lengths, layer, rows, visible, scales):
     return *scalars, *arrays
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _call(form: _Form, dtype, interpret, *operands):
-    """The kernel; returns its outputs by name, rows and queries as padded."""
+    """The kernel; returns its outputs by name, rows and queries as padded. Made once for all layers of a program."""
     group, heads, size = form.group, form.kv_heads, form.size
     at = lambda half, step, *_: (half * form.steps + step, 0, 0, 0)
     flat = lambda *index: at(*index)[:3]

@@ -1,22 +1,31 @@
 """Attention of new queries over a cache that first takes their own keys in: the one place where the cache is read.
 
 `dense` is the definition; `blocks` walks over the slots in blocks and stops behind the longest row; `native` is the CPU
-kernel and stops behind each row's own last key. The cost of these two follows the keys that are there and not the
-capacity.
+kernel and `pallas` the TPU kernel for one token a row, and these stop behind each row's own last key. The cost of all
+but `dense` follows the keys that are there and not the capacity.
+
+Where nobody names one, the choice falls by the platform that a program is lowered for, not by that of the process: a
+process on a CPU lowers decode blocks for TPUs.
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax.numpy as jnp
 from jax import lax
 
 from lt_jax import native
+from lt_jax.attention import pallas_decode
 from lt_jax.cache.kv_cache import SLOTS, pick
+from lt_jax.cache.policies import h2o
+from lt_jax.errors import UserError
 
 NONE = -1e30  # a score no key can have; finite, so that a query that sees nothing gives zeros and not NaN
 
 
-def attend(q, k_new, v_new, keys, values, layer: int, rows, start, mask, bound, implementation=None):
+def attend(q, k_new, v_new, keys, values, layer: int, rows, start, mask, bound, implementation=None,
+           received: bool = False):  # fmt: skip
     """Writes the new keys and values into their slots, then attends.
 
     Args:
@@ -28,22 +37,56 @@ def attend(q, k_new, v_new, keys, values, layer: int, rows, start, mask, bound, 
         start: [R] int32, slot of each row's first new key; start + T must not pass C.
         mask: [R, Kb, T, C] bool, visible (query, slot) pairs, new keys included; Kb is 1 or Hkv.
         bound: [R] int32, slots at or after it are not visible to any query of the row.
-        implementation: "native", or a name of `IMPLEMENTATIONS`; None is the best for platform and shapes, a name
-            never falls back.
+        implementation: a name of `IMPLEMENTATIONS`; None is the best for platform and shapes, a name never falls back.
+        received: whether to sum up what each slot receives, as `cache.policies.h2o.received`.
 
     Returns:
-        attended [R, T, H, D], zeros where a query sees nothing; keys; values.
+        attended [R, T, H, D], zeros where a query sees nothing; keys; values; received [R, Hkv, C] float32 or None.
+
+    Raises:
+        UserError: the implementation named is not for such shapes or this platform.
     """
-    if implementation is None:
-        implementation = "native" if native.available() and native.takes(q.shape[-1], keys.dtype) else "blocks"
-    if implementation == "native":
-        fresh = jnp.concatenate([q, k_new, v_new], 2)
-        where = (layer, rows, start, mask, bound)
-        out, keys, values = native.attend(fresh, keys, values, *where, implementation="native")
-        return out.astype(q.dtype), keys, values
-    keys = write(keys, k_new, layer, rows, start)
-    values = write(values, v_new, layer, rows, start)
-    return IMPLEMENTATIONS[implementation](q, keys, values, layer, rows, mask, bound), keys, values
+    operands = (q, k_new, v_new, keys, values, rows, start, mask, bound)
+    form = lambda name: functools.partial(IMPLEMENTATIONS[name], layer=layer, received=received)
+    if implementation is not None:
+        return form(implementation)(*operands)
+    best = {"cpu": "native" if native.available() and native.takes(q.shape[-1], keys.dtype) else "blocks"}
+    best["tpu"] = "pallas" if q.shape[1] == 1 and pallas_decode.takes(keys.dtype) else "blocks"
+    if set(best.values()) == {"blocks"}:
+        return form("blocks")(*operands)
+    return lax.platform_dependent(*operands, **{name: form(how) for name, how in best.items()}, default=form("blocks"))
+
+
+def _native(q, k_new, v_new, keys, values, rows, start, mask, bound, *, layer, received):
+    fresh = jnp.concatenate([q, k_new, v_new], 2)
+    where = (layer, rows, start, mask, bound)
+    out, *rest = native.attend(fresh, keys, values, *where, received=received, implementation="native")
+    return out.astype(q.dtype), *rest, *(() if received else (None,))
+
+
+def _pallas(q, k_new, v_new, keys, values, rows, start, mask, bound, *, layer, received):
+    """By the kernel for one token a row: the slots below `bound` are fetched, those that the mask shows are seen."""
+    if q.shape[1] != 1:
+        raise UserError(f"pallas attention over the cache takes one token a row, not {q.shape[1]}; name 'blocks'")
+    if not pallas_decode.takes(keys.dtype):
+        raise UserError(f"pallas attention takes float32 and bfloat16 caches, not {keys.dtype}; name 'blocks'")
+    keys, values = write(keys, k_new, layer, rows, start), write(values, v_new, layer, rows, start)
+    found = pallas_decode.decode(
+        q[:, 0], keys, values, bound[:, None], layer=layer, rows=rows, visible=mask[:, :, 0], received=received
+    )
+    return found.out[:, None], keys, values, found.received
+
+
+def _plain(how, q, k_new, v_new, keys, values, rows, start, mask, bound, *, layer, received):
+    """By `dense` or `blocks`, and what the slots received by a pass of its own."""
+    keys, values = write(keys, k_new, layer, rows, start), write(values, v_new, layer, rows, start)
+    out = how(q, keys, values, layer, rows, mask, bound)
+    if not received:
+        return out, keys, values, None
+    sums = h2o.received(q, pick(keys[layer], rows, 0), mask)
+    # The next layer's keys are written in place: this one's must have been read by then.
+    out, sums = lax.optimization_barrier((out, sums))
+    return out, keys, values, sums
 
 
 def write(cached, new, layer: int, rows, start):
@@ -125,4 +168,9 @@ def _repeat(mask, queries: int):
     return jnp.broadcast_to(mask[:, :, None], (r, kb, queries // t, t, s)).reshape(r, kb, queries, s)
 
 
-IMPLEMENTATIONS = {"dense": dense, "blocks": blocks}
+IMPLEMENTATIONS = {
+    "dense": functools.partial(_plain, dense),
+    "blocks": functools.partial(_plain, blocks),
+    "native": _native,
+    "pallas": _pallas,
+}

@@ -34,8 +34,9 @@ class DecodeConfig:
         stop: ids that end a row besides EOS.
         closers: rows whose thoughts are closed in one pass; None is one in 16 of `rows`.
         patience: steps a row may wait for others to share that pass.
-        implementation: of products and attention, "native" (the CPU kernels of `lt_jax.native`) or "plain" (XLA).
-            None is the best for the platform; a name never falls back.
+        implementation: of products and attention, "native" (the CPU kernels of `lt_jax.native`), "plain" (XLA) or
+            "pallas" (XLA, and the TPU kernel for the attention of steps; passes of several tokens, which it is not
+            made for, are as in "plain"). None is the best for the platform; a name never falls back.
     """
 
     rows: int = 1

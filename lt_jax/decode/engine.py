@@ -17,13 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax import native
 from lt_jax.decode import control
 from lt_jax.decode.block import decode_block, prefill
 from lt_jax.decode.config import Completion, DecodeConfig, Request
 from lt_jax.decode.pieces import Piece, alike, feed_of, pieces
 from lt_jax.decode.record import Record
-from lt_jax.decode.setup import check, check_request, empty_cache, rules_of
+from lt_jax.decode.setup import check, check_request, empty_cache, products, rules_of
 from lt_jax.decode.weights import prepare
 from lt_jax.errors import UserError
 from lt_jax.layout.row import Row
@@ -54,7 +53,7 @@ class Engine:
         Raises:
             UserError: the scheme, the token table and the config do not go together.
         """
-        self.form = native.choose(config.implementation)
+        self.form = products(config)
         self.rules = rules_of(model, scheme, special, config, tokenize)
         check(scheme, model, config, self.rules)
         self.model, self.scheme, self.config = model, scheme, config

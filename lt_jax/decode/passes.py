@@ -53,7 +53,7 @@ def run(
     """Feeds the tokens: their keys join the cache, and every token sees what the rule lets it see.
 
     Args:
-        form: of attention, see `cache.attend`.
+        form: of attention, see `cache.attend`; "pallas" stands for "blocks" where there are several tokens.
         ending: (first, end, death), [R] each: keys with births first..end-1 die at `death`, already in this pass.
 
     Returns:
@@ -64,6 +64,7 @@ def run(
     offset = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     # Nothing is packed here: the RoPE position of a token is its index in the row, and stays so when others die.
     index = feed.first[:, None] + offset
+    form = "blocks" if form == "pallas" and tokens.shape[1] > 1 else form
     cache, start = slots.append(cache, rows, feed.first, feed.count, feed.death, feed.mark)
     # The padding of a row that does not change goes behind its keys. A finished row may have no room, nor need any.
     start = jnp.where(feed.count > 0, start, jnp.minimum(start, cache.capacity - tokens.shape[1]))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 
 from lt_jax import cache as slots
+from lt_jax import native
 from lt_jax.cache import KVCache
 from lt_jax.decode.block import slack
 from lt_jax.decode.config import DecodeConfig
@@ -20,6 +21,20 @@ from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
 from lt_jax.models.config import DecoderConfig
 
+ATTENTION = {None: None, "native": "native", "plain": "blocks", "pallas": "pallas"}  # by `DecodeConfig.implementation`
+
+
+def products(config: DecodeConfig) -> str:
+    """The form of the matrix products, "native" or "plain".
+
+    Raises:
+        UserError: no such implementation, or one that this machine does not have.
+    """
+    if config.implementation not in ATTENTION:
+        known = ", ".join(name for name in ATTENTION if name)
+        raise UserError(f"decode.implementation is {config.implementation!r}; it is one of {known}")
+    return "plain" if config.implementation == "pallas" else native.choose(config.implementation)
+
 
 def rules_of(
     model: DecoderConfig,
@@ -29,7 +44,7 @@ def rules_of(
     tokenize: Callable | None = None,
 ) -> Rules:
     """What the compiled functions need to know of scheme, token table and config."""
-    attention = {None: None, "native": "native", "plain": "blocks"}[config.implementation]
+    attention = ATTENTION[config.implementation]
     return Rules(
         closing(scheme, special, tokenize), scheme.gist_rule, special.eos, config.stop, config.max_thought,
         config.capacity, config.sampling, attention, config.eviction, config.horizon or model.max_positions,

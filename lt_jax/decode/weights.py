@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from lt_jax import cache as slots
 from lt_jax import native
-from lt_jax.cache.policies import h2o
 from lt_jax.models import decoder, lora, rope
 from lt_jax.models.config import DecoderConfig
 from lt_jax.models.decoder import rms_norm
@@ -105,13 +104,7 @@ def attend(layer: dict, config: DecoderConfig, x: jax.Array, angles, keys, value
         return out.astype(x.dtype), *cache[:2], fresh, cache[2] if received else None
     q, k = _turned(layer, config, fresh.astype(x.dtype), angles)
     v = fresh[..., -config.kv_heads :, :].astype(x.dtype)
-    out, keys, values = slots.attend(q, k, v, keys, values, *where, form)
-    if not received:
-        return out, keys, values, fresh, None
-    number, rows, _, mask, _ = where
-    new = h2o.received(q, slots.kv_cache.pick(keys[number], rows, 0), mask)
-    # The next layer's keys are written in place: this one's must have been read by then.
-    out, new = jax.lax.optimization_barrier((out, new))
+    out, keys, values, new = slots.attend(q, k, v, keys, values, *where, form, received)
     return out, keys, values, fresh, new
 
 
