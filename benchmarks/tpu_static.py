@@ -31,7 +31,8 @@ from lt_jax.attention import pallas_train as kernels  # noqa: E402
 from lt_jax.attention import prepare  # noqa: E402
 from lt_jax.lifetimes import Lifetimes  # noqa: E402
 
-ROWS, HEADS, KV_HEADS, DEPTH = 4, 32, 8, 128
+HEADS, KV_HEADS, DEPTH = 32, 8, 128
+TOKENS = 65536  # of a batch: more than the compiler would put into vector memory as a whole
 LENGTHS = (2048, 4096, 16384, 32768)
 SPLASH_SIDES = ((512, 512), (1024, 1024))  # splash takes the better of them
 
@@ -41,24 +42,30 @@ def products(chip, pairs) -> float:
     return sum(min(chip.product(m, k, n), chip.product(n, k, m)) for m, k, n in pairs)
 
 
-def ours(chip, tuning, length, heads, kv_heads, block_q, per_head=False):
-    """The two kernels compiled: (forward, backward), `_Cost` each."""
-    shape = lambda n: jax.ShapeDtypeStruct((ROWS, length, n, DEPTH), jnp.bfloat16)
+def ours(chip, parts, length, heads, kv_heads, block_q, directions=2):
+    """The two kernels compiled: (forward, backward), `_Cost` each, or the forward one alone."""
+    rows = TOKENS // length
+    shape = lambda n: jax.ShapeDtypeStruct((rows, length, n, DEPTH), jnp.bfloat16)
     q, k = shape(heads), shape(kv_heads)
-    lines = jax.ShapeDtypeStruct((ROWS, heads, length), jnp.float32)
-    death = jax.ShapeDtypeStruct((ROWS, kv_heads, length) if per_head else (ROWS, length), jnp.int32)
+    lines = jax.ShapeDtypeStruct((rows, heads, length), jnp.float32)
+    death = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     plan = jax.eval_shape(functools.partial(prepare, implementation="pallas", block_q=block_q), Lifetimes(death))
-    run = dict(scale=DEPTH**-0.5, tuning=tuning)
-    forward, made = schedule.compile_for(functools.partial(kernels.forward, **run), (q, k, k, plan), chip)
-    both = functools.partial(kernels.backward, **run)
-    backward, back = schedule.compile_for(both, (q, k, k, plan, q, lines, q), chip)
+    run = dict(scale=DEPTH**-0.5, parts=parts)
     tile = heads // kv_heads * block_q
     keys = lambda n: n * kernels.BLOCK
-    work = lambda n: [(keys(n), DEPTH, tile), (DEPTH, keys(n), tile)]
-    work_back = lambda n: [(keys(n), DEPTH, tile)] * 2 + [(keys(n), tile, DEPTH)] * 2 + [(tile, keys(n), DEPTH)]
-    temporaries = [x.memory_analysis().temp_size_in_bytes for x in (forward, backward)]
-    return (_Cost.of(chip, made["lt_attention_forward"], work, temporaries[0]),
-            _Cost.of(chip, back["lt_attention_backward"], work_back, temporaries[1]))  # fmt: skip
+    work = (
+        lambda n: [(keys(n), DEPTH, tile), (DEPTH, keys(n), tile)],
+        lambda n: [(keys(n), DEPTH, tile)] * 2 + [(keys(n), tile, DEPTH)] * 2 + [(tile, keys(n), DEPTH)],
+    )
+    calls = (
+        ("lt_attention_forward", kernels.forward, (q, k, k, plan)),
+        ("lt_attention_backward", kernels.backward, (q, k, k, plan, q, lines, q)),
+    )
+    costs = []
+    for (name, call, operands), products_of in list(zip(calls, work, strict=True))[:directions]:
+        compiled, made = schedule.compile_for(functools.partial(call, **run), operands, chip)
+        costs.append(_Cost.of(chip, made[name], products_of, compiled.memory_analysis().temp_size_in_bytes))
+    return costs
 
 
 class _Cost:
@@ -131,7 +138,7 @@ def _splash_kernels(topology, sizes, heads, kv_heads):
         out, back = jax.vjp(run, q, k, v)
         return out, back(dout)
 
-    shape = lambda n: jax.ShapeDtypeStruct((ROWS, n, length, DEPTH), jnp.bfloat16)
+    shape = lambda n: jax.ShapeDtypeStruct((TOKENS // length, n, length, DEPTH), jnp.bfloat16)
     chip = next(x for x in schedule.CHIPS.values() if x.topology == topology)
     _, made = schedule.compile_for(both, (shape(heads), shape(kv_heads), shape(kv_heads), shape(heads)), chip)
     found = lambda part: next(kernel for name, kernel in made.items() if part in name)
@@ -188,12 +195,12 @@ def whole_table(name, chip, costs, peers, heads, kv_heads, block_q, chosen) -> l
 
 
 def sweep(name, chip, heads, kv_heads) -> list[dict]:
-    """The figures that choose `pallas_train.TUNING`: cycles of the 40-token layout at 4,096 by steps of the softmax."""
+    """The figures that choose `pallas_train.PARTS`: cycles of the 40-token layout at 4,096 by steps of the softmax."""
     life = next(iter(layouts(4096, kv_heads)))[1]
     rows = []
     for block_q in (128, 256):
         for parts in (1, 2, 4):
-            forward, _ = ours(chip, kernels.Tuning(kernels.CHUNK, parts), 4096, heads, kv_heads, block_q)
+            (forward,) = ours(chip, parts, 4096, heads, kv_heads, block_q, 1)
             full, active, blocks = counts(life, block_q)
             total = np.mean([forward.total(f, a, blocks) for f, a in zip(full, active, strict=True)]) * kv_heads
             rows.append({"chip": name, "heads": f"{heads}/{kv_heads}", "block_q": block_q, "parts": parts,
@@ -208,7 +215,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=HEADS)
     parser.add_argument("--kv_heads", type=int, default=KV_HEADS)
     parser.add_argument("--block_q", type=int, default=kernels.BLOCK)
-    parser.add_argument("--sweep", action="store_true", help="choose the tuning instead")
+    parser.add_argument("--sweep", action="store_true", help="the figures behind the tuning instead")
     parser.add_argument("--out", type=Path, default=Path("results/tpu_static.json"))
     options = parser.parse_args()
     heads, kv_heads, block_q = options.heads, options.kv_heads, options.block_q
@@ -221,13 +228,13 @@ def main() -> None:
             blocks += sweep(name, chip, heads, kv_heads)
             print(table(blocks), flush=True)
             continue
-        tuning = kernels.TUNING[name]
-        costs = [ours(chip, tuning, n, heads, kv_heads, block_q) for n in (4096, 32768)]
+        parts = kernels.PARTS[name]
+        costs = [ours(chip, parts, n, heads, kv_heads, block_q) for n in (4096, 32768)]
         peers = {length: splash_cost(chip, length, heads, kv_heads) for length in LENGTHS}
         blocks += blocks_table(name, chip, costs[0], peers[4096])
         whole += whole_table(name, chip, costs, peers, heads, kv_heads, block_q, chosen)
         print(table(blocks), table(whole), sep="\n\n", flush=True)
-    shape = dict(rows=ROWS, heads=heads, kv_heads=kv_heads, head_size=DEPTH, block_q=block_q)
+    shape = dict(tokens=TOKENS, heads=heads, kv_heads=kv_heads, head_size=DEPTH, block_q=block_q)
     write(options.out, result | dict(shape=shape, blocks=blocks, whole=whole))
 
 

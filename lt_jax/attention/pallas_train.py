@@ -4,7 +4,7 @@ Differences from splash attention (JAX) and FlashAttention-2 (Dao, 2023):
 
 - The mask is not known when the kernel is built. Each query block brings the list of its active key blocks, and the
   mask of a partial block is computed in registers from two int32 a key. Nothing of size S x S exists.
-- Key blocks are small (128 keys) so that lists are short, and are taken `Tuning.chunk` at a time, from wherever they
+- Key blocks are small (128 keys) so that lists are short, and are taken `CHUNK` at a time, from wherever they
   lie, so that the matrix unit and the softmax work on large tiles. All keys and values of one (row, kv head) are in
   VMEM while its query blocks go by, and the next head's are fetched meanwhile: no block is read from HBM twice.
 - Keys are sorted by death in VMEM, a row at a time: XLA's gather takes several times as long.
@@ -40,25 +40,30 @@ LOWEST = -1e29  # where the running maximum starts: far above HIDDEN, so hidden 
 BLOCK = 128  # keys of a block, and the least queries of one: the lanes of a vector register
 GROUP = 512  # columns (heads x queries) of a tile; more would only spill registers
 WRAP = np.int32(-(2**31))  # turns an unsigned comparison into a signed one
+CHUNK = 4  # key blocks taken at a time; plans are made for it
 INSIDE = 16384  # rows up to this length are sorted in the kernel
 MIB = 2**20
 
-
-@dataclasses.dataclass(frozen=True)
-class Tuning:
-    """chunk: key blocks taken at a time; parts: in how many steps of the softmax, for the scheduler to interleave."""
-
-    chunk: int
-    parts: int
-
-
-# Chosen from schedules: `python benchmarks/tpu_static.py --sweep` prints the figures and writes them to results/.
-TUNING = {"v5e": Tuning(4, 4), "v5p": Tuning(4, 4), "v6e": Tuning(4, 2), "tpu7x": Tuning(4, 2)}
-CHUNK = 4  # of every generation: plans are made for it
+# In how many steps of the softmax a chunk is taken, for the scheduler to interleave, by TPU generation.
+# Bundles of a chunk of four full blocks, of partial ones and of half a chunk, by the schedules of the compiler for 32
+# heads, 8 kv heads of 128 and query blocks of 128 (`benchmarks/tpu_static.py --sweep`; v5p is as v5e, tpu7x as v6e):
+#
+#     steps         v5e                       v6e
+#         1   1476  1448  807  3320     974  1040  558  2946      the last column: vector spills of the kernel
+#         2   1261  1365  704  2650     826   904  594  2290
+#         4   1132  1212  704  2207     881   944  594  2516
+#     ideal   1024                      384                       what the matrix units take; v6e's, of 256 x 256, are
+#                                                                 half filled by a head of 128, and the vector unit's
+#                                                                 550 are the limit
+#
+# A tile of 512 x 512 scores is four times the vector registers, so it passes through vector memory between its two
+# products: that is what the spills are. Tiles small enough to stay (128 columns) have next to none, and take 1.6 times
+# the bundles a pair. Query blocks of 256 are within 3 %.
+PARTS = {"v5e": 4, "v5p": 4, "v6e": 2, "tpu7x": 2}
 
 
 def generation() -> str:
-    """Which line of `TUNING` is for this process's TPU; v5e where there is none, or a later one."""
+    """Which entry of `PARTS` is for this process's TPU; v5e where there is none, or a later one."""
     kind = jax.devices()[0].device_kind.lower() if jax.default_backend() == "tpu" else ""
     names = {"v5 lite": "v5e", "v5e": "v5e", "v5": "v5p", "v6": "v6e", "7": "tpu7x"}
     return next((name for part, name in names.items() if part in kind), "v5e")
@@ -74,15 +79,15 @@ def fits(length: int, itemsize: int = 2) -> bool:
     return length * BLOCK * (2 * itemsize + 2 * 4) <= 50 * MIB
 
 
-def forward(q, k, v, plan: BlockPlan, scale: float, *, interpret: bool = False, tuning: Tuning | None = None):
+def forward(q, k, v, plan: BlockPlan, scale: float, *, interpret: bool = False, parts: int | None = None):
     """See `flash.FORMS`; lse is to the base 2.
 
     Args:
         interpret: run as plain JAX on any platform (slow; for tests).
-        tuning: None is that of this process's TPU.
+        parts: None is that of this process's TPU in `PARTS`.
     """
     cut = _Cut.of(q, k, plan)
-    kernel = functools.partial(_forward_kernel, scale=scale * LOG2_E, **cut.static(plan, tuning, interpret))
+    kernel = functools.partial(_forward_kernel, scale=scale * LOG2_E, **cut.static(plan, parts, interpret))
     out, lse = pl.pallas_call(
         kernel,
         grid=cut.grid,
@@ -98,10 +103,10 @@ def forward(q, k, v, plan: BlockPlan, scale: float, *, interpret: bool = False, 
     return cut.unlay_queries(out), lse.reshape(cut.rows, q.shape[2], -1)[..., : cut.length]
 
 
-def backward(q, k, v, plan: BlockPlan, out, lse, dout, scale: float, *, interpret: bool = False, tuning=None):
+def backward(q, k, v, plan: BlockPlan, out, lse, dout, scale: float, *, interpret: bool = False, parts: int | None = None):
     """See `flash.FORMS`."""
     cut = _Cut.of(q, k, plan)
-    kernel = functools.partial(_backward_kernel, scale=scale, **cut.static(plan, tuning, interpret))
+    kernel = functools.partial(_backward_kernel, scale=scale, **cut.static(plan, parts, interpret))
     lse = jnp.pad(lse, ((0, 0), (0, 0), (0, cut.padded - cut.length)))
     sums, shapes = cut.key_sums()
     dq, *grads = pl.pallas_call(
@@ -169,9 +174,9 @@ class _Cut:
     def packed(self) -> bool:
         return self.inside and self.dtype == jnp.bfloat16
 
-    def static(self, plan, tuning, interpret) -> dict:
+    def static(self, plan, parts, interpret) -> dict:
         """Arguments of both kernels. `sort`: rows moved in one piece of code, 0 where XLA sorts."""
-        parts = (tuning or TUNING[generation()]).parts
+        parts = parts or PARTS[generation()]
         unroll = 1 if interpret else BLOCK  # interpreted code is compiled by XLA, which would take its time
         return dict(block_q=self.block_q, group=self.group, parts=parts, rule=plan.gist_rule,
                     since=plan.since is not None, sort=unroll if self.inside else 0)  # fmt: skip
