@@ -103,7 +103,9 @@ def forward(q, k, v, plan: BlockPlan, scale: float, *, interpret: bool = False, 
     return cut.unlay_queries(out), lse.reshape(cut.rows, q.shape[2], -1)[..., : cut.length]
 
 
-def backward(q, k, v, plan: BlockPlan, out, lse, dout, scale: float, *, interpret: bool = False, parts: int | None = None):
+def backward(
+    q, k, v, plan: BlockPlan, out, lse, dout, scale: float, *, interpret: bool = False, parts: int | None = None
+):
     """See `flash.FORMS`."""
     cut = _Cut.of(q, k, plan)
     kernel = functools.partial(_backward_kernel, scale=scale, **cut.static(plan, parts, interpret))
