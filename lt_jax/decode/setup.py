@@ -33,7 +33,12 @@ def products(config: DecodeConfig) -> str:
     if config.implementation not in ATTENTION:
         known = ", ".join(name for name in ATTENTION if name)
         raise UserError(f"decode.implementation is {config.implementation!r}; it is one of {known}")
-    return "plain" if config.implementation == "pallas" else native.choose(config.implementation)
+    if config.implementation != "pallas":
+        return native.choose(config.implementation)
+    platform = jax.default_backend()
+    if platform not in ("cpu", "tpu"):  # on a CPU it is interpreted, for tests
+        raise UserError(f"decode.implementation is 'pallas', which is for TPUs; the platform is {platform}")
+    return "plain"
 
 
 def rules_of(
