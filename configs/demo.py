@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.batches = ConfigDict({"length": 2048, "batch": 1, "bins": 32, "over_length": "drop", "seed": 1})
     config.n_gist = 9
     config.trigger = "\n\n"  # the token that ends a thought anyway; None would add one
-    config.train = ConfigDict({"steps": 850, "log_every": 50, "seed": 1})
+    config.train = ConfigDict({"steps": 1000, "log_every": 50, "seed": 1})
     config.train.optim = ConfigDict({
         "name": "muon", "learning_rate": 8e-3, "warmup": 0.1, "end_fraction": 0.02, "weight_decay": 0.01,
     })  # fmt: skip
