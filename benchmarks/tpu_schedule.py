@@ -117,20 +117,54 @@ class Kernel:
         return tuple(dict.fromkeys(x for x in free if not any(y.holds(x) and y != x for y in free)))
 
 
-def compile_for(function, shapes, chip: Chip):
-    """Compiles for the first core of `chip`; returns `jax.stages.Compiled` and the kernels by name."""
+def compile_for(function, shapes, chip: Chip, donate=()):
+    """Compiles for the first core of `chip`, some arguments donated; returns `jax.stages.Compiled` and the kernels by
+    name."""
     for path in glob.glob(os.path.join(_DUMP, "*")):
         os.remove(path)
     device = topologies.get_topology_desc(platform="tpu", topology_name=chip.topology).devices[0]
     place = jax.sharding.SingleDeviceSharding(device)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
-    compiled = jax.jit(function).lower(*shapes).compile()
-    return compiled, {kernel.name: kernel for kernel in map(_read, _final_bundles()) if kernel}
+    compiled = jax.jit(function, donate_argnums=donate).lower(*shapes).compile()
+    return compiled, {kernel.name: kernel for _, path in final_bundles() if (kernel := _read(path))}
 
 
-def _final_bundles():
+def final_bundles() -> list[tuple[str, str]]:
+    """What was compiled last: (name, file with its schedule) of each operation that has one."""
     paths = sorted(glob.glob(os.path.join(_DUMP, "*-final_bundles.txt")))
-    return [path for path in paths if "schedule-analysis" not in path]
+    name = lambda path: re.sub(r"^\d+-", "", os.path.basename(path)).rsplit("-", 2)[0]
+    return [(name(path), path) for path in paths if "schedule-analysis" not in path]
+
+
+def unrolled(path: str, trips: tuple[int, ...] = ()) -> int:
+    """Bundles of a schedule, each as often as the loops around it run.
+
+    Args:
+        trips: of the loops whose count is no constant, in order; what is missing counts as 1.
+    """
+    lines = []
+    for line in open(path, errors="replace"):
+        if _LINE.match(line):
+            lines.append(line)
+        elif lines:
+            lines[-1] += line
+    start, end, limit = {}, {}, {}
+    for here, line in enumerate(lines):
+        for number in re.findall(r"Start(?:/End empty)? region (\d+)", line):
+            start.setdefault(number, here)
+        end.update((number, here) for number in re.findall(r"End region (\d+)", line))
+        limit.update(re.findall(r"(%p\w+) = scmp\.ge\.s32\.totalorder %s\w+, (\d+)", line))
+    loops = []
+    for here, line in enumerate(lines):
+        for test, number in re.findall(r"sbr\.rel \(!(%p\w+)\) target = \$region(\d+)", line):
+            first = start.get(number, here)
+            if first < here and _LINE.match(lines[first]).group(2) == "LB":  # back to the loop's first bundle
+                loops.append((first, max(end[number], here), limit.get(test)))
+    times, left = [1] * len(lines), list(trips)
+    for first, last, count in sorted(loops):
+        count = int(count) if count else left.pop(0) if left else 1
+        times[first : last + 1] = [n * count for n in times[first : last + 1]]
+    return sum(times)
 
 
 _LINE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(\w\w)?\s*:\s*((?:>\s*)*)")
@@ -168,8 +202,12 @@ def _read(path: str) -> Kernel | None:
             end = next((i for i in range(start, len(depth)) if depth[i] < depth[start]), len(depth))
             loops.append(span(start, end, depth[start]))
     regions = [span(a, b, depth[a]) for a, b in sorted(found) if b - a > 8]
-    spills = sum(row[SLOTS.index("fill")] + row[SLOTS.index("spill")] for row in slots)
-    return Kernel(re.sub(r"\.\d+$", "", name), len(depth), spills, tuple(loops), tuple(regions))
+    return Kernel(re.sub(r"\.\d+$", "", name), len(depth), spills(path), tuple(loops), tuple(regions))
+
+
+def spills(path: str) -> int:
+    """Vector registers that a schedule puts aside and takes back, counted once."""
+    return sum(row[SLOTS.index("fill")] + row[SLOTS.index("spill")] for row in _slots(path))
 
 
 SLOTS = ("matrix", "cross-lane", "vector", "pop", "transcendental", "load", "fill", "store", "spill", "scalar")

@@ -21,3 +21,19 @@ def test_matmul_cpu_measures_every_form():
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(FOLDER)!r}); {code}", "--repeats=1"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["['native', 'torch_float32', 'xla_float32']"], done.stderr[-2000:]
+
+
+@pytest.mark.tpu_backend
+def test_tpu_program_counts_trips_and_bytes():
+    """A loop of 7 over 256 MiB that no vector memory holds: read and written each time, at 8 x 128 numbers a bundle."""
+    code = f"""
+import sys; sys.path.insert(0, {str(FOLDER)!r})
+import jax, jax.numpy as jnp, tpu_schedule, tpu_program
+x = jax.ShapeDtypeStruct((65536, 1024), jnp.float32)
+body = lambda i, x: jnp.cos(x)
+_, found = tpu_program.compile_for(lambda x: jax.lax.fori_loop(0, 7, body, x), (x,), tpu_schedule.CHIPS['v5e'], (0,))
+most = max(found, key=lambda x: x.cycles(1))
+print(most.times, most.moved / 2**28, most.bundles > 65536)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["7 2.0 True"], done.stdout + done.stderr[-2000:]
