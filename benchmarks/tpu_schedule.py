@@ -216,5 +216,5 @@ SLOTS = ("matrix", "cross-lane", "vector", "pop", "transcendental", "load", "fil
 def _slots(path: str) -> list:
     prefix = path.rsplit("-", 2)[0]
     found = glob.glob(glob.escape(prefix) + "*final_hlo-static-per-bundle-utilization.txt")
-    rows = [line.split() for line in open(found[0])] if found else []
+    rows = [line.split() for line in open(found[0]).read().split("UTILIZATION:")[-1].splitlines()] if found else []
     return [[int(x) for x in row] for row in rows if len(row) == len(SLOTS) and all(x.isdigit() for x in row)]
