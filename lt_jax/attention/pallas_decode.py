@@ -124,7 +124,7 @@ def decode(q, keys, values, lengths, *, layer=0, rows=None, visible=None, scales
         ValueError: for shapes or dtypes that do not fit each other.
     """
     _check(q, keys, values, lengths, visible, scales)
-    form = _form(q, keys, lengths, visible, scales, received, logsumexp, block)
+    form = form_of(q, keys, lengths, visible, scales, received, logsumexp, block)
     rows = jnp.arange(q.shape[0], dtype=jnp.int32) if rows is None else rows
     operands = _operands(form, q, keys, values, lengths, layer, rows, visible, scales)
     run = lambda inner: lambda *x: _call(form, q.dtype, inner, *x)
@@ -136,7 +136,7 @@ def decode(q, keys, values, lengths, *, layer=0, rows=None, visible=None, scales
 
 
 @dataclasses.dataclass(frozen=True)
-class _Form:
+class Form:
     """What a kernel is made for. R queries of H = kv_heads * share heads, padded to `halves * steps * group` rows.
 
     Attributes:
@@ -181,6 +181,11 @@ class _Form:
         return self.dtype == jnp.int8
 
     @property
+    def together(self) -> int:
+        """Kv heads in one stretch of code."""
+        return next(n for n in TOGETHER if self.kv_heads % n == 0)
+
+    @property
     def cleans(self) -> bool:
         """Whether values of invisible slots can be NaN, and holes have to be found."""
         return bool(self.masks) and not self.quantised
@@ -191,7 +196,7 @@ class _Form:
         return SUBLANES * self.packed
 
 
-def _form(q, keys, lengths, visible, scales, received, logsumexp, block) -> _Form:
+def form_of(q, keys, lengths, visible, scales, received, logsumexp, block) -> Form:
     count, heads, size = q.shape
     kv_heads, capacity = keys.shape[2:4]
     share, line = heads // kv_heads, kv_heads * _lanes(size) * keys.dtype.itemsize
@@ -200,7 +205,7 @@ def _form(q, keys, lengths, visible, scales, received, logsumexp, block) -> _For
     halves = 1 if count == 1 else 2
     steps = -(-count // (halves * GROUP))
     least, most = BUFFERS
-    return _Form(
+    return Form(
         count, kv_heads, share, -(-share // SUBLANES) * SUBLANES, size, keys.dtype, capacity, block,
         -(-capacity // block), halves, steps, -(-count // (halves * steps)), lengths.shape[1],
         0 if visible is None else visible.shape[1], received, logsumexp,
@@ -237,7 +242,7 @@ def _operands(form, q, keys, values, lengths, layer, rows, visible, scales):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _call(form: _Form, dtype, interpret, *operands):
+def _call(form: Form, dtype, interpret, *operands):
     """The kernel; returns its outputs by name, rows and queries as padded. Made once for all layers of a program."""
     group, heads, size = form.group, form.kv_heads, form.size
     at = lambda half, step, *_: (half * form.steps + step, 0, 0, 0)
@@ -277,7 +282,7 @@ def _call(form: _Form, dtype, interpret, *operands):
     return dict(zip(outs, found, strict=True))
 
 
-def _scratch(form: _Form) -> dict:
+def _scratch(form: Form) -> dict:
     heads, buffer = form.kv_heads, (form.buffers, form.kv_heads, form.block)
     out = {"k": pltpu.VMEM((*buffer, form.size), form.dtype), "v": pltpu.VMEM((*buffer, form.size), form.dtype)}
     out |= {"arrived": pltpu.SemaphoreType.DMA((form.buffers,)), "next": pltpu.SMEM((4,), jnp.int32)}
@@ -293,7 +298,7 @@ def _scratch(form: _Form) -> dict:
     return out
 
 
-def _memory(form: _Form) -> int:
+def _memory(form: Form) -> int:
     """Bytes of a core's own memory to ask for: the buffers and the pairs of blocks that come and go, and some room."""
     line = form.kv_heads * _lanes(form.size)
     buffers = 2 * form.buffers * form.block * line * form.dtype.itemsize
@@ -301,7 +306,7 @@ def _memory(form: _Form) -> int:
     return 2 * buffers + 8 * form.group * rows + (8 << 20)
 
 
-def _kernel(form: _Form, interpret, ref):
+def _kernel(form: Form, interpret, ref):
     """One grid step: the rows of a group."""
     half, step = pl.program_id(0), pl.program_id(1)
     first = half * (form.steps * form.group)
@@ -401,21 +406,20 @@ def _copies(form, interpret, ref, row, piece, slot, act: str):
         copy(_longest(form, ref, row), LANES, both, slice(None))
 
 
-def _heads(form: _Form, work):
+def _heads(form: Form, work):
     """`work(head)` for every kv head, some of them in one stretch of code so that one works while another waits."""
-    together = next(n for n in TOGETHER if form.kv_heads % n == 0)
 
     def some(first):
-        for head in range(together):
+        for head in range(form.together):
             work(first + head)
 
-    if form.kv_heads == together:
+    if form.kv_heads == form.together:
         some(0)
     else:
-        lax.fori_loop(0, form.kv_heads // together, lambda n, _: some(n * together), None)
+        lax.fori_loop(0, form.kv_heads // form.together, lambda n, _: some(n * form.together), None)
 
 
-def _piece(form: _Form, ref, row, i, piece, slot, head):
+def _piece(form: Form, ref, row, i, piece, slot, head):
     """What a kv head makes of a piece that has arrived: scores, probabilities and sums."""
     begin = piece * form.block
     seen = lax.broadcasted_iota(jnp.int32, (form.tile, form.block), 1) < _length(form, ref, row, head) - begin
@@ -562,7 +566,7 @@ def _dot(a, b, axis):
     return lax.dot_general(a, b, (((1,), (axis,)), ((), ())), precision=exact, preferred_element_type=jnp.float32)
 
 
-def _attended(form: _Form, q, capacity: int, outs: dict) -> Attended:
+def _attended(form: Form, q, capacity: int, outs: dict) -> Attended:
     """Outputs of the kernel without the padding."""
     heads = lambda x: x[: form.rows, :, : form.share].reshape(q.shape[0], q.shape[1], *x.shape[3:])
     received, lse = outs.get("received"), outs.get("logsumexp")

@@ -51,7 +51,8 @@ def lower(
 
     Args:
         model: weights are taken to be stored in its dtype.
-        config: `implementation` must be "plain"; what the native kernels take is decided on this machine's CPU.
+        config: `implementation` is "plain", "pallas", or None: what an engine on such a device does. Not "native": what
+            those kernels take is decided on this machine's CPU.
         sharding: of all arguments, for example a `SingleDeviceSharding` of a topology's device; None is the default.
         platforms: names, such as ("cuda",), to lower for without a device; None is the sharding's.
 
@@ -59,10 +60,10 @@ def lower(
         `jax.stages.Lowered`, and (weights, state, cache) as `jax.ShapeDtypeStruct`s.
 
     Raises:
-        UserError: another implementation is asked for.
+        UserError: native kernels are asked for.
     """
-    if config.implementation != "plain":
-        raise UserError(f"implementation is {config.implementation!r}; ahead of time only 'plain' can be lowered")
+    if config.implementation == "native":
+        raise UserError("decode.implementation is 'native', which cannot be lowered ahead of time; 'plain' can")
     rules = rules_of(model, scheme, special, config)
     shapes = jax.eval_shape(lambda p: prepare(p, model, "plain"), parameters.abstract(model, model.dtype))
     state = jax.eval_shape(lambda: control.idle(config.rows))
