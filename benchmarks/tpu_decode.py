@@ -68,7 +68,7 @@ def operands(kv_heads=8, share=4, capacity=640, size=DEPTH, dtype="bfloat16", le
 
 
 def form_of(shapes, options) -> kernel.Form:
-    given = [shapes.get(name) for name in ("q", "keys", "lengths", "visible", "scales")]
+    given = [shapes.get(name) for name in ("q", "keys", "lengths", "visible")]
     return kernel.form_of(*given, options["received"], False, options["block"])
 
 

@@ -38,7 +38,8 @@ from jax.experimental.pallas import tpu as pltpu
 NONE = -1e30  # a score no key can have; finite, so that a query that sees nothing gives zeros and not NaN
 LANES, SUBLANES = 128, 8
 UNIT = 64  # capacities are multiples of it, see `cache.kv_cache.SLOTS`
-GROUP = 8  # rows of a grid step, which share its overhead of 30 to 90 bundles
+GROUP = 8  # rows of a grid step, which share its overhead of 30 to 90 bundles; fewer where
+ROOM = 16 << 20  # bytes do not hold their masks and what their slots receive, twice
 
 # Slots of a piece: at most `SLOTS`, and at most `SPAN` bytes of keys. Bundles a block of 256 slots of one kv head, all
 # that is done for a row counted, by the compiler's schedule for a bfloat16 cache with heads of 128; no vector spills:
@@ -124,7 +125,7 @@ def decode(q, keys, values, lengths, *, layer=0, rows=None, visible=None, scales
         ValueError: for shapes or dtypes that do not fit each other.
     """
     _check(q, keys, values, lengths, visible, scales)
-    form = form_of(q, keys, lengths, visible, scales, received, logsumexp, block)
+    form = form_of(q, keys, lengths, visible, received, logsumexp, block)
     rows = jnp.arange(q.shape[0], dtype=jnp.int32) if rows is None else rows
     operands = _operands(form, q, keys, values, lengths, layer, rows, visible, scales)
     run = lambda inner: lambda *x: _call(form, q.dtype, inner, *x)
@@ -196,19 +197,21 @@ class Form:
         return SUBLANES * self.packed
 
 
-def form_of(q, keys, lengths, visible, scales, received, logsumexp, block) -> Form:
+def form_of(q, keys, lengths, visible, received, logsumexp, block) -> Form:
+    """The kernel for arguments of `decode`, of which only shapes and dtypes matter."""
     count, heads, size = q.shape
     kv_heads, capacity = keys.shape[2:4]
     share, line = heads // kv_heads, kv_heads * _lanes(size) * keys.dtype.itemsize
     if block is None:
         block = _block(capacity, min(SLOTS, SPAN // line))
+    pieces, masks = -(-capacity // block), 0 if visible is None else visible.shape[1]
+    group = min(GROUP, max(1, ROOM // max(1, 2 * _slot_bytes(pieces * block, kv_heads, masks, received))))
     halves = 1 if count == 1 else 2
-    steps = -(-count // (halves * GROUP))
+    steps = -(-count // (halves * group))
     least, most = BUFFERS
     return Form(
         count, kv_heads, share, -(-share // SUBLANES) * SUBLANES, size, keys.dtype, capacity, block,
-        -(-capacity // block), halves, steps, -(-count // (halves * steps)), lengths.shape[1],
-        0 if visible is None else visible.shape[1], received, logsumexp,
+        pieces, halves, steps, -(-count // (halves * steps)), lengths.shape[1], masks, received, logsumexp,
         min(max(1 + -(-FLYING // (2 * block * line)), least), most),
     )  # fmt: skip
 
@@ -299,11 +302,19 @@ def _scratch(form: Form) -> dict:
 
 
 def _memory(form: Form) -> int:
-    """Bytes of a core's own memory to ask for: the buffers and the pairs of blocks that come and go, and some room."""
-    line = form.kv_heads * _lanes(form.size)
-    buffers = 2 * form.buffers * form.block * line * form.dtype.itemsize
-    rows = form.kv_heads * form.tile * (3 * _lanes(form.size) + form.slots) + (form.masks + form.kv_heads) * form.slots
-    return 2 * buffers + 8 * form.group * rows + (8 << 20)
+    """Bytes of a core's own memory to ask for: the buffers, the pairs of blocks that come and go, and some room."""
+    wide = _lanes(form.size)
+    buffers = 2 * form.buffers * form.kv_heads * form.block * (wide * form.dtype.itemsize + 4 * form.quantised)
+    tiles = 4 * form.kv_heads * form.tile * (2 * wide + LANES * form.logsumexp)
+    blocks = 2 * form.group * (tiles + _slot_bytes(form.slots, form.kv_heads, form.masks, form.received))
+    sums = 4 * form.kv_heads * form.tile * (2 * LANES + wide + form.slots * form.received) * (form.pieces > 1)
+    return buffers + blocks + sums + (8 << 20)
+
+
+def _slot_bytes(slots: int, kv_heads: int, masks: int, received: bool) -> int:
+    """Bytes of a row's masks and of what its slots received, in the core's own memory."""
+    tiles = lambda n: -(-n // SUBLANES) * SUBLANES
+    return 4 * slots * (tiles(masks) + tiles(kv_heads) * received)
 
 
 def _kernel(form: Form, interpret, ref):
