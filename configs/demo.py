@@ -6,8 +6,8 @@ rows whose thoughts die once they are written into nine gists. Then both solve p
 
     make demo                          (or: python launch/demo.py --config=configs/demo.py)
 
-Hardware: two CPU cores, nine minutes, of which three for each student. Result: vanilla 99.2 %, LightThinker 99.0 % with
-31 % of the peak and 31 % of the dependency; of chains longer than any trained on 4 % and 34 % (results/demo_table.txt).
+Hardware: two CPU cores, nine minutes, of which three for each student. Result: vanilla 98.7 %, LightThinker 98.4 % with
+31 % of the peak and 31 % of the dependency; of chains longer than any trained on 4 % and 53 % (results/demo_table.txt).
 """
 
 from ml_collections import ConfigDict
