@@ -49,7 +49,7 @@ def redundant(heads: int, kernel: bool):
 
 def eviction(heads: int, kernel: bool):
     how = published("rkv", BUDGET, SLOTS - BUDGET)
-    model = PRESETS["qwen2.5-7b"].replace(dtype="bfloat16", kv_heads=heads)
+    model = PRESETS["qwen3-8b"].replace(dtype="bfloat16", layers=LAYERS, kv_heads=heads)
     cache = jax.eval_shape(lambda: slots.empty_evicting(model, BATCH, SLOTS, how, 4608, False))
     row = lambda dtype: jax.ShapeDtypeStruct((ROWS,), dtype)
 
