@@ -302,6 +302,19 @@ def test_a_step_can_be_lowered_for_another_platform(platform):
     assert text.count("stablehlo.while") == program(platform, "blocked").count("stablehlo.while")
 
 
+def test_a_tpu_gets_the_kernels_where_they_fit(monkeypatch):
+    """A process on a TPU v5 or later lowers them by default; one on a v4, or with rows too long for them, does not."""
+    kinds = {"TPU v5 lite": "v5e", "TPU v5p": "v5p", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
+    kinds |= dict.fromkeys(("TPU v4", "cpu", "NVIDIA H100 80GB HBM3"))
+    assert {kind: pallas_train.generation(kind) for kind in kinds} == kinds
+    monkeypatch.setattr(pallas_train, "generation", lambda: "v5e")
+    assert "tpu_custom_call" in program("tpu")
+    monkeypatch.setattr(pallas_train, "fits", lambda *size: False)
+    assert "tpu_custom_call" not in program("tpu")
+    monkeypatch.undo()
+    assert "tpu_custom_call" not in program("tpu")
+
+
 def test_several_devices_get_the_blocked_form(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     assert "lt_flash" not in program("cpu")

@@ -42,8 +42,8 @@ def prepare(
         lifetimes: of B rows of S tokens.
         implementation: "dense", "blocked", "native" (compiled code for the CPU of a process with one device, on the
             plan of "blocked"), "pallas" (kernels for TPUs; interpreted, and slow, on a CPU), or None: the best for the
-            platform. That is "pallas" in a process on a TPU, for rows that its memory can take; "native" for programs
-            that run on a CPU with one device and a compiler; "blocked" for all others.
+            platform. That is "pallas" in a process on a TPU v5 or later, for rows that its memory can take; "native" for
+            programs that run on a CPU with one device and a compiler; "blocked" for all others.
         block_q, block_k: block sides in tokens for all but "dense"; None for the best of this process's platform. Cut
             down to short rows, but not for "pallas", whose sides are multiples of 128 queries and 128 keys.
         split: how rows and kv heads lie on a mesh; attention then stays on each device. ("dense" is left to XLA.)
@@ -58,7 +58,7 @@ def prepare(
         local = functools.partial(prepare, implementation=implementation, block_q=block_q, block_k=block_k)
         return _split.prepare(lifetimes, split, local)
     length = lifetimes.death.shape[-1]
-    on_tpu = jax.default_backend() == "tpu" and not (block_q or block_k) and _pallas.fits(length)
+    on_tpu = _pallas.generation() is not None and not (block_q or block_k) and _pallas.fits(length)
     if implementation == "pallas" or (implementation is None and on_tpu):
         block = _pallas.BLOCK
         plan = _build_blocks(lifetimes, block_q or block, block_k or block, implementation, _pallas.CHUNK)
@@ -126,7 +126,8 @@ def _forms(implementation, q, plan):
                             f"and {plan.block_q}")  # fmt: skip
         return (("default", "native"),)
     native = implementation is None and takes and jax.device_count() == 1 and _library.available()
-    pallas = implementation is None and _pallas.takes(plan) and _pallas.fits(plan.length, q.dtype.itemsize)
+    pallas = implementation is None and _pallas.generation() and _pallas.takes(plan)
+    pallas = pallas and _pallas.fits(plan.length, q.dtype.itemsize)
     best = ("cpu", "native" if native else "one by one"), ("default", "lockstep")
     return (*best, ("tpu", "pallas")) if pallas else best
 

@@ -62,11 +62,16 @@ MIB = 2**20
 PARTS = {"v5e": 4, "v5p": 4, "v6e": 2, "tpu7x": 2}
 
 
-def generation() -> str:
-    """Which entry of `PARTS` is for this process's TPU; v5e where there is none, or a later one."""
-    kind = jax.devices()[0].device_kind.lower() if jax.default_backend() == "tpu" else ""
-    names = {"v5 lite": "v5e", "v5e": "v5e", "v5": "v5p", "v6": "v6e", "7": "tpu7x"}
-    return next((name for part, name in names.items() if part in kind), "v5e")
+def generation(kind: str | None = None) -> str | None:
+    """Which entry of `PARTS` is for a TPU of this `device_kind`; None for any other device, a TPU v4 with its 16 MiB of
+    vector memory among them.
+
+    Args:
+        kind: None is that of this process's devices.
+    """
+    kind = (jax.devices()[0].device_kind if kind is None else kind).lower()
+    names = {"v5 lite": "v5e", "v5e": "v5e", "v5": "v5p", "v6": "v6e", "tpu7": "tpu7x"}
+    return next((name for part, name in names.items() if part in kind and "tpu" in kind), None)
 
 
 def takes(plan: BlockPlan) -> bool:
@@ -75,7 +80,7 @@ def takes(plan: BlockPlan) -> bool:
 
 
 def fits(length: int, itemsize: int = 2) -> bool:
-    """Whether one head's keys, values and their float32 gradients fit the VMEM of every generation (64 MiB)."""
+    """Whether a head's keys, values and their float32 gradients fit the VMEM of all generations in `PARTS` (64 MiB)."""
     return length * BLOCK * (2 * itemsize + 2 * 4) <= 50 * MIB
 
 
@@ -178,7 +183,7 @@ class _Cut:
 
     def static(self, plan, parts, interpret) -> dict:
         """Arguments of both kernels. `sort`: rows moved in one piece of code, 0 where XLA sorts."""
-        parts = parts or PARTS[generation()]
+        parts = parts or PARTS[generation() or "v5e"]  # there is no TPU here: lowered ahead of time, or interpreted
         unroll = 1 if interpret else BLOCK  # interpreted code is compiled by XLA, which would take its time
         return dict(block_q=self.block_q, group=self.group, parts=parts, rule=plan.gist_rule,
                     since=plan.since is not None, sort=unroll if self.inside else 0)  # fmt: skip
