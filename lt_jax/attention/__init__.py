@@ -42,8 +42,8 @@ def prepare(
         lifetimes: of B rows of S tokens.
         implementation: "dense", "blocked", "native" (compiled code for the CPU of a process with one device, on the
             plan of "blocked"), "pallas" (kernels for TPUs; interpreted, and slow, on a CPU), or None: the best for the
-            platform. That is "pallas" in a process on a TPU v5 or later, for rows that its memory can take; "native" for
-            programs that run on a CPU with one device and a compiler; "blocked" for all others.
+            platform. That is "pallas" in a process on a TPU v5 or later, for rows that its memory can take; "native"
+            for programs that run on a CPU with one device and a compiler; "blocked" for all others.
         block_q, block_k: block sides in tokens for all but "dense"; None for the best of this process's platform. Cut
             down to short rows, but not for "pallas", whose sides are multiples of 128 queries and 128 keys.
         split: how rows and kv heads lie on a mesh; attention then stays on each device. ("dense" is left to XLA.)
