@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # A long-lived heap of huge pages: XLA's CPU buffers are otherwise mapped and unmapped at every step.
 MALLOC = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-tpu lint base clean
+.PHONY: demo test test-tpu transformers4 lint base clean
 
 demo: $(VENV)/installed
 	$(MALLOC) $(BIN)/python launch/demo.py --config=configs/demo.py
@@ -14,9 +14,17 @@ demo: $(VENV)/installed
 REAL = $(HOME)/.cache/lt_jax/qwen2.5-coder-0.5b-instruct/model.safetensors ../shared/tools/real_model.py
 WITHOUT = $(if $(wildcard $(REAL)),not tpu_backend,not tpu_backend and not real_model)
 
-test: $(VENV)/installed-dev
+test: $(VENV)/installed-dev transformers4
 	$(if $(wildcard $(REAL)),,@echo "no real checkpoint here: tests marked real_model are left out")
 	$(MALLOC) $(BIN)/python -m pytest -m "$(WITHOUT)"
+
+# Transformers 4 beside the 5 that we use: what we export must load in both. The rest of what it needs is there.
+transformers4: build/transformers4/installed
+
+build/transformers4/installed: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --upgrade --target build/transformers4 \
+		transformers==4.57.6 tokenizers==0.22.2 huggingface-hub==0.36.2
+	touch $@
 
 # What is compiled for TPUs, with the real compiler and without a TPU. It comes with 137 MB of libtpu, and so apart.
 test-tpu: $(VENV)/installed-dev

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from lt_jax.layout.special import SpecialTokens
 from lt_jax.layout.tokenizer import load_tokenizer
 from lt_jax.models import huggingface
 from lt_jax.models.config import DecoderConfig
+from lt_jax.models.hf_ends import read_ends
 
 WARM_TOKENS = 2
 
@@ -42,7 +42,7 @@ class Writer:
         tokenizer: a `transformers` tokenizer.
         prompt: (question, system, history) -> chat prompt, see `data.rows.Prompter`.
         origin: where the weights came from.
-        stop: ids that end an answer besides `special.eos`.
+        stop: ids that end an answer besides `special.eos`, see `models.hf_ends`.
     """
 
     params: dict
@@ -135,18 +135,8 @@ def open_folder(folder: str | Path, method: str | None = None, *, dtype: str = "
     params, model = weights or huggingface.load(folder, dtype, compute_dtype=dtype)
     own = lambda given, otherwise: otherwise if given is None else given
     ask = Prompter(own(chat, card.chat), tokenizer, own(system, card.system), own(prefix, card.prefix))
-    stop = _stops(Path(folder)) - {card.special.eos}
-    return Writer(params, model, card.scheme, card.special, tokenizer, ask, str(folder), tuple(sorted(stop)))
-
-
-def _stops(folder: Path) -> set[int]:
-    """The end tokens of generation_config.json; Qwen's chat models have two."""
-    path = folder / "generation_config.json"
-    try:
-        eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a JSON object ({error})") from None
-    return {int(i) for i in (eos if isinstance(eos, list) else [eos]) if i is not None}
+    stop = tuple(i for i in read_ends(folder, tokenizer) if i != card.special.eos)
+    return Writer(params, model, card.scheme, card.special, tokenizer, ask, str(folder), stop)
 
 
 def _plain(folder, tokenizer, method: str | None) -> Card:
@@ -156,10 +146,14 @@ def _plain(folder, tokenizer, method: str | None) -> Card:
             f"{folder}: has no {NAME}, so its tokenizer has no special tokens for {method}; train it with "
             "launch/train.py, or describe a released checkpoint with launch/convert.py --table"
         )
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{folder}: the tokenizer names no eos_token, so an answer would never end")
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    special = SpecialTokens(eos=tokenizer.eos_token_id, pad=pad)
+    ends = read_ends(folder, tokenizer)
+    if not ends:
+        raise UserError(
+            f"{folder}: generation_config.json and config.json name no eos_token_id and the tokenizer no eos_token, so "
+            "an answer would never end"
+        )
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0]
+    special = SpecialTokens(eos=eos, pad=eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
     return Card(Scheme("vanilla"), special, "own" if tokenizer.chat_template else "plain")
 
 

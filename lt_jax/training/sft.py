@@ -25,11 +25,12 @@ from lt_jax.data.stats import measure
 from lt_jax.data.tasks import FAMILIES, Problems
 from lt_jax.errors import UserError
 from lt_jax.layout.card import NAME, Card, read_card
-from lt_jax.layout.special import SpecialTokens, Table, default_table, one_token, reference_table
+from lt_jax.layout.special import SpecialTokens, Table, default_table, name_ends, one_token, reference_table
 from lt_jax.layout.tokenizer import load_tokenizer, tokenizer_hash
 from lt_jax.models import huggingface, lora, vocabulary
 from lt_jax.models import params as parameters
 from lt_jax.models.config import DecoderConfig
+from lt_jax.models.hf_ends import read_ends
 from lt_jax.training import mesh as meshes
 from lt_jax.training import metrics, run
 from lt_jax.training.checkpoint import fingerprint
@@ -71,7 +72,7 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
     card = Card(config.scheme, table.special, source.chat, source.system, source.prefix)
     final = huggingface.save(
         folder / "final", result.params, model, tokenizer, dtype=config.export_dtype, overwrite=True,
-        files={NAME: card.to_json(tokenizer)},
+        files={NAME: card.to_json(tokenizer)}, source=config.model, eos=table.special.eos, pad=tokenizer.pad_token_id,
     )  # fmt: skip
     say(f"exported to {final}")
     return final
@@ -93,12 +94,16 @@ def special_tokens(tokenizer, config: SftConfig) -> Table:
                     f"tokens.{name} is {text!r}, but model.path {config.model} was trained with "
                     f"{tokenizer.convert_ids_to_tokens(own)!r}, which {NAME} there says; leave tokens.{name} out"
                 )
+        name_ends(tokenizer, card.special.eos)
         return Table(card.special)
     if tokens.table == "reference":
         return reference_table(tokenizer, tokens.family, scheme.n_gist)
     eos = tokens.eos or tokenizer.eos_token
     if eos is None:
-        raise UserError(f"{config.model}: the tokenizer names no eos_token; give one with --config.tokens.eos")
+        ends = read_ends(config.model)
+        if not ends or ends[0] >= len(tokenizer):
+            raise UserError(f"{config.model}: the tokenizer names no eos_token; give one with --config.tokens.eos")
+        eos = tokenizer.convert_ids_to_tokens(ends[0])
     return default_table(tokenizer, scheme, eos, tokens.pad or tokenizer.pad_token, tokens.trigger)
 
 
