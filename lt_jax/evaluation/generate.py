@@ -97,7 +97,7 @@ def as_jsonl(writer: Writer, prompts: Sequence[tuple[str, str]], done: Sequence[
     lines = []
     for (question, _), each in zip(prompts, done, strict=True):
         record = {
-            "question": question, "text": writer.text(each.tokens[~each.forced]), "finish": each.finish,
+            "question": question, "text": writer.text(each.tokens[each.written]), "finish": each.finish,
             "prompt_tokens": each.prompt_length, "generated": int((~each.forced).sum()),
             "compressions": each.compressions, "peak": max(int(each.held.max(initial=0)), each.prompt_held),
             "dependency": int(each.visible[~each.forced].sum()),

@@ -83,7 +83,7 @@ def _run(contender: Contender, suite: Suite, samples: int, progress) -> MethodRe
         raise ValueError(f"{contender.name}: {len(prompts) - len(completed)} prompts were not completed")
     order = [completed[i] for i in range(len(prompts))]
     return MethodResult(
-        contender.name, contender.model, dataclasses.asdict(contender.scheme),
+        contender.name, contender.model, dataclasses.asdict(contender.scheme.explicit),
         [_record(contender, problem, done) for problem, done in zip(suite.problems, order, strict=True)],
         curve([done.visible[~done.forced] for done in order]),
         [_sample(contender, done, rule) for done in order[:samples]], seconds, contender.cache_bytes,
@@ -91,7 +91,7 @@ def _run(contender: Contender, suite: Suite, samples: int, progress) -> MethodRe
 
 
 def _record(contender: Contender, problem: Problem, done: Completion) -> Record:
-    text = contender.decode(done.tokens[~done.forced].tolist())
+    text = contender.decode(done.tokens[done.written].tolist())
     given, correct = answers.judge(problem, text)
     return Record(done.id, problem.family, problem.question, problem.answer, text, given, correct, done.finish,
                   metrics.count(done))  # fmt: skip

@@ -10,7 +10,6 @@ from lt_jax.evaluation import metrics
 from lt_jax.evaluation.results import MethodResult, Results
 
 WIDTH = 100
-FINISHED = ("eos", "stop")
 
 
 def table(results: Results) -> str:
@@ -55,7 +54,7 @@ def megabytes(n: int) -> str:
 
 def unfinished(results: Results) -> str:
     """A line on problems whose answer was cut off, which count as wrong; empty if there are none."""
-    counts = [(each.name, sum(r.finish not in FINISHED for r in each.records)) for each in results.methods]
+    counts = [(each.name, sum(r.finish not in metrics.FINISHED for r in each.records)) for each in results.methods]
     told = ", ".join(f"{name} {number:,}" for name, number in counts if number)
     return textwrap.fill(f"unfinished (cut off at max_new or capacity): {told}", WIDTH) if told else ""
 
