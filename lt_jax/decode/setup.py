@@ -74,10 +74,19 @@ def empty_cache(model: DecoderConfig, config: DecodeConfig, rules: Rules) -> KVC
     )
 
 
-def cache_bytes(model: DecoderConfig, config: DecodeConfig, rules: Rules) -> float:
-    """Bytes of one row's cache, from the arrays' shapes, without the record of deaths (which nobody decodes from)."""
+def cache_bytes(model: DecoderConfig, config: DecodeConfig, rules: Rules, keys: float | None = None) -> float:
+    """Bytes of one row's cache, from the arrays' shapes, without the record of deaths (which nobody decodes from).
+
+    Args:
+        keys: count slots for so many keys in each layer, what a row used, in place of all that are allocated.
+    """
     cache = jax.eval_shape(lambda: empty_cache(model, dataclasses.replace(config, horizon=0), rules))
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)) / config.rows
+    size = lambda x: 0 if x is None else x.size * x.dtype.itemsize
+    total = sum(map(size, jax.tree.leaves(cache)))
+    if keys is not None:
+        slots_of = (cache.k, cache.v, cache.birth, cache.death, cache.mark, cache.received)
+        total -= sum(map(size, slots_of)) * (1 - keys / cache.capacity)
+    return total / config.rows
 
 
 def check(scheme: Scheme, model: DecoderConfig, config: DecodeConfig, rules: Rules) -> None:

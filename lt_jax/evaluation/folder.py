@@ -186,7 +186,7 @@ def contender(name: str, writer: Writer, config: DecodeConfig, *, max_new: int, 
     def warm(prompts):
         warm_up(engine(), prompts, min(WARM_TOKENS, max_new))
 
-    row_bytes = round(cache_bytes(writer.model, config, writer.rules(config)))
+    row_bytes = lambda keys: round(cache_bytes(writer.model, config, writer.rules(config), keys))
     return Contender(
         name, writer.origin, writer.scheme, writer.special, complete, lambda problem: _ask(writer, problem),
         writer.text, writer.pieces, writer.tokenize, warm, row_bytes,
