@@ -212,8 +212,14 @@ def accuracy_peak(results: Results, width: float = 620) -> str:
     x, y = Scale(0, reach * 1.06, 62, width - 70), Scale(floor, ceiling, 290, 54)
     parts = [axes(x, y, "peak: most tokens in context at once, mean over problems", "accuracy, %",
                   y_label=lambda value: f"{100 * value:.0f}")]  # fmt: skip
-    places = [(x(peak.value), y(right.value)) for _, _, right, peak in points]
-    names = labels(places, [name for name, *_ in points], 12.5, (x.start, y.stop - 8, width, y.start))
+    places, intervals = [], []
+    for _, _, right, peak in points:
+        px, py = x(peak.value), y(right.value)
+        places.append((px, py))
+        intervals.append((px - 2, y(right.high), px + 2, y(right.low)))
+        if math.isfinite(peak.low):
+            intervals.append((x(peak.low), py - 2, x(peak.high), py + 2))
+    names = labels(places, [name for name, *_ in points], 12.5, (x.start, y.stop - 8, width, y.start), intervals)
     for (name, shade, right, peak), (left, base) in zip(points, names, strict=True):
         cx, cy = x(peak.value), y(right.value)
         parts.append(tag("path", d=f"M{cx:.1f} {y(right.low):.1f}V{y(right.high):.1f}", stroke=shade, stroke_width=2))

@@ -101,13 +101,14 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def labels(points: Sequence[tuple[float, float]], words: Sequence[str], size: float,
-           box: tuple[float, float, float, float]) -> list[tuple[float, float]]:  # fmt: skip
+           box: tuple[float, float, float, float], avoid: Sequence[tuple[float, float, float, float]] = (),
+           ) -> list[tuple[float, float]]:  # fmt: skip
     """Where to write a word beside each point, left end and base line, so that nothing lies over anything else.
 
     Each takes the first free place of: right above, right below, left above, left below, and then further up and down;
-    if none is free within the box (left, top, right, bottom), right above.
+    if none is free within the box (left, top, right, bottom), right above. `avoid`: boxes that are taken besides.
     """
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in points] + list(avoid)
     found = []
     for (x, y), word in zip(points, words, strict=True):
         wide = 0.6 * size * len(word)

@@ -58,7 +58,9 @@ def compile_seconds(results: Results) -> str:
 
 
 def megabytes(n: int) -> str:
-    return f"{n / 1e6:,.1f}" if n else "-"
+    if not n:
+        return "-"
+    return f"{n / 1e6:,.1f}" if n >= 1e6 else f"{n / 1e6:.2g}"
 
 
 def unfinished(results: Results) -> str:
