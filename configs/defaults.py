@@ -1,5 +1,7 @@
 r"""Every setting of a supervised run (launch/train.py) with its default; the other training configs change some.
 
+Not here is what a run fills in from the rest: the gist rule, the new tokens' rows for adapters, the end of the data.
+
 Not meant to be run by itself: it names no model and no data.
 """
 
@@ -38,6 +40,7 @@ def get_config() -> ConfigDict:
         "packing": "best_fit",
         "bins": 16,
         "seed": 0,
+        "shuffle": True,
         "threads": 2,
         "prefetch": 2,
     })  # fmt: skip

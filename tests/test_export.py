@@ -106,7 +106,7 @@ def test_a_released_checkpoint_needs_its_own_tokenizer(base, tmp_path):
 def test_a_released_checkpoint_is_completed_with_its_tokens(tmp_path):
     """As the release is: weights with rows for the new tokens, the tokenizer only that of the base model."""
     tokenizer = with_end(word_tokenizer("a b", 151_664), "<|im_end|>")
-    model = dataclasses.replace(TINY, vocab_size=151_682, vocab_padded=0, hidden=16, tie_embeddings=True)
+    model = dataclasses.replace(TINY, vocab_size=151_682, hidden=16, tie_embeddings=True)
     huggingface.save(tmp_path / "release", parameters.init(jax.random.key(0), model), model)
     (tmp_path / "base").mkdir()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>").save_pretrained(tmp_path / "base")

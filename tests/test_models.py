@@ -235,7 +235,7 @@ def test_padding_is_never_predicted():
         (dict(head_dim=15), "RoPE needs an even one"),
         (dict(dtype="int8"), "dtype is 'int8'"),
         (dict(layers=0), "layers is 0"),
-        (dict(vocab_padded=128), "vocab_padded (128) is below vocab_size (256)"),
+        (dict(vocab_rows=128), "vocab_rows (128) is below vocab_size (256)"),
         (dict(lora=LoraConfig(rows=(250, 10))), "reach past the vocabulary"),
     ],
 )

@@ -26,7 +26,8 @@ from lt_jax.decode.control import Rules, State
 from lt_jax.decode.passes import Feed, run
 from lt_jax.models.config import DecoderConfig
 
-# Columns of the log. place: 0, or 1 + offset in the closing. first, end: births that died by this closing.
+# Columns of the log. place: 0, or 1 + offset in the closing. first, end: births that died by this closing. visible and
+# held: sums over `Rules.books`.
 COLUMNS = ("token", "place", "forced", "logp", "visible", "held", "since", "first", "end")
 MOVES = 32  # keys moved at once when what lies behind the dead ones has no fixed length (Memento's summaries)
 
@@ -77,7 +78,7 @@ def decode_block(
     def due(p):
         n, waits = ready(p), jnp.where(ready(p), p.state.waits, 0)
         alone = ~jnp.any(lanes(p)) | (jnp.max(waits) >= config.patience)
-        return (jnp.sum(n) >= config.closers) | (jnp.any(n) & alone)
+        return (jnp.sum(n) >= config.closing_rows) | (jnp.any(n) & alone)
 
     def more(p):
         finished = begun - jnp.sum(p.state.alive)
@@ -85,9 +86,11 @@ def decode_block(
 
     def step(p):
         if rules.eviction is not None:
-            p = lax.while_loop(lambda p: jnp.any(full(p)), lambda p: evict_rows(rules, config.evictors, p, full(p)), p)
+            cut = lambda p: evict_rows(rules, config.evicting_rows, p, full(p))
+            p = lax.while_loop(lambda p: jnp.any(full(p)), cut, p)
         if rules.close is not None:
-            p = lax.while_loop(due, lambda p: close_thoughts(weights, model, rules, config.closers, p, ready(p)), p)
+            put_away = lambda p: close_thoughts(weights, model, rules, config.closing_rows, p, ready(p))
+            p = lax.while_loop(due, put_away, p)
         return ordinary(weights, model, rules, p, lanes(p))
 
     log = jnp.zeros((state.alive.shape[0], lines, len(COLUMNS)), jnp.int32)

@@ -21,8 +21,8 @@ from lt_jax.cache.policies import Eviction
 from lt_jax.decode.sample import Sampling, sample
 from lt_jax.layout.closing import Closing
 
-FINISHES = (None, "eos", "stop", "length", "capacity")
-EOS, STOP, LENGTH, CAPACITY = 1, 2, 3, 4
+FINISHES = (None, "eos", "stop", "length", "capacity", "positions", "nan")
+EOS, STOP, LENGTH, CAPACITY, POSITIONS, NAN = range(1, 7)
 NONE = -1
 
 
@@ -35,7 +35,7 @@ class State:
         alive: bool, the row has a token to feed.
         token, logp, forced: that token, its log-prob (float32), and whether it was forced (bool).
         index: its index in the row.
-        finish: reason why it is the row's last token, or 0; an index into `FINISHES`.
+        finish: reason why it is the row's last token, or 0; an index into `FINISHES`. `NAN`: there was no such token.
         left: tokens that may still be sampled after it.
         thought: index of the first token of the open thought. Memento: of the open block, or NONE.
         shut: memento: index after the open block's end marker, or NONE.
@@ -62,7 +62,11 @@ class State:
 class Rules:
     """What is the same for all rows, see `DecodeConfig`. close: None for vanilla. attention: see `cache.attend`.
 
-    Under an `eviction` the capacity ends no row, a full one is cut down to its budget; but the `horizon` does.
+    Under an `eviction` the capacity ends no row: a full one is cut down to its budget.
+
+    Attributes:
+        row_limit: most tokens of a row, with an eviction or without: the model's positions, or a horizon below them.
+        books: how many keep count of a row's keys for themselves: layers times kv heads under an eviction, else 1.
     """
 
     close: Closing | None
@@ -74,7 +78,8 @@ class Rules:
     sampling: Sampling
     attention: str | None = None
     eviction: Eviction | None = None
-    horizon: int = 0
+    row_limit: int = 2**31 - 1
+    books: int = 1
 
     @property
     def longest(self) -> int:
@@ -179,12 +184,16 @@ def closed(rules: Rules, state: State) -> State:
 def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array) -> State:
     """Gives every row its next token and decides whether that is the last one.
 
+    A row whose logits are not numbers has no next token: it ends here, as `NAN`. Their max and their sum, and with them
+    the log-prob of whatever was drawn, are NaN then (`decode.sample`), so this costs nothing.
+
     Args:
         state: `index` is that of the token to come.
         logits: [B, V] float32.
         length: [B] keys held before that token.
     """
     token, logp = sample(logits, state.seed, state.index, rules.sampling)
+    broken = jnp.isnan(logp)
     eos, stop = token == rules.eos, jnp.isin(token, jnp.asarray(rules.stop, jnp.int32)) if rules.stop else False
     forced = jnp.zeros_like(state.alive)
     if rules.max_thought is not None:
@@ -196,12 +205,15 @@ def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array) ->
         token = jnp.where(forced, close.tokens[0] if close.opens is None else close.shuts, token)
         logp = jnp.where(forced, 0, logp)
     left = state.left - 1
-    new = dataclasses.replace(state, token=token, logp=logp, forced=forced, left=left)
-    if rules.eviction is None:
-        full = (length + 1 >= rules.capacity) | (closes(rules, new) & (length + rules.longest > rules.capacity))
-    else:
-        full = new.index + rules.longest >= rules.horizon
-    reasons = ((eos, EOS), (stop, STOP), (left <= 0, LENGTH), (full, CAPACITY))
+    alive = state.alive & ~broken
+    new = dataclasses.replace(state, alive=alive, token=token, logp=logp, forced=forced, left=left)
+    # A row may end with the token that closes a thought: what must follow is then not fed.
+    ends = lambda used, most: (used + 1 >= most) | (closes(rules, new) & (used + rules.longest > most))
+    full = False if rules.eviction is not None else ends(length, rules.capacity)
+    past = ends(new.index, rules.row_limit)
+    reasons = (
+        (broken, NAN), (eos, EOS), (stop, STOP), (left <= 0, LENGTH), (full, CAPACITY), (past, POSITIONS),
+    )  # fmt: skip
     finish = jnp.zeros_like(token)
     for holds, reason in reversed(reasons):
         finish = jnp.where(holds, reason, finish)

@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lt_jax import cache as slots
 from lt_jax.decode import control
 from lt_jax.decode.block import decode_block, prefill
 from lt_jax.decode.config import Completion, DecodeConfig, Request
-from lt_jax.decode.pieces import Piece, alike, feed_of, pieces
+from lt_jax.decode.pieces import Piece, alike, feed_of, most_held, pieces
 from lt_jax.decode.record import Record
 from lt_jax.decode.setup import check, check_request, empty_cache, products, rules_of
 from lt_jax.decode.weights import prepare
@@ -67,7 +68,11 @@ class Engine:
         self.cache = empty_cache(model, config, self.rules)
 
     def load(self, params: dict) -> None:
-        """Takes new parameters of the same shapes; nothing is compiled again. Rows under way go on with them."""
+        """Takes new parameters of the same shapes; nothing is compiled again. Rows under way go on with them.
+
+        The old ones are let go of first, so that two copies are held at most: the caller's, and the engine's.
+        """
+        self.weights = None
         self.weights = jax.jit(prepare, static_argnums=(1, 2))(params, self.model, self.form)
 
     def run(
@@ -152,7 +157,10 @@ class Engine:
         self.state = dataclasses.replace(self.state, alive=jnp.zeros_like(self.state.alive))
 
     def _fill(self, waiting, records: dict[int, Record], free) -> bool:
-        """Feeds prompts into the free rows; False when there are no prompts left."""
+        """Feeds prompts into the free rows; False when there are no prompts left.
+
+        Rows that ended as `NAN` are emptied first: a weight of zero does not hide a value of NaN from the next request.
+        """
         new: dict[int, Record] = {}
         for row in free:
             number, request = next(waiting, (None, None))
@@ -160,6 +168,9 @@ class Engine:
                 break
             new[row] = self._record(request, number)
         records.update(new)
+        finish = np.asarray(self.state.finish)
+        if spoilt := [row for row in new if finish[row] == control.NAN]:
+            self.cache = slots.cleared(self.cache, jnp.asarray(spoilt))
         for rows in alike({row: self.cut(record.prompt_row) for row, record in new.items()}):
             self._feed([(row, new[row]) for row in rows])
         return len(new) == len(free)
@@ -167,6 +178,8 @@ class Engine:
     def _record(self, request: Request, number: int) -> Record:
         record = Record(request, number if request.id is None else request.id, self.rules, time.perf_counter())
         check_request(record, self.model, self.config, self.rules)
+        budgets = () if self.rules.eviction is None else self.rules.eviction.budgets(self.model.layers)
+        record.prompt_held = most_held(self.cut(record.prompt_row), budgets)
         return record
 
     def cut(self, prompt: Row) -> list[Piece]:

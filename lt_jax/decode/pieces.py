@@ -18,7 +18,7 @@ from lt_jax.layout.scheme import Scheme
 
 PIECES = (16, 32, 64, 128, 256, 512)  # lengths a piece of prompt is padded to
 CRUMBS = (1, 4)  # and what is left of one where the slots end before it does
-TOGETHER = 512  # tokens of prompt fed in one pass
+TOGETHER = 512  # most tokens of prompt fed in one pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def pieces(prompt: Row, room: int, config: DecodeConfig) -> list[Piece]:
     Args:
         room: slots of a row.
     """
-    how = config.eviction
+    how = config.evicts
     out, start, held, top = [], 0, 0, 0  # held by the layer of the smallest budget, and at most by any
     while start < len(prompt):
         rest = len(prompt) - start
@@ -61,6 +61,23 @@ def pieces(prompt: Row, room: int, config: DecodeConfig) -> list[Piece]:
     return out
 
 
+def most_held(cut: list[Piece], budgets: tuple[int, ...]) -> float:
+    """Most keys held while a prompt is read in these pieces: the mean over the layers, whose `budgets` these are."""
+    held, most = np.zeros(max(len(budgets), 1)), 0.0
+    for piece in cut:
+        held += piece.take
+        most = max(most, float(held.mean()))
+        if piece.evict:
+            held = np.minimum(held, budgets)
+    return most
+
+
+def group_size(cut: list[Piece]) -> int:
+    """Most rows whose prompts are fed together in these pieces: a power of two, no pass beyond `TOGETHER` tokens."""
+    size = max(1, TOGETHER // max(piece.padded for piece in cut))
+    return 1 << (size.bit_length() - 1)
+
+
 def _inside(prompt: Row, index: int) -> bool:
     """Whether a cut before `index` goes through a gist block."""
     return prompt.gist[index] >= 0 and prompt.gist[index] == prompt.gist[index - 1]
@@ -72,10 +89,9 @@ def alike(cuts: dict[int, list[Piece]]) -> list[list[int]]:
     for row, cut in cuts.items():
         by_shape[(*cut[:-1], cut[-1].evict, cut[-1].padded)].append(row)
     groups = []
-    for shape, rows in by_shape.items():
+    for rows in by_shape.values():
         while rows:
-            size = min(len(rows), max(1, TOGETHER // shape[-1]))
-            size = 1 << (size.bit_length() - 1)
+            size = min(1 << (len(rows).bit_length() - 1), group_size(cuts[rows[0]]))
             groups.append(rows[:size])
             rows = rows[size:]
     return groups

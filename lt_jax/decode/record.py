@@ -19,6 +19,7 @@ class Record:
         self.prompt_row = request.prompt if isinstance(request.prompt, Row) else _plain(request.prompt)
         self.prompt = self.prompt_row.tokens
         self.lines = np.zeros((0, len(COLUMNS)), np.int32)
+        self.prompt_held: float = len(self.prompt)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -28,8 +29,10 @@ class Record:
         self.lines = np.concatenate([self.lines, lines])
 
     def column(self, name: str, start: int = 0) -> np.ndarray:
-        """[N - start] of the tokens from `start` on."""
+        """[N - start] of the tokens from `start` on; keys are means over the layers and heads that count their own."""
         values = self.lines[start:, COLUMNS.index(name)]
+        if name in ("visible", "held") and self.rules.books > 1:
+            return values / self.rules.books
         return values.copy().view(np.float32) if name == "logp" else values
 
     def gist(self, start: int = 0) -> np.ndarray:
@@ -38,6 +41,10 @@ class Record:
         if self.rules.close is None:
             return np.full(len(place), False)
         return np.where(place > 0, self.rules.close.gist[place - 1], False)
+
+    def written(self, start: int = 0) -> np.ndarray:
+        """[N - start] bool, see `Completion.written`."""
+        return self.column("place", start) <= 1
 
     def completion(self, finish: str, now: float, evicted: np.ndarray | None = None) -> Completion:
         """The row as it ended; `evicted` [Lr, Kr, horizon] are the recorded deaths."""
@@ -56,6 +63,7 @@ class Record:
             prompt=self.prompt,
             tokens=self.column("token"),
             forced=self.column("forced") != 0,
+            written=self.written(),
             logp=self.column("logp"),
             visible=self.column("visible"),
             held=self.column("held"),
@@ -67,7 +75,7 @@ class Record:
             finish=finish,
             seconds=now - self.started,
             gist_rule=self.rules.gist_rule,
-            prompt_held=n if self.rules.eviction is None else min(n, self.rules.capacity),
+            prompt_held=self.prompt_held,
             evicted=None if evicted is None else evicted[..., : n + len(self)],
         )
 

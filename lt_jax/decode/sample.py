@@ -48,7 +48,8 @@ def sample(logits: jax.Array, seeds: jax.Array, index: jax.Array, sampling: Samp
 
     Returns:
         tokens [R] int32 and logp [R] float32: the log-prob under the tempered and truncated distribution; for greedy,
-        under the model's own (temperature 1), as a point mass would only say 0.
+        under the model's own (temperature 1), as a point mass would only say 0. It is NaN exactly where there is no
+        distribution: a logit is NaN or plus infinity, or all are minus infinity.
     """
     if not sampling.temperature:
         token, best = largest(logits)

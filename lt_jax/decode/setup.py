@@ -49,27 +49,44 @@ def rules_of(
     tokenize: Callable | None = None,
 ) -> Rules:
     """What the compiled functions need to know of scheme, token table and config."""
-    attention = ATTENTION[config.implementation]
     return Rules(
-        closing(scheme, special, tokenize), scheme.gist_rule, special.eos, config.stop, config.max_thought,
-        config.capacity, config.sampling, attention, config.eviction, config.horizon or model.max_positions,
-    )  # fmt: skip
+        close=closing(scheme, special, tokenize),
+        gist_rule=scheme.gist_rule,
+        eos=special.eos,
+        stop=config.stop,
+        max_thought=config.max_thought,
+        capacity=config.most_keys,
+        sampling=config.sampling,
+        attention=ATTENTION[config.implementation],
+        eviction=config.evicts,
+        row_limit=min(model.max_positions, config.recorded or model.max_positions),
+        books=1 if config.evicts is None else model.layers * model.kv_heads,
+    )
 
 
 def empty_cache(model: DecoderConfig, config: DecodeConfig, rules: Rules) -> KVCache:
     """The cache of an engine, without keys."""
-    capacity = config.capacity + slack(rules)
+    capacity = config.most_keys + slack(rules)
     if rules.eviction is None:
         return slots.empty(model.layers, config.rows, model.kv_heads, capacity, model.head_dim, model.dtype)
     return slots.empty_evicting(
-        model, config.rows, capacity, config.eviction, config.horizon, rules.close is not None
+        model, config.rows, capacity, rules.eviction, config.recorded, rules.close is not None
     )
 
 
-def cache_bytes(model: DecoderConfig, config: DecodeConfig, rules: Rules) -> float:
-    """Bytes of one row's cache, from the arrays' shapes, without the record of deaths (which nobody decodes from)."""
+def cache_bytes(model: DecoderConfig, config: DecodeConfig, rules: Rules, keys: float | None = None) -> float:
+    """Bytes of one row's cache, from the arrays' shapes, without the record of deaths (which nobody decodes from).
+
+    Args:
+        keys: count slots for so many keys in each layer, what a row used, in place of all that are allocated.
+    """
     cache = jax.eval_shape(lambda: empty_cache(model, dataclasses.replace(config, horizon=0), rules))
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)) / config.rows
+    size = lambda x: 0 if x is None else x.size * x.dtype.itemsize
+    total = sum(map(size, jax.tree.leaves(cache)))
+    if keys is not None:
+        slots_of = (cache.k, cache.v, cache.birth, cache.death, cache.mark, cache.received)
+        total -= sum(map(size, slots_of)) * (1 - keys / cache.capacity)
+    return total / config.rows
 
 
 def check(scheme: Scheme, model: DecoderConfig, config: DecodeConfig, rules: Rules) -> None:
@@ -77,13 +94,13 @@ def check(scheme: Scheme, model: DecoderConfig, config: DecodeConfig, rules: Rul
     if config.max_thought is not None and (rules.close is None or rules.close.every):
         why = "vanilla has no thoughts" if rules.close is None else "scheme.step already bounds a thought"
         raise UserError(f"decode.max_thought is set, but {why}")
-    if config.capacity <= rules.longest:
-        raise UserError(f"decode.capacity is {config.capacity}; closing a thought alone takes {rules.longest} keys")
-    if config.eviction is not None:
-        config.eviction.budgets(model.layers)  # one for each layer
-        if config.eviction.buffer < rules.longest:
+    if config.most_keys <= rules.longest:
+        raise UserError(f"decode.capacity is {config.most_keys}; closing a thought alone takes {rules.longest} keys")
+    if rules.eviction is not None:
+        rules.eviction.budgets(model.layers)  # one for each layer
+        if rules.eviction.buffer < rules.longest:
             raise UserError(
-                f"eviction.buffer is {config.eviction.buffer}; closing a thought takes {rules.longest} keys at once"
+                f"eviction.buffer is {rules.eviction.buffer}; closing a thought takes {rules.longest} keys at once"
             )
     ids = [rules.eos, *rules.stop] + ([] if rules.close is None else [int(t) for t in rules.close.tokens])
     if max(ids) >= model.vocab_size:
@@ -95,7 +112,7 @@ def check(scheme: Scheme, model: DecoderConfig, config: DecodeConfig, rules: Rul
 
 def check_request(record: Record, model: DecoderConfig, config: DecodeConfig, rules: Rules) -> None:
     """Raises UserError if a request cannot be answered."""
-    length, room, name = len(record.prompt), config.capacity, f"request {record.id}"
+    length, room, name = len(record.prompt), rules.capacity, f"request {record.id}"
     if not length:
         raise UserError(f"{name}: the prompt is empty")
     outside = (record.prompt < 0) | (record.prompt >= model.vocab_size)
@@ -104,13 +121,12 @@ def check_request(record: Record, model: DecoderConfig, config: DecodeConfig, ru
             f"{name}: token id {record.prompt[outside.argmax()]} of the prompt is outside the model's vocabulary of "
             f"{model.vocab_size}"
         )
-    if length > model.max_positions:
-        raise UserError(
-            f"{name}: a prompt of {length} tokens is longer than the {model.max_positions} positions that the model "
-            "was made for"
-        )
+    if length >= rules.row_limit:
+        own = rules.row_limit == model.max_positions
+        what = f"{rules.row_limit} positions that the model was made for" if own else f"horizon of {rules.row_limit}"
+        raise UserError(f"{name}: a prompt of {length} tokens leaves no room for a response within the {what}")
     if rules.eviction is not None:
-        _check_budget(name, record, config, rules)
+        _check_budget(name, record, rules)
     elif length + 1 > room:
         raise UserError(
             f"{name}: a prompt of {length} tokens does not fit; the capacity is {room} keys, and the response needs at "
@@ -121,17 +137,12 @@ def check_request(record: Record, model: DecoderConfig, config: DecodeConfig, ru
     pieces(record.prompt_row, room + slack(rules), config)  # its gist blocks fit
 
 
-def _check_budget(name: str, record: Record, config: DecodeConfig, rules: Rules) -> None:
+def _check_budget(name: str, record: Record, rules: Rules) -> None:
     """Raises UserError if eviction cannot bring a prompt within the budget."""
-    how, length = config.eviction, len(record.prompt)
+    how, length = rules.eviction, len(record.prompt)
     gists = int((record.prompt_row.gist >= 0).sum())
     if length > how.least and how.window + how.sinks + gists > how.least:
         raise UserError(
             f"{name}: window ({how.window}), sinks ({how.sinks}) and {gists} gists of the prompt are protected, which "
             f"is more than the budget of {how.least}"
-        )
-    if length + rules.longest > rules.horizon:
-        raise UserError(
-            f"{name}: a prompt of {length} tokens leaves no room for a response within {rules.horizon} indices "
-            "(decode.horizon, or the model's positions)"
         )

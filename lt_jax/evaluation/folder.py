@@ -12,7 +12,7 @@ from lt_jax.data.problem import Problem
 from lt_jax.data.rows import Prompter
 from lt_jax.decode import DecodeConfig, Engine, Request
 from lt_jax.decode.control import Rules
-from lt_jax.decode.pieces import TOGETHER
+from lt_jax.decode.pieces import group_size
 from lt_jax.decode.record import Record
 from lt_jax.decode.setup import cache_bytes, check, check_request, rules_of
 from lt_jax.errors import UserError
@@ -180,7 +180,7 @@ def contender(name: str, writer: Writer, config: DecodeConfig, *, max_new: int, 
     def warm(prompts):
         warm_up(engine(), prompts, min(WARM_TOKENS, max_new))
 
-    row_bytes = round(cache_bytes(writer.model, config, writer.rules(config)))
+    row_bytes = lambda keys: round(cache_bytes(writer.model, config, writer.rules(config), keys))
     return Contender(
         name, writer.origin, writer.scheme, writer.special, complete, lambda problem: _ask(writer, problem),
         writer.text, writer.pieces, writer.tokenize, warm, row_bytes,
@@ -196,7 +196,7 @@ def warm_up(engine: Engine, prompts: Sequence[Row], max_new: int = WARM_TOKENS) 
     made = set()
     for prompt in prompts:
         cut = engine.cut(prompt)
-        size, most = 1, min(engine.config.rows, max(1, TOGETHER // cut[-1].padded))
+        size, most = 1, min(engine.config.rows, group_size(cut))
         while size <= most:
             programs = {(size, each.padded, each.evict, place == len(cut) - 1) for place, each in enumerate(cut)}
             if not programs <= made:

@@ -86,7 +86,7 @@ def special_tokens(tokenizer, config: SftConfig) -> Table:
     """
     tokens, scheme = config.tokens, config.scheme
     card = read_card(config.model, tokenizer)
-    if card is not None and card.scheme == scheme:
+    if card is not None and card.scheme.explicit == scheme.explicit:
         for name in ("trigger", "eos", "pad"):
             text, own = getattr(tokens, name), getattr(card.special, name)
             if text is not None and one_token(tokenizer, text, name) != own:
@@ -97,7 +97,7 @@ def special_tokens(tokenizer, config: SftConfig) -> Table:
         name_ends(tokenizer, card.special.eos)
         return Table(card.special)
     if tokens.table == "reference":
-        return reference_table(tokenizer, tokens.family, scheme.n_gist)
+        return reference_table(tokenizer, tokens.family, scheme.gist_tokens)
     eos = tokens.eos or tokenizer.eos_token
     if eos is None:
         ends = read_ends(config.model)
