@@ -113,9 +113,9 @@ class Engine:
         finally:  # also when the caller stops asking
             self._forget()
 
-    def _evicted(self, row: int) -> np.ndarray | None:
-        """The recorded deaths of a row, before its slot goes to another."""
-        return None if self.cache.record is None else np.asarray(self.cache.record[row])
+    def _evicted(self, row: int) -> jax.Array | None:
+        """A copy of the recorded deaths of a row, made on the device before its slot goes to another."""
+        return None if self.cache.record is None else self.cache.record[row]
 
     def _send(self, records: dict[int, Record], more: bool):
         """Starts the next block, if any row is under way; returns its log, which is not there yet."""
@@ -147,7 +147,7 @@ class Engine:
             while more:
                 records: dict[int, Record] = {}
                 more = self._fill(waiting, records, range(self.config.rows))
-                found += [self._evicted(row)[..., : len(record.prompt)] for row, record in records.items()]
+                found += [np.asarray(self._evicted(row))[..., : len(record.prompt)] for row, record in records.items()]
         finally:
             self._forget()
         return found

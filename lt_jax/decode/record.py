@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 
 from lt_jax.decode.block import COLUMNS
@@ -46,9 +47,9 @@ class Record:
         """[N - start] bool, see `Completion.written`."""
         return self.column("place", start) <= 1
 
-    def completion(self, finish: str, now: float, evicted: np.ndarray | None = None) -> Completion:
-        """The row as it ended; `evicted` [Lr, Kr, horizon] are the recorded deaths."""
-        n = len(self.prompt)
+    def completion(self, finish: str, now: float, evicted: jax.Array | None = None) -> Completion:
+        """The row as it ended; `evicted` [Lr, Kr, horizon] are the recorded deaths, on the device."""
+        n, how = len(self.prompt), self.rules.eviction
         at = np.flatnonzero(self.column("place") == 1)
         death = np.concatenate([self.prompt_row.death, np.full(len(self), NEVER, np.int32)])
         since = np.concatenate([self.prompt_row.since, self.column("since")])
@@ -76,7 +77,8 @@ class Record:
             seconds=now - self.started,
             gist_rule=self.rules.gist_rule,
             prompt_held=self.prompt_held,
-            evicted=None if evicted is None else evicted[..., : n + len(self)],
+            record=evicted,
+            unrecorded=how is not None and evicted is None and n + len(self) > how.least,
         )
 
 
