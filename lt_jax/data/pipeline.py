@@ -200,8 +200,8 @@ class _Elements:
         self._shortest = min(self._shortest, length)
         if not self._fits and self._dropped >= self._patience:
             raise UserError(
-                f"all of the first {self._dropped} samples are longer than data.length {self._config.length} tokens "
-                f"(the shortest has {self._shortest}) and data.over_length {self._config.over_length!r} drops them; "
+                f"all of the first {self._dropped} samples are longer than batches.length, {self._config.length} "
+                f"(the shortest has {self._shortest}) and batches.over_length {self._config.over_length!r} drops them; "
                 "raise the length"
             )
 
@@ -266,7 +266,7 @@ def _counts(row: Row) -> Counts:
 
 def _share(batch: int, processes: int) -> int:
     if batch % processes:
-        raise UserError(f"data.batch is {batch}; it must divide by the {processes} processes")
+        raise UserError(f"batches.batch is {batch}; it must divide by the {processes} processes")
     return batch // processes
 
 
