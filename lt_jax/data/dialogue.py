@@ -184,7 +184,7 @@ def _parts(content, spot: str) -> tuple[str, str, list[dict], list[Turn]]:
 
 
 def _calls(turn: Mapping, spot: str) -> list[dict]:
-    """Tool calls as chat templates take them: {"type", "function": {"name", "arguments": an object}} and perhaps "id"."""
+    """Tool calls as chat templates take them: {"type", "function": {"name", "arguments"}}, perhaps with "id"."""
     listed = turn.get("tool_calls") or turn.get("function_call") or []
     if isinstance(listed, str):
         listed = decoded(listed, f"{spot}: its tool calls")

@@ -9,7 +9,7 @@ from lt_jax.errors import UserError
 
 
 def text(record: Mapping, field: str, where: str, default: str | None = None) -> str:
-    """The text of a field; numbers are accepted as an answer. UserError if it is missing without `default`, or no text."""
+    """The text of a field; numbers are accepted as an answer. UserError if it is none, or missing without default."""
     value = record.get(field)
     if value is None:
         if default is None:

@@ -1,14 +1,15 @@
 """A reasoning trace, and how the records of public data sets become one.
 
     Bespoke-Stratos, Sky-T1    {"system", "conversations": [{"from", "value"}, ...]}
-    chat                       {"messages": [{"role", "content"}, ...], "tools"}; each way of writing turns under each name
+    chat                       {"messages": [{"role", "content"}, ...], "tools"}
     OpenMementos, default      {"problem", "response", "domain", "source", "difficulty"}
     OpenMementos, full         the same and {"sentences", "blocks", "block_summaries"}
     LightThinker's train.jsonl {"question", "system_prompt", "thoughts_list", "gt_output", "add_eos", ...}
     plain                      {"question", "response" or "solution" or "thoughts", "answer", "system"}
 
-Reasoning may stand apart from the response, in a turn or in a record, under the names of `dialogue.REASONING`; how turns
-are read is said there, and how multiple choices are in `choices`. LightThinker's `system_list` and `question_list` are not read: `layout` cuts a prompt into sentences itself.
+Both ways of writing turns are read under both names, and what else `dialogue` says. Reasoning may stand apart from the
+response, in a turn or in a record, under the names of `dialogue.REASONING`; multiple choices are read by `choices`.
+LightThinker's `system_list` and `question_list` are not read: `layout` cuts a prompt into sentences itself.
 The format of a file is seen from the fields of its first record, or given by name.
 """
 
@@ -110,7 +111,7 @@ def _check_output(trace: Trace, where: str) -> None:
     if not any(text.strip() for text in (trace.response, trace.reasoning, *trace.segments)) and not trace.calls:
         raise UserError(f"{where}: the output is empty; a training trace needs one")
     if all(turn.trained is False for turn in trace.turns if turn.role == "assistant"):
-        raise UserError(f"{where}: no turn is to be trained, by the flags of all of the assistant's; leave the trace out")
+        raise UserError(f"{where}: no turn of the assistant's is to be trained, by their flags; leave the trace out")
     if trace.add_eos and thinking.starts_open("".join(trace.segments) or trace.response):
         raise UserError(f"{where}: the reasoning of the output is never closed (it was cut off?); leave the trace out")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from lt_jax.errors import UserError
 from lt_jax.layout.closing import Closing, closing
 from lt_jax.layout.memento import write_memento
 from lt_jax.layout.prompt import Prompt, Tokenize, refuse_control, write_prompt
@@ -147,7 +148,9 @@ def _ended(writer: Writer, special: SpecialTokens, prompt: str | Prompt, tokeniz
     blank = len(text) - len(text.lstrip())
     before = len(tokenize(text[:blank])) if blank else 0
     ending = ids[: before + 1] if ids[before : before + 1] == [special.eos] else ids[:1]
-    size = next(size for size in range(1, len(text) + 1) if list(tokenize(text[:size])) == ending)
+    size = next((size for size in range(1, len(text) + 1) if list(tokenize(text[:size])) == ending), None)
+    if size is None:
+        raise UserError(f"the end of a turn cannot be told in {text[:40]!r}, the chat template's text after it")
     writer.write(ending, Role.EOS, trained=True)
     return Prompt(tuple(piece for piece in ((text[size:], template), *rest) if piece[0]))
 

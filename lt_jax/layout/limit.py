@@ -50,7 +50,7 @@ def fit(row: Row, length: int, policy: str = "drop", context: float = 0.5) -> li
 
 
 def cuts(row: Row) -> np.ndarray:
-    """Indices at which a row may be cut: from the end of the prompt to its own end, outside thoughts and later prompts."""
+    """Indices at which a row may be cut: from the end of the prompt to its own, outside thoughts and later prompts."""
     between = np.ones(len(row) + 1, bool)
     between[1:-1] = (row.thought[1:] != row.thought[:-1]) | (row.thought[1:] < 0)
     asked = (row.role == Role.PROMPT) | ((row.role == Role.GIST) & (row.thought < 0))
