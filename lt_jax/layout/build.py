@@ -109,18 +109,16 @@ def build_turns(
     the turns before: thoughts have died, their gists live on. The prompts are laid out as the first one is. The end of
     a turn, the first token of the template after it (up to the EOS, if white space is before that), is trained as an
     EOS. What a later prompt `forgets`, the reasoning of an earlier response with its gists, dies before that prompt.
-    Two exchanges, vanilla; the reasoning `r` of the first is forgotten, `t` is its answer, and in the middle stand the
-    EOS and the second prompt:
+    Two exchanges, vanilla; the first token of the first response is its reasoning and is forgotten:
 
-        x r t e x r t e
-        1 . . . . . . .
-        1 1 . . . . . .
-        1 1 1 . . . . .
-        1 1 1 1 . . . .
-        1 . 1 1 1 . . .
-        1 . 1 1 1 1 . .
-        1 . 1 1 1 1 1 .
-        1 . 1 1 1 1 1 1
+        x t t e x t e
+        1 . . . . . .
+        1 1 . . . . .
+        1 1 1 . . . .
+        1 1 1 1 . . .
+        1 . 1 1 1 . .
+        1 . 1 1 1 1 .
+        1 . 1 1 1 1 1
 
     A chunk at token level that a response does not fill stays visible. Arguments and errors as `build_row`.
     """

@@ -48,7 +48,7 @@ def own(tokenizer, messages: Sequence[dict], tools: Sequence[dict] = (), **optio
     Raises:
         UserError: there is no template, it fails, or it does not show a user's or system's text as it is.
     """
-    return template.pieces(template.render(tokenizer, messages, tools=tools, **options), messages)
+    return template.pieces(template.template_of(tokenizer, messages, tools)(messages, **options), messages)
 
 
 def _prompt(turn, system, before, question, after) -> Prompt:

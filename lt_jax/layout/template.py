@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from lt_jax.errors import UserError
 from lt_jax.layout import thinking
 from lt_jax.layout.prompt import Prompt
 
-_MARK = "\uf8fflt\uf8ff"  # stands for an assistant's text; private use, so that no real text has it
+_MARK = "zQx{}xQz"  # stands for a text, to see whether and where a template shows it
+_TURN = _MARK.format("T")
 _REASONING = ("reasoning_content", "reasoning", "thinking")  # the names that templates look for
 # Templates differ in what an empty turn beside tool calls should be (Qwen3's first: "", DeepSeek-R1's: None) and in
 # whether arguments are an object (transformers' documentation) or its JSON text (DeepSeek-R1's).
@@ -40,29 +42,80 @@ class Reply:
     forgets: tuple[int, ...] = ()
 
 
-def render(tokenizer, messages: Sequence[dict], generate: bool = True, tools: Sequence[dict] = (), **options) -> str:
-    """The text of `messages`, with `generate` ready for the assistant's turn.
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """A tokenizer's chat template with the tools of a conversation, and how it wants tool calls (`_VARIANTS`)."""
+
+    tokenizer: Any
+    tools: Sequence[dict] = ()
+    empty: str | None = ""
+    as_text: bool = False
+
+    def __call__(self, messages: Sequence[dict], generate: bool = True, **options) -> str:
+        """The text of `messages`, with `generate` ready for the assistant's turn. UserError if the template fails."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise UserError("the tokenizer has no chat template; choose one of qwen, llama, plain")
+        options = options | ({"tools": list(self.tools)} if self.tools else {})
+        shown = [_message(message, self.empty, self.as_text) for message in messages]
+        try:
+            return self.tokenizer.apply_chat_template(
+                shown, tokenize=False, add_generation_prompt=generate, **options
+            )
+        except Exception as error:  # the template is data and may raise anything
+            reason = " ".join(str(error).split())
+            raise UserError(f"the tokenizer's chat template fails on these messages: {reason}") from error
+
+
+def template_of(tokenizer, messages: Sequence[dict], tools: Sequence[dict] = ()) -> Template:
+    """The tokenizer's template in the variant that shows the tools, calls and results of `messages`.
 
     Raises:
-        UserError: there is no template, it fails, or it does not show tools, their calls or their results.
+        UserError: there is none, it fails, or it does not show one of them.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError("the tokenizer has no chat template; choose one of qwen, llama, plain")
-    options = options | ({"tools": list(tools)} if tools else {})
-    calls = any(message.get("tool_calls") for message in messages)
+    first = Template(tokenizer, tools)
+    if not tools and all(message["role"] != "tool" and not message.get("tool_calls") for message in messages):
+        return first
+    marked, marked_tools, marks = _marked(messages, tools)
     wrong = None
-    for empty, as_text in _VARIANTS if calls else _VARIANTS[:1]:
-        shown = [_message(message, empty, as_text) for message in messages]
+    for empty, as_text in _VARIANTS:
         try:
-            text = tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=generate, **options)
-        except Exception as error:  # the template is data and may raise anything
-            wrong = wrong or f"the tokenizer's chat template fails on these messages: {' '.join(str(error).split())}"
+            text = Template(tokenizer, marked_tools, empty, as_text)(marked, generate=False)
+        except UserError as error:
+            wrong = wrong or error
             continue
-        missing = _missing(text, shown, tools)
-        if missing is None:
-            return text
-        wrong = f"the tokenizer's chat template does not show {missing}"
-    raise UserError(wrong)
+        missing = [what for mark, what in marks.items() if mark not in text]
+        if not missing:
+            return Template(tokenizer, tools, empty, as_text)
+        wrong = UserError(f"the tokenizer's chat template does not show {missing[0]}")
+    raise wrong
+
+
+def _marked(messages, tools) -> tuple[list[dict], list[dict], dict[str, str]]:
+    """`messages` and `tools` with marks for what must be shown, and what each mark stands for."""
+    marks: dict[str, str] = {}
+
+    def mark(what: str) -> str:
+        marks[_MARK.format(len(marks))] = what
+        return list(marks)[-1]
+
+    found, found_tools = [], []
+    for tool in tools:
+        function = tool["function"]
+        found_tools.append(tool | {"function": function | {"name": mark(f"the tool {function['name']!r} of 'tools'")}})
+    for message in messages:
+        content = message.get("content") or ""
+        content, calls = content[thinking.length(content) :].strip(), message.get("tool_calls") or ()
+        if content and (calls or message["role"] == "tool"):
+            where = "beside a tool call" if calls else "of a tool's turn"
+            message = message | {"content": mark(f"the text {content[:40]!r} {where}")}
+        if calls:
+            named = [
+                call | {"function": call["function"] | {"name": mark(f"the tool call {call['function']['name']!r}")}}
+                for call in calls
+            ]
+            message = message | {"tool_calls": named}
+        found.append(message)
+    return found, found_tools, marks
 
 
 def _message(message: dict, empty: str | None, as_text: bool) -> dict:
@@ -79,34 +132,9 @@ def _message(message: dict, empty: str | None, as_text: bool) -> dict:
 
 def _arguments_as_text(call: dict) -> dict:
     function = call["function"]
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        return call
-    return call | {"function": function | {"arguments": json.dumps(arguments, ensure_ascii=False)}}
-
-
-def _missing(text: str, messages: Sequence[dict], tools: Sequence[dict]) -> str | None:
-    """What of tools, tool calls and tool results `text` does not have, for a message; None if all is there."""
-    for tool in tools:
-        name = (tool.get("function") or tool).get("name")
-        if name not in text:
-            return f"the tool {name!r} of 'tools'"
-    for message in messages:
-        calls = message.get("tool_calls") or ()
-        for call in calls:
-            if call["function"]["name"] not in text:
-                return f"the tool call {call['function']['name']!r}"
-        content = message.get("content") or ""
-        content = content[thinking.length(content) :].strip()
-        if (calls or message["role"] == "tool") and not _shows(text, content):
-            return f"the text {content[:40]!r} " + ("beside a tool call" if calls else "of a tool's turn")
-    return None
-
-
-def _shows(text: str, content: str) -> bool:
-    """Whether `text` has `content`, as it is or as a JSON text (Llama 3.1 writes results so)."""
-    forms = (content, json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1])
-    return any(form in text for form in forms)
+    arguments = function["arguments"]
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return call | {"function": function | {"arguments": text}}
 
 
 def pieces(text: str, messages: Sequence[dict]) -> Prompt:
@@ -136,30 +164,31 @@ def replies(tokenizer, messages: Sequence[dict], chosen: Sequence[int], tools: S
     of earlier exchanges out), `Reply.forgets` says so, and its keys die there.
 
     Raises:
-        UserError: what `render` raises; a turn cannot be told from what the template writes around it.
+        UserError: what `template_of` raises; a turn cannot be told from what the template writes around it.
     """
+    template = template_of(tokenizer, messages, tools)
     found: list[Reply] = []
     shown: list[tuple[int, str]] = []  # replies whose reasoning is still shown, and that reasoning
     last = None
     for place in chosen:
-        before = list(messages[:place])
-        text = render(tokenizer, before, tools=tools)
+        before, message = list(messages[:place]), messages[place]
+        text = template(before)
         if last is None:
             prompt = pieces(text, before)
         else:
-            prompt = pieces(_between(tokenizer, before, last, text, tools), before[last + 1 :])
+            prompt = pieces(_between(template, before, last, text), before[last + 1 :])
         gone = tuple(number for number, reasoning in shown if reasoning not in text)
         shown = [(number, reasoning) for number, reasoning in shown if number not in gone]
-        said = written(tokenizer, before, messages[place], text, tools)
-        reasoning = thinking.bare(said[: thinking.length(said)])
+        said = written(template, before, message, text)
+        reasoning = (message.get("reasoning") or "").strip() or thinking.bare(said[: thinking.length(said)])
         if reasoning:
             shown.append((len(found), reasoning))
-        found.append(Reply(prompt, said, no_thinking(tokenizer, before, text, tools), gone))
+        found.append(Reply(prompt, said, no_thinking(template, before, text), gone))
         last = place
     return found
 
 
-def written(tokenizer, before: list[dict], message: dict, prompt: str, tools: Sequence[dict] = ()) -> str:
+def written(template: Template, before: list[dict], message: dict, prompt: str) -> str:
     """What the assistant writes in `message` after `prompt`, the text of `before`.
 
     A turn of text alone is its text. Reasoning and tool calls are as the template shows them between prompt and the
@@ -175,7 +204,7 @@ def written(tokenizer, before: list[dict], message: dict, prompt: str, tools: Se
         message = message | {"content": content, "reasoning": reasoning}
     here = thinking.opened(prompt)
     tags = (here.start, here.stop) if here else thinking.PAIRS[0]
-    shown = _shown(tokenizer, before, message, prompt, here, tools)
+    shown = _shown(template, before, message, prompt, here)
     if shown is None and message.get("tool_calls"):
         raise UserError("the tokenizer's chat template does not write a turn with tool calls after its own prompt")
     if shown is not None and reasoning and reasoning in shown:
@@ -187,37 +216,30 @@ def written(tokenizer, before: list[dict], message: dict, prompt: str, tools: Se
     return thinking.joined(reasoning, shown, tags) if reasoning else shown
 
 
-def _shown(tokenizer, before, message, prompt, here, tools) -> str | None:
+def _shown(template, before, message, prompt, here) -> str | None:
     """The text between `prompt` (or its opened tag) and the end of the turn; None where that cannot be told."""
-    whole = render(tokenizer, [*before, message], generate=False, tools=tools)
-    marked = render(tokenizer, [*before, {"role": "assistant", "content": _MARK}], generate=False, tools=tools)
-    _, mark, ending = marked.rpartition(_MARK)
+    whole = template([*before, message], generate=False)
+    mark, ending = _after_mark(template([*before, {"role": "assistant", "content": _TURN}], generate=False))
     if not mark or not whole.endswith(ending):
         return None
     whole = whole[: len(whole) - len(ending)]
     if whole.startswith(prompt):
         return whole[len(prompt) :]
-    if here is not None:
-        bare = prompt[: prompt.rindex(here.start)]
-        if whole.startswith(bare):
-            return whole[len(bare) :]
-    return None
+    bare = prompt[: prompt.rindex(here.start)] if here else prompt
+    return whole[len(bare) :] if whole.startswith(bare) else None
 
 
-def _between(tokenizer, before: list[dict], last: int, text: str, tools) -> str:
+def _between(template, before: list[dict], last: int, text: str) -> str:
     """What `text`, the prompt after `before`, has after the assistant's turn `last`, from the end of that turn on."""
+    turn = {"role": "assistant", "content": _TURN}
     try:
-        marked = render(
-            tokenizer, [*before[:last], {"role": "assistant", "content": _MARK}, *before[last + 1 :]], tools=tools
-        )
+        mark, after = _after_mark(template([*before[:last], turn, *before[last + 1 :]]))
     except UserError:  # a template that wants a call before a tool's turn
-        marked = ""
-    _, mark, after = marked.rpartition(_MARK)
+        mark, after = False, ""
     if mark and text.endswith(after):
         return after
-    whole = render(tokenizer, before[: last + 1], generate=False, tools=tools)
-    ended = render(tokenizer, [*before[:last], {"role": "assistant", "content": _MARK}], generate=False, tools=tools)
-    _, mark, ending = ended.rpartition(_MARK)
+    whole = template(before[: last + 1], generate=False)
+    mark, ending = _after_mark(template([*before[:last], turn], generate=False))
     if mark and whole.endswith(ending) and text.startswith(whole):
         return ending + text[len(whole) :]
     raise UserError(
@@ -226,12 +248,17 @@ def _between(tokenizer, before: list[dict], last: int, text: str, tools) -> str:
     )
 
 
-def no_thinking(tokenizer, before: list[dict], prompt: str, tools: Sequence[dict] = ()) -> str | None:
+def _after_mark(text: str) -> tuple[bool, str]:
+    _, mark, after = text.rpartition(_TURN)
+    return bool(mark), after
+
+
+def no_thinking(template: Template, before: list[dict], prompt: str) -> str | None:
     """What the template closes reasoning with that `prompt` opens, if it has the switch `enable_thinking`."""
     if thinking.opened(prompt) is None:
         return None
     try:
-        without = render(tokenizer, before, tools=tools, enable_thinking=False)
+        without = template(before, enable_thinking=False)
     except UserError:
         return None
     return without[len(prompt) :] if without.startswith(prompt) and without != prompt else None

@@ -109,6 +109,8 @@ def fitted(prompt: str, pieces: Sequence[str], closing: str | None = None) -> tu
         pieces.pop(0)
     rest = pieces[0].lstrip()[len(theirs[0]) :]
     pieces[0] = rest[len(os.path.commonprefix([rest, here.space])) :]
+    if len(pieces) > 1 and not pieces[0].strip():
+        pieces.pop(0)
     if theirs[1] != here.stop:
         place = next((i for i, piece in enumerate(pieces) if theirs[1] in piece), None)
         if place is not None:
