@@ -64,13 +64,11 @@ def marked(row):
 )  # fmt: skip
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking", "thought", "parts", "inline"])
 def test_reasoning_is_joined_to_its_answer_as_the_template_does(template, row, name):
-    said = {"role": "assistant", "content": "4", name: THOUGHT}
+    said = {"role": "assistant", "content": "4", "reasoning" if name == "inline" else name: THOUGHT}
     if name == "parts":
         parts = [{"type": "thinking", "thinking": THOUGHT}, {"type": "text", "text": "4"}]
         said = {"role": "assistant", "content": parts}
-    if name == "inline":
-        if "m.thinking" in template:
-            pytest.skip("text stays as it is")
+    if name == "inline" and "m.thinking" not in template:  # which reads no tags
         said = {"role": "assistant", "content": f"<think>\n{THOUGHT}\n</think>\n\n4"}
     assert laid([ASKED, said], template)[1] == row
 
@@ -140,8 +138,11 @@ def test_the_templates_own_switch_closes_what_it_opens():
 
 
 def test_reasoning_that_never_ends_is_refused():
-    with pytest.raises(UserError, match=r"f:3: the reasoning of the output is never closed"):
-        convert({"question": "q", "response": "<think>\nand then"}, where="f:3")
+    cut = "<think>\nand then"
+    chat = [ASKED, {"role": "assistant", "content": cut}, ASKED, {"role": "assistant", "content": "4"}]
+    for record in ({"question": "q", "response": cut}, {"question": "q", "thoughts": [cut, "so"]}, {"messages": chat}):
+        with pytest.raises(UserError, match=r"f:3: the reasoning of the output is never closed"):
+            convert(record, where="f:3")
 
 
 @pytest.mark.parametrize(
@@ -265,6 +266,13 @@ def test_compressed_prompts_and_splitting_of_conversations():
 def test_what_a_template_does_not_show_is_refused(messages, tools, template, said):
     with pytest.raises(UserError, match=said):
         laid(messages, template, tools=tools)
+
+
+def test_a_turn_that_is_not_shown_hides_none_that_is():
+    """The first answer is not shown, and stands by chance in the next question."""
+    silent = SIMPLE.replace("<assistant>{{ m.content }}", "<assistant>")
+    _, text = laid([ASKED, {"role": "assistant", "content": "su"}, {"role": "user", "content": "sure?"}, SAID], silent)
+    assert "<user>sure?$" in text
 
 
 def test_tools_need_the_tokenizers_own_template():

@@ -167,5 +167,6 @@ def test_parquet_fills_calls_of_different_arguments_with_nulls_that_nobody_wrote
 
 
 def test_plain_thoughts_and_reasoning_do_not_go_together():
-    with pytest.raises(UserError, match="reasoning stands in 'thoughts' and in another field"):
-        convert({"question": "q", "response": "a", "thoughts": ["t"], "reasoning": "r"})
+    for record in ({"response": "a", "thoughts": ["t"]}, {"gt_output": "a", "thoughts_list": ["t"]}):
+        with pytest.raises(UserError, match="a list of thoughts, and reasoning in a field of its own"):
+            convert({"question": "q", "reasoning": "r", **record})

@@ -102,6 +102,8 @@ def convert(record: Mapping, format: str | None = None, where: str = "record", e
     trace = FORMATS[name](record, where, evaluation)
     if not trace.question.strip():
         raise UserError(f"{where}: the question is empty")
+    if trace.reasoning and trace.segments:
+        raise UserError(f"{where}: there is a list of thoughts, and reasoning in a field of its own; keep one")
     if not evaluation:
         _check_output(trace, where)
     return trace
@@ -112,7 +114,8 @@ def _check_output(trace: Trace, where: str) -> None:
         raise UserError(f"{where}: the output is empty; a training trace needs one")
     if all(turn.trained is False for turn in trace.turns if turn.role == "assistant"):
         raise UserError(f"{where}: no turn of the assistant's is to be trained, by their flags; leave the trace out")
-    if trace.add_eos and thinking.starts_open("".join(trace.segments) or trace.response):
+    said = [turn.text for turn in trace.turns if turn.role == "assistant" and turn.trained is not False]
+    if trace.add_eos and any(map(thinking.starts_open, (*said, "".join(trace.segments)))):
         raise UserError(f"{where}: the reasoning of the output is never closed (it was cut off?); leave the trace out")
 
 
@@ -255,7 +258,7 @@ def _reference(record: Mapping, where: str, evaluation: bool) -> Trace:
     return Trace(
         _text(record, "question", where), response, _text(record, "system_prompt", where, ""), segments=segments,
         answer=_text(record, "answer", where, ""), source=_text(record, "source", where, ""), add_eos=add_eos,
-        extra=_extra(record, "id"),
+        extra=_extra(record, "id"), reasoning=_beside(record, response, where),
     )  # fmt: skip
 
 
@@ -268,9 +271,6 @@ def _plain(record: Mapping, where: str, evaluation: bool) -> Trace:
         fields = ", ".join(sorted(record))
         raise UserError(f"{where}: missing field 'response' or 'thoughts' (fields here: {fields})")
     response = _response(record, where, "") or "\n\n".join(segments)
-    reasoning = _beside(record, response, where)
-    if reasoning and segments:
-        raise UserError(f"{where}: reasoning stands in 'thoughts' and in another field beside it; keep one")
     question = next((name for name in _QUESTIONS if record.get(name) is not None), _QUESTIONS[0])
     output = next((name for name in _OUTPUTS if record.get(name) is not None), _OUTPUTS[0])
     used = {"thoughts", "system", "answer", "source", question, output, *dialogue.REASONING}
@@ -281,7 +281,8 @@ def _plain(record: Mapping, where: str, evaluation: bool) -> Trace:
         extra |= {"choices": options} if options else {}
     return Trace(
         _text(record, question, where), response, _text(record, "system", where, ""), segments=segments,
-        answer=answer, source=_text(record, "source", where, ""), extra=extra, reasoning=reasoning,
+        answer=answer, source=_text(record, "source", where, ""), extra=extra,
+        reasoning=_beside(record, response, where),
     )  # fmt: skip
 
 

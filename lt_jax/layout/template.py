@@ -143,13 +143,19 @@ def pieces(text: str, messages: Sequence[dict]) -> Prompt:
     Raises:
         UserError: a user's or system's text is not in it as it is.
     """
+    contents = [(message.get("content") or "").strip() for message in messages]
+    needed = [message["role"] in ("user", "system") for message in messages]
     found, start = [], 0
-    for message in messages:
-        content = (message.get("content") or "").strip()
+    for number, content in enumerate(contents):
         place = text.find(content, start)
-        if place < 0 and message["role"] in ("user", "system"):
-            raise UserError(f"the tokenizer's chat template does not show the {message['role']}'s text as it is")
-        if place < 0 or not content:
+        if place < 0 and needed[number]:
+            raise UserError(
+                f"the tokenizer's chat template does not show the {messages[number]['role']}'s text as it is"
+            )
+        # What need not be shown may still be found by chance, in a later text: not where that hides one that is needed.
+        later = next((contents[after] for after in range(number + 1, len(contents)) if needed[after]), "")
+        hides = not needed[number] and place >= 0 and text.find(later, place + len(content)) < 0
+        if place < 0 or not content or hides:
             continue
         found += [(text[start:place], True), (content, False)]
         start = place + len(content)
