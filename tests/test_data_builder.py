@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 from lt_jax.data import builder
-from lt_jax.data.traces import Trace
+from lt_jax.data.traces import Trace, Turn
 from lt_jax.errors import UserError
 
 RECORDS = [
@@ -55,7 +55,7 @@ def test_history_survives(tmp_path):
     path = tmp_path / "chat.jsonl"
     path.write_text(json.dumps({"messages": [*turns, {"role": "assistant", "content": "d"}]}))
     (trace,) = builder.open_prepared(builder.prepare(path, tmp_path / "data"))
-    assert trace == Trace("c", "d", history=(("user", "a"), ("assistant", "b")))
+    assert trace == Trace("c", "d", history=(Turn("user", "a"), Turn("assistant", "b")))
 
 
 def test_a_changed_file_is_rebuilt_and_an_unchanged_one_is_not(traces, tmp_path):

@@ -27,10 +27,12 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from lt_jax.data.readers import read_traces, trace_files
-from lt_jax.data.traces import Trace
+from lt_jax.data.traces import Trace, Turn
 from lt_jax.errors import UserError
 
-_VERSION = "1.0.0"  # of the stored fields; raise it when they change
+_VERSION = "1.1.0"  # of the stored fields; raise it when they change
+_TURNS = ("history", "between")
+_JSON = (*_TURNS, "extra", "calls", "tools", "trained")
 
 
 @dataclasses.dataclass
@@ -59,12 +61,17 @@ class Traces(tfds.core.GeneratorBasedBuilder):
                     "question": text(),
                     "response": text(),
                     "system": text(),
-                    "history": text(),  # JSON [[role, text], ...]
+                    "history": text(),  # JSON, as all of `_JSON`
                     "segments": tfds.features.Sequence(text()),
                     "answer": text(),
                     "source": text(),
                     "add_eos": tfds.features.Scalar(np.bool_),
-                    "extra": text(),  # JSON object
+                    "extra": text(),
+                    "reasoning": text(),
+                    "between": text(),
+                    "calls": text(),
+                    "tools": text(),
+                    "trained": text(),
                 }
             ),
         )
@@ -198,8 +205,8 @@ def _explained(error: Exception, folder: Path) -> Exception:
 
 def _encode(trace: Trace) -> dict:
     fields = {field.name: getattr(trace, field.name) for field in dataclasses.fields(Trace)}
-    fields["history"] = json.dumps([list(turn) for turn in trace.history])
-    fields["extra"] = json.dumps(dict(trace.extra), default=str)
+    fields |= {name: [dataclasses.asdict(turn) for turn in fields[name]] for name in _TURNS}
+    fields |= {name: json.dumps(fields[name], default=str) for name in _JSON}
     fields["segments"] = list(trace.segments)
     return fields
 
@@ -213,6 +220,7 @@ def _decode(example: dict) -> Trace:
             fields[key] = bool(value)
         else:
             fields[key] = tuple(part.decode() for part in value)
-    fields["history"] = tuple((role, text) for role, text in json.loads(fields["history"]))
-    fields["extra"] = json.loads(fields["extra"])
+    fields |= {name: json.loads(fields[name]) for name in _JSON}
+    fields |= {name: tuple(Turn(**turn) for turn in fields[name]) for name in _TURNS}
+    fields |= {name: tuple(fields[name]) for name in ("calls", "tools")}
     return Trace(**fields)

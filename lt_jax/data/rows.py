@@ -1,4 +1,4 @@
-"""A trace as a laid-out row: the chat prompt, the thoughts, `layout.build_row`.
+"""A trace as a laid-out row: the chat prompt, the thoughts, `layout.build_turns`.
 
 to_row = RowMaker(scheme=scheme, special=special, tokenizer=tokenizer, prompt=prompter("qwen"))
 row = to_row(trace)
@@ -7,57 +7,21 @@ row = to_row(trace)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from typing import Any
 
+from lt_jax.data.prompts import ALL, LAST, Prompter
 from lt_jax.data.traces import BLOCK_START, Trace, memento_parts, without_summaries
 from lt_jax.errors import UserError
-from lt_jax.layout import chat
-from lt_jax.layout.build import build_row
+from lt_jax.layout import thinking
+from lt_jax.layout.build import Exchange, build_turns
 from lt_jax.layout.encode import encoder
-from lt_jax.layout.prompt import Prompt
 from lt_jax.layout.row import Row
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.segment import SEGMENTERS, merge, token_chunks, without_ending
 from lt_jax.layout.special import SpecialTokens
+from lt_jax.layout.template import Reply
 
-Prompter = Callable[[str, str, Sequence[tuple[str, str]]], Prompt]
-CHATS = (*chat.CHATS, "own")
 READY, CHUNK = "ready", "chunk"
-
-
-def prompter(name: str, tokenizer=None, system: str = "", prefix: str = "") -> Prompter:
-    """The function (question, system, history) -> chat prompt that training and evaluation share.
-
-    Args:
-        name: "qwen", "llama", "plain", or "own" for the tokenizer's own template (the only one for conversations of
-            several exchanges).
-        tokenizer: a `transformers` tokenizer, for "own".
-        system: the system turn of samples that have none.
-        prefix: put before every question, such as `layout.chat.BOXED`.
-
-    Raises:
-        UserError: unknown name; later, a history that the template cannot show.
-    """
-    if name not in CHATS:
-        raise UserError(f"chat template {name!r}: it must be one of {', '.join(CHATS)}")
-    if name == "own" and tokenizer is None:
-        raise UserError("chat template 'own' needs the model's tokenizer")
-
-    def prompt(question: str, own_system: str = "", history: Sequence[tuple[str, str]] = ()) -> Prompt:
-        turn, before = prefix + question, own_system or system
-        if name != "own":
-            if history:
-                raise UserError(
-                    f"a conversation of several exchanges (last question: {question[:60]!r}) does not fit the chat "
-                    f"template {name!r}; use 'own' with a tokenizer that has a chat template"
-                )
-            return chat.CHATS[name](turn, before)
-        opening = [("system", before)] if before else []
-        turns = [*opening, *history, ("user", turn)]
-        return chat.own(tokenizer, [{"role": role, "content": text} for role, text in turns])
-
-    return prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +31,9 @@ class RowMaker:
     Attributes:
         scheme, special: the method.
         tokenizer: a `tokenizers` or `transformers` tokenizer.
-        prompt: see `prompter`.
+        prompt: see `prompts.Prompter`.
+        turns: which of the assistant's turns are trained: "last" or "all", see `Prompter.replies`. Where they are
+            several, the row is the conversation as it grew, see `layout.build.build_turns`.
         segment: how a response becomes thoughts, where the scheme works on thoughts: "paragraph", "sentence", "chunk"
             (`maximum` tokens each, whatever they say), or "ready" (cut in the data: thoughts_list, Memento's blocks).
             None: as cut in the data where a trace has `segments`, else by paragraphs.
@@ -79,35 +45,64 @@ class RowMaker:
     special: SpecialTokens
     tokenizer: Any
     prompt: Prompter
+    turns: str = LAST
     segment: str | None = None
     minimum: int = 0
     maximum: int | None = None
 
     def __post_init__(self):
         check_cutting(self.scheme, self.segment, self.minimum, self.maximum)
+        check_turns(self.turns)
         object.__setattr__(self, "_encode", encoder(self.tokenizer))
 
     def __call__(self, trace: Trace) -> Row:
-        """Lays one trace out. UserError as `build_row`, or the trace is not cut and `segment` is "ready"."""
-        prompt = self.prompt(trace.question, trace.system, trace.history)
-        segments = self.segments(trace)
-        return build_row(self.scheme, self.special, prompt, segments, self._encode, add_eos=trace.add_eos)
+        """Lays one trace out. UserError as `build_turns`, or the trace is not cut and `segment` is "ready"."""
+        replies = self.prompt.replies(trace, self.turns)
+        forgotten = {number for reply in replies for number in reply.forgets}
+        exchanges = [self._exchange(trace, reply, number in forgotten) for number, reply in enumerate(replies)]
+        return build_turns(self.scheme, self.special, exchanges, self._encode, add_eos=trace.add_eos)
 
     def segments(self, trace: Trace) -> list[str] | list[list[int]]:
-        """What `build_row` gets: thoughts, or the whole response for a method that does not cut there."""
+        """The last response as `build_row` gets it: thoughts, or all of it for a method that does not cut there."""
+        return list(self._exchange(trace, self.prompt.replies(trace, self.turns)[-1], False).segments)
+
+    def _exchange(self, trace: Trace, reply: Reply, forgotten: bool) -> Exchange:
+        """A reply cut into segments; its reasoning, if it is `forgotten` later, apart from the rest."""
+        put, pieces = thinking.fitted(reply.prompt.text, trace.segments or [reply.text], reply.closing)
+        ready = tuple(pieces) if trace.segments else ()
+        text = "".join(thinking.fitted(reply.prompt.text, [reply.text], reply.closing)[1])
+        size = thinking.length(text) if forgotten else 0
+        parts = [part for part in (text[:size], text[size:]) if part] or [""]
+        cut = [
+            self._cut(dataclasses.replace(trace, response=part, segments=ready), "" if place else put)
+            for place, part in enumerate(parts)
+        ]
+        first = len(cut[0]) if size else 0
+        return Exchange(reply.prompt, [piece for each in cut for piece in each], first, reply.forgets)
+
+    def _cut(self, trace: Trace, put: str) -> list[str] | list[list[int]]:
+        """The segments of `trace.response` with `put` before them, which no thought is made of alone."""
         if self.scheme.method == "memento":
-            return [trace.response]
+            return [put + trace.response]
         if self.scheme.method == "vanilla" or self.scheme.level == "token":
-            return [plain_response(trace)]
+            return [put + plain_response(trace)]
         if self.segment == CHUNK:
-            return token_chunks(self._encode(plain_response(trace)), self.maximum, max(1, self.minimum), self.maximum)
+            ids = self._encode(put + plain_response(trace))
+            return token_chunks(ids, self.maximum, max(1, self.minimum), self.maximum)
         if self.segment == READY or (self.segment is None and trace.segments):
             pieces = ready_thoughts(trace)
         else:
             pieces = SEGMENTERS[self.segment or "paragraph"](plain_response(trace))
+        pieces = [put + pieces[0], *pieces[1:]] if pieces else [put]
         if not self.minimum and self.maximum is None:
             return pieces
         return merge(pieces, self.minimum, self.maximum, lambda text: len(self._encode(text)))
+
+
+def check_turns(turns: str) -> None:
+    """Raises UserError for an unknown choice of turns."""
+    if turns not in (LAST, ALL):
+        raise UserError(f"data.turns is {turns!r}; it must be {LAST!r} or {ALL!r}")
 
 
 def check_cutting(scheme: Scheme, segment: str | None, minimum: int, maximum: int | None) -> None:

@@ -1,12 +1,14 @@
 """A reasoning trace, and how the records of public data sets become one.
 
     Bespoke-Stratos, Sky-T1    {"system", "conversations": [{"from", "value"}, ...]}
-    chat                       {"messages": [{"role", "content"}, ...]}
+    chat                       {"messages": [{"role", "content"}, ...], "tools"}
     OpenMementos, default      {"problem", "response", "domain", "source", "difficulty"}
     OpenMementos, full         the same and {"sentences", "blocks", "block_summaries"}
     LightThinker's train.jsonl {"question", "system_prompt", "thoughts_list", "gt_output", "add_eos", ...}
-    plain                      {"question", "response" or "thoughts", "answer", "system"}
+    plain                      {"question", "response" or "solution" or "thoughts", "answer", "system"}
 
+Both ways of writing turns are read under both names, and what else `dialogue` says. Reasoning may stand apart from the
+response, in a turn or in a record, under the names of `dialogue.REASONING`; multiple choices are read by `choices`.
 LightThinker's `system_list` and `question_list` are not read: `layout` cuts a prompt into sentences itself.
 The format of a file is seen from the fields of its first record, or given by name.
 """
@@ -18,7 +20,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lt_jax.data import choices, dialogue
+from lt_jax.data.dialogue import Turn
+from lt_jax.data.fields import extra as _extra
+from lt_jax.data.fields import text as _text
+from lt_jax.data.fields import texts as _texts
 from lt_jax.errors import UserError
+from lt_jax.layout import thinking
 
 BLOCK_START, BLOCK_END = "<|block_start|>", "<|block_end|>"
 SUMMARY_START, SUMMARY_END = "<|summary_start|>", "<|summary_end|>"
@@ -38,24 +46,42 @@ class Trace:
         response: the whole output as text; Memento traces keep their block and summary markers. Empty only for records
             that are read for evaluation.
         system: the system turn, empty if there is none.
-        history: earlier turns (role, text), oldest first, of a conversation of more than one exchange.
+        history: the turns before the question, oldest first, of a conversation of more than one exchange.
         segments: the output cut into thoughts, where the data come ready cut; their concatenation need not equal
             `response` (LightThinker's thoughts_list leaves the separators out). Empty: to be cut by a segmenter.
         answer: the gold answer, empty if unknown.
         source: where the trace comes from.
         add_eos: whether the output ends with an EOS token.
         extra: small JSON values kept as they are (domain, difficulty, id, a task's metadata).
+        reasoning: what was thought before the response, where the data keep it apart; how the two are joined depends on
+            the chat template (`layout.template`).
+        between: the turns between question and response: the assistant's tool calls, and the tools' turns.
+        calls: tool calls of the response, as chat templates take them.
+        tools: descriptions of the functions that may be called, as chat templates take them.
+        trained: whether the data want the response trained, see `Turn.trained`.
     """
 
     question: str
     response: str = ""
     system: str = ""
-    history: tuple[tuple[str, str], ...] = ()
+    history: tuple[Turn, ...] = ()
     segments: tuple[str, ...] = ()
     answer: str = ""
     source: str = ""
     add_eos: bool = True
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reasoning: str = ""
+    between: tuple[Turn, ...] = ()
+    calls: tuple[Mapping, ...] = ()
+    tools: tuple[Mapping, ...] = ()
+    trained: bool | None = None
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The whole conversation but for the system turn; the last one is the response."""
+        more = {"tool_calls": list(self.calls)} if self.calls else {}
+        last = Turn("assistant", self.response, self.reasoning, self.trained, more)
+        return (*self.history, Turn("user", self.question), *self.between, last)
 
 
 def convert(record: Mapping, format: str | None = None, where: str = "record", evaluation: bool = False) -> Trace:
@@ -76,9 +102,21 @@ def convert(record: Mapping, format: str | None = None, where: str = "record", e
     trace = FORMATS[name](record, where, evaluation)
     if not trace.question.strip():
         raise UserError(f"{where}: the question is empty")
-    if not evaluation and not trace.response.strip() and not any(part.strip() for part in trace.segments):
-        raise UserError(f"{where}: the output is empty; a training trace needs one")
+    if trace.reasoning and trace.segments:
+        raise UserError(f"{where}: there is a list of thoughts, and reasoning in a field of its own; keep one")
+    if not evaluation:
+        _check_output(trace, where)
     return trace
+
+
+def _check_output(trace: Trace, where: str) -> None:
+    if not any(text.strip() for text in (trace.response, trace.reasoning, *trace.segments)) and not trace.calls:
+        raise UserError(f"{where}: the output is empty; a training trace needs one")
+    if all(turn.trained is False for turn in trace.turns if turn.role == "assistant"):
+        raise UserError(f"{where}: no turn of the assistant's is to be trained, by their flags; leave the trace out")
+    said = [turn.text for turn in trace.turns if turn.role == "assistant" and turn.trained is not False]
+    if trace.add_eos and any(map(thinking.starts_open, (*said, "".join(trace.segments)))):
+        raise UserError(f"{where}: the reasoning of the output is never closed (it was cut off?); leave the trace out")
 
 
 def detect(record: Mapping[str, Any], where: str = "record") -> str:
@@ -121,77 +159,64 @@ def without_summaries(response: str) -> str:
     return "".join(head + block for head, (block, _) in zip(between[:-1], blocks, strict=True)) + between[-1]
 
 
-def _text(record: Mapping, field: str, where: str, default: str | None = None) -> str:
-    value = record.get(field)
-    if value is None:
-        if default is None:
-            raise UserError(f"{where}: missing field {field!r} (fields here: {', '.join(sorted(record)) or 'none'})")
-        return default
-    if isinstance(value, bool | int | float) and field == "answer":
-        return str(value)
-    if not isinstance(value, str):
-        raise UserError(f"{where}: field {field!r} must be text, not {type(value).__name__}")
-    return value
-
-
-def _texts(record: Mapping, field: str, where: str) -> tuple[str, ...]:
-    value = record.get(field)
-    if value is None:
-        return ()
-    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(part, str) for part in value):
-        raise UserError(f"{where}: field {field!r} must be a list of texts")
-    return tuple(value)
-
-
-def _extra(record: Mapping, *fields: str) -> dict[str, Any]:
-    return {field: record[field] for field in fields if record.get(field) is not None}
-
-
-_ROLES = {role: role for role in ("user", "assistant", "system", "tool")} | {"human": "user", "gpt": "assistant"}
-
-
-def _dialogue(record: Mapping, field: str, role_key: str, text_key: str, where: str, evaluation: bool) -> Trace:
-    """The last exchange of a conversation is the trace, what went before is its history."""
-    listed = record.get(field)
-    if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
-        raise UserError(f"{where}: field {field!r} must be a list of turns")
-    turns = []
-    for number, turn in enumerate(listed):
-        spot = f"{where}: turn {number} of {field!r}"
-        if not isinstance(turn, Mapping):
-            raise UserError(f"{spot} must be an object with {role_key!r} and {text_key!r}")
-        role = _text(turn, role_key, spot)
-        if role not in _ROLES:
-            raise UserError(f"{spot}: unknown role {role!r}; known are {', '.join(_ROLES)}")
-        turns.append((_ROLES[role], _text(turn, text_key, spot)))
+def _dialogue(record: Mapping, field: str, where: str, evaluation: bool) -> Trace:
+    """The last answer of a conversation is the response, the last user turn before it the question."""
+    turns = dialogue.turns(record.get(field), field, where)
     system = _text(record, "system", where, "")
-    if turns[0][0] == "system":
-        system = turns.pop(0)[1]
-    response = turns.pop()[1] if turns and turns[-1][0] == "assistant" else ""
-    if not response and not evaluation:
-        raise UserError(f"{where}: the last turn of {field!r} must be the assistant's")
-    if turns and turns[-1][0] == "tool":
-        raise UserError(f"{where}: the last answer of {field!r} follows a tool's turn; a trace must answer the user's")
-    if not turns or turns[-1][0] != "user":
+    if turns[0].role == "system":
+        first = turns.pop(0).text
+        if system.strip() not in ("", first.strip()):
+            raise UserError(f"{where}: 'system' and the system turn of {field!r} differ; keep one")
+        system = first
+    last = turns.pop() if turns and turns[-1].role == "assistant" else Turn("assistant")
+    if last == Turn("assistant") and not evaluation:
+        raise UserError(f"{where}: the last turn of {field!r} must be the assistant's, and not empty")
+    asked = max((place for place, turn in enumerate(turns) if turn.role == "user"), default=None)
+    if asked is None:
         raise UserError(f"{where}: {field!r} needs a user turn before the assistant's")
-    *history, (_, question) = turns
+    reasoning = last.reasoning or _beside(record, last.text, where)
     return Trace(
-        question, response, system, tuple(history),
+        turns[asked].text, last.text, system, tuple(turns[:asked]),
         answer=_text(record, "answer", where, ""), source=_text(record, "source", where, ""),
-        extra=_extra(record, "id", "domain", "difficulty"),
+        extra=_extra(record, "id", "domain", "difficulty"), reasoning=reasoning, between=tuple(turns[asked + 1 :]),
+        calls=tuple(last.more.get("tool_calls", ())), tools=_tools(record, where), trained=last.trained,
     )  # fmt: skip
 
 
+def _beside(record: Mapping, response: str, where: str) -> str:
+    """Reasoning that stands beside the response in a record; "on" and "off" there are a switch (Nemotron)."""
+    named = {name: value for name, value in record.items() if value not in ("on", "off")}
+    return dialogue.apart(dialogue.reasoning(named, where), response, where)
+
+
+def _tools(record: Mapping, where: str) -> tuple[Mapping, ...]:
+    """The functions of `tools` or `functions`, a list or its JSON text, as chat templates take them."""
+    value = record.get("tools") or record.get("functions") or ()
+    value = dialogue.decoded(value, f"{where}: field 'tools'") if isinstance(value, str) else value
+    if not isinstance(value, list | tuple) or not all(isinstance(tool, Mapping) for tool in value):
+        raise UserError(f"{where}: field 'tools' must be a list of objects, or the JSON text of one")
+    found = tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in value)
+    if not all(isinstance(tool["function"], Mapping) and tool["function"].get("name") for tool in found):
+        raise UserError(f"{where}: every function of 'tools' needs a 'name'")
+    return found
+
+
 def _conversations(record: Mapping, where: str, evaluation: bool) -> Trace:
-    return _dialogue(record, "conversations", "from", "value", where, evaluation)
+    return _dialogue(record, "conversations", where, evaluation)
 
 
 def _messages(record: Mapping, where: str, evaluation: bool) -> Trace:
-    return _dialogue(record, "messages", "role", "content", where, evaluation)
+    return _dialogue(record, "messages", where, evaluation)
+
+
+def _response(record: Mapping, where: str, default: str | None) -> str:
+    """The output under the first of its names that the record has."""
+    name = next((name for name in _OUTPUTS if record.get(name) is not None), _OUTPUTS[0])
+    return _text(record, name, where, default)
 
 
 def _memento(record: Mapping, where: str, evaluation: bool) -> Trace:
-    response = _text(record, "response", where, "" if evaluation or "block_summaries" in record else None)
+    response = _response(record, where, "" if evaluation or "block_summaries" in record else None)
     if BLOCK_START not in response and record.get("block_summaries"):
         response = _joined_blocks(record, where)
     try:
@@ -201,7 +226,7 @@ def _memento(record: Mapping, where: str, evaluation: bool) -> Trace:
     return Trace(
         _text(record, "problem", where), response, _text(record, "system", where, ""),
         answer=_text(record, "answer", where, ""), source=_text(record, "source", where, ""),
-        extra=_extra(record, "id", "task_id", "domain", "difficulty"),
+        extra=_extra(record, "id", "task_id", "domain", "difficulty"), reasoning=_beside(record, response, where),
     )  # fmt: skip
 
 
@@ -233,35 +258,36 @@ def _reference(record: Mapping, where: str, evaluation: bool) -> Trace:
     return Trace(
         _text(record, "question", where), response, _text(record, "system_prompt", where, ""), segments=segments,
         answer=_text(record, "answer", where, ""), source=_text(record, "source", where, ""), add_eos=add_eos,
-        extra=_extra(record, "id"),
+        extra=_extra(record, "id"), reasoning=_beside(record, response, where),
     )  # fmt: skip
 
 
 def _plain(record: Mapping, where: str, evaluation: bool) -> Trace:
-    segments = _texts(record, "thoughts", where)
-    if not segments and not evaluation and record.get("response") is None:
-        raise UserError(f"{where}: missing field 'response' or 'thoughts' (fields here: {', '.join(sorted(record))})")
+    if isinstance(record.get("thoughts"), str) and any(record.get(name) for name in _OUTPUTS):
+        segments = ()  # reasoning beside a response, not thoughts that came cut
+    else:
+        segments, record = _texts(record, "thoughts", where), {**record, "thoughts": None}
+    if not segments and not evaluation and not any(record.get(name) is not None for name in _OUTPUTS):
+        fields = ", ".join(sorted(record))
+        raise UserError(f"{where}: missing field 'response' or 'thoughts' (fields here: {fields})")
+    response = _response(record, where, "") or "\n\n".join(segments)
+    question = next((name for name in _QUESTIONS if record.get(name) is not None), _QUESTIONS[0])
+    output = next((name for name in _OUTPUTS if record.get(name) is not None), _OUTPUTS[0])
+    used = {"thoughts", "system", "answer", "source", question, output, *dialogue.REASONING}
+    extra = {key: value for key, value in record.items() if key not in used and value is not None}
+    answer = "" if evaluation else _text(record, "answer", where, "")
     if evaluation:
-        _check_choices(record, where)
+        answer, options = choices.read(record, where)
+        extra |= {"choices": options} if options else {}
     return Trace(
-        _text(record, "question", where), _text(record, "response", where, "") or "\n\n".join(segments),
-        _text(record, "system", where, ""), segments=segments,
-        answer=_text(record, "answer", where, ""), source=_text(record, "source", where, ""),
-        extra={key: value for key, value in record.items() if key not in _PLAIN and value is not None},
+        _text(record, question, where), response, _text(record, "system", where, ""), segments=segments,
+        answer=answer, source=_text(record, "source", where, ""), extra=extra,
+        reasoning=_beside(record, response, where),
     )  # fmt: skip
 
 
-def _check_choices(record: Mapping, where: str) -> None:
-    """Raises UserError if `choices`, the options of a multiple choice, is not a list of texts or numbers."""
-    value = record.get("choices")
-    if value is None:
-        return
-    listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    if not listed or not value or not all(isinstance(option, str | int | float) for option in value):
-        raise UserError(f"{where}: field 'choices' must be a list of texts or numbers, the options A, B, ...")
-
-
-_PLAIN = ("question", "response", "thoughts", "system", "answer", "source")
+_OUTPUTS = ("response", "solution", "deepseek_solution", "deepseek_attempt")
+_QUESTIONS = ("question", "question_stem", "ctx")  # of OpenBookQA, of HellaSwag
 
 FORMATS: dict[str, Callable[[Mapping, str, bool], Trace]] = {
     "reference": _reference,
@@ -275,5 +301,5 @@ _SIGNS = {
     "conversations": ("conversations",),
     "messages": ("messages",),
     "memento": ("problem",),
-    "plain": ("question",),
+    "plain": _QUESTIONS,
 }

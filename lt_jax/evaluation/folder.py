@@ -9,7 +9,7 @@ from typing import Any
 
 from lt_jax.cache.policies import Eviction, published
 from lt_jax.data.problem import Problem
-from lt_jax.data.rows import Prompter, prompter
+from lt_jax.data.prompts import Prompter, prompter
 from lt_jax.decode import DecodeConfig, Engine, Request
 from lt_jax.decode.control import Rules
 from lt_jax.decode.pieces import group_size
@@ -40,7 +40,7 @@ class Writer:
         params, model: weights and their config.
         scheme, special: how it writes.
         tokenizer: a `transformers` tokenizer.
-        prompt: (question, system, history) -> chat prompt, see `data.rows.prompter`.
+        prompt: (question, system, history) -> chat prompt, see `data.prompts.Prompter`.
         origin: where the weights came from.
         stop: ids that end an answer besides `special.eos`, see `models.hf_ends`.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lt_jax.errors import UserError
+from lt_jax.layout import template
 from lt_jax.layout.encode import encoder
 from lt_jax.layout.prompt import Prompt
 
@@ -63,34 +64,18 @@ def opening(tokenizer) -> str:
     return "".join(tokenizer.convert_ids_to_tokens(with_special[:count]))
 
 
-def own(tokenizer, messages: Sequence[dict], **options) -> Prompt:
-    """The tokenizer's own chat template over `messages` (role, content), ready for the assistant's turn.
+def own(tokenizer, messages: Sequence[dict], tools: Sequence[dict] = (), **options) -> Prompt:
+    """The tokenizer's own chat template over `messages` (see `layout.template`), ready for the assistant's turn.
 
     Args:
         tokenizer: a `transformers` tokenizer with a chat template.
+        tools: descriptions of functions, as `apply_chat_template` takes them.
         options: passed to `apply_chat_template`, such as `enable_thinking`.
 
     Raises:
         UserError: there is no template, it fails, or it does not show a user's or system's text as it is.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError(f"the tokenizer has no chat template; choose one of {', '.join(CHATS)}")
-    messages = [{**message, "content": message["content"].strip()} for message in messages]
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
-    except Exception as error:  # the template is data and may raise anything
-        raise UserError(f"the tokenizer's chat template fails on these messages: {error}") from error
-    pieces, start = [], 0
-    for message in messages:
-        content = message["content"]
-        found = text.find(content, start)
-        if found < 0 and message["role"] in ("user", "system"):
-            raise UserError(f"the tokenizer's chat template does not show the {message['role']}'s text as it is")
-        if found < 0 or not content:
-            continue
-        pieces += [(text[start:found], True), (content, False)]
-        start = found + len(content)
-    return Prompt(tuple(piece for piece in (*pieces, (text[start:], True)) if piece[0]))
+    return template.pieces(template.template_of(tokenizer, messages, tools)(messages, **options), messages)
 
 
 def _prompt(turn, system, before, question, after) -> Prompt:

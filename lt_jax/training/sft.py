@@ -19,7 +19,8 @@ import jax
 
 from lt_jax.data.builder import open_prepared, prepare
 from lt_jax.data.pipeline import evaluation_batches, train_batches
-from lt_jax.data.rows import RowMaker, prompter
+from lt_jax.data.prompts import prompter
+from lt_jax.data.rows import RowMaker
 from lt_jax.data.sources import Mapped, hold_out, worked
 from lt_jax.data.stats import measure
 from lt_jax.data.tasks import FAMILIES, Problems
@@ -138,7 +139,8 @@ def row_maker(config: SftConfig, tokenizer, special: SpecialTokens) -> RowMaker:
     source = config.source
     return RowMaker(
         scheme=config.scheme, special=special, tokenizer=tokenizer, segment=source.segment, minimum=source.minimum,
-        maximum=source.maximum, prompt=prompter(source.chat, tokenizer, source.system, source.prefix),
+        maximum=source.maximum, turns=source.turns,
+        prompt=prompter(source.chat, tokenizer, source.system, source.prefix),
     )  # fmt: skip
 
 

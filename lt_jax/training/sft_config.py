@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from lt_jax.data.pipeline import PipelineConfig
-from lt_jax.data.rows import check_cutting
+from lt_jax.data.rows import check_cutting, check_turns
 from lt_jax.errors import UserError
 from lt_jax.layout.scheme import Scheme
 from lt_jax.models.config import LoraConfig
@@ -50,7 +50,7 @@ class SourceConfig:
             steps[0] to steps[1], of `families` in turn (empty: all; a family named twice comes twice as often).
         held_out: samples kept for eval_loss; 0 measures none.
         data_dir: where prepared data sets are kept; None is `data` in the run folder.
-        chat, system, prefix: see `data.rows.prompter`. segment, minimum, maximum: see `data.rows.RowMaker`.
+        chat, system, prefix: see `data.prompts.Prompter`. turns, segment, minimum, maximum: see `data.rows.RowMaker`.
     """
 
     paths: tuple[str, ...]
@@ -60,6 +60,7 @@ class SourceConfig:
     chat: str = "own"
     system: str = ""
     prefix: str = ""
+    turns: str = "last"
     segment: str | None = None
     minimum: int = 0
     maximum: int | None = None
@@ -68,6 +69,7 @@ class SourceConfig:
     families: tuple[str, ...] = ()
 
     def __post_init__(self):
+        check_turns(self.turns)
         if any(self.paths) == bool(self.embedded):
             given = "both data.path and data.embedded are given" if self.embedded else "data.path is empty"
             raise UserError(f"{given}; give a trace file, --config.data.path=traces.jsonl, or a number of problems")
