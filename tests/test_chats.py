@@ -34,7 +34,8 @@ AGENT = [
 
 def maker(template=SIMPLE, scheme=VANILLA, **more):
     tokenizer = Templated(template) if template else Templated("none")
-    prompt = prompter(more.pop("chat", "own"), tokenizer, prefix=more.pop("prefix", ""))
+    chat = more.pop("chat", "own")  # a tokenizer of single characters has none of the tokens of the other templates
+    prompt = prompter(chat, tokenizer if chat == "own" else None, prefix=more.pop("prefix", ""))
     return RowMaker(scheme=scheme, special=TABLE, tokenizer=tokenizer, prompt=prompt, **more)
 
 
