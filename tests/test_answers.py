@@ -121,7 +121,7 @@ def test_a_judge_that_cannot_start_is_an_error_and_not_a_wrong_answer(program, s
         monkeypatch.setattr(latex.sys, "executable", str(tmp_path / "no_python"))
     else:
         (tmp_path / "child.py").write_text(program)
-        monkeypatch.setattr(latex, "__file__", str(tmp_path / "child.py"))
+        monkeypatch.setattr(latex, "CHILD", tmp_path / "child.py")
     monkeypatch.setattr(latex, "STARTUP_SECONDS", 0.3 if "no answer" in said else 20.0)
     judge = LatexJudge()
     with pytest.raises(UserError, match=said) as caught:

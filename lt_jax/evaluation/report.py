@@ -78,7 +78,8 @@ def _methods(results: Results) -> str:
         "the tokens sampled, of the keys each could see, the area under the curves below. <b>Time</b>: wall time of "
         "the whole run, batched."
     )
-    return f"<section><h2>Methods</h2>{_table(head, body)}<p class=note>{words}</p></section>"
+    wrong = "".join(f"<p class=note>{_text(line)}</p>" for line in (table.unanswered(results), table.unjudged(results)))
+    return f"<section><h2>Methods</h2>{_table(head, body)}<p class=note>{words}</p>{wrong}</section>"
 
 
 def _name(number: int, method: MethodResult) -> str:

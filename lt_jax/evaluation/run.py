@@ -62,7 +62,11 @@ def evaluate(contenders: Sequence[Contender], suite: Suite, *, samples: int = 4,
         samples: completions per method kept in full, for pictures.
         note: a line for the reader of the results.
         progress: called as (name, answered so far, total) after each completion.
+
+    Raises:
+        UserError: before anything is decoded, if answers in LaTeX could not be compared.
     """
+    answers.check()
     return Results(suite.name, [_run(each, suite, samples, progress) for each in contenders], note)
 
 
@@ -93,8 +97,8 @@ def _run(contender: Contender, suite: Suite, samples: int, progress) -> MethodRe
 def _record(contender: Contender, problem: Problem, done: Completion) -> Record:
     text = contender.decode(done.tokens[~done.forced].tolist())
     given, correct = answers.judge(problem, text)
-    return Record(done.id, problem.family, problem.question, problem.answer, text, given, correct, done.finish,
-                  metrics.count(done))  # fmt: skip
+    return Record(done.id, problem.family, problem.question, problem.answer, text, given, bool(correct), done.finish,
+                  metrics.count(done), judged=correct is not None)  # fmt: skip
 
 
 def _sample(contender: Contender, done: Completion, rule: Closing | None) -> Sample:

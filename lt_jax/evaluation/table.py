@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lt_jax.evaluation import metrics
-from lt_jax.evaluation.results import MethodResult, Results
+from lt_jax.evaluation.results import MethodResult, Record, Results
 
 WIDTH = 100
 FINISHED = ("eos", "stop")
@@ -19,8 +19,7 @@ def table(results: Results) -> str:
     blocks = [f"{results.suite}: {count:,} problem{'s' * (count != 1)}", methods(results)]
     if caches := cache_bytes(results):
         blocks.append(caches)
-    if cut := unfinished(results):
-        blocks.append(cut)
+    blocks += filter(None, (unfinished(results), unanswered(results), unjudged(results)))
     if len(results.methods) > 1:
         blocks.append("\n".join(compared(each, results.methods[0]) for each in results.methods[1:]))
     if len(families(results)) > 1:
@@ -55,9 +54,26 @@ def megabytes(n: int) -> str:
 
 def unfinished(results: Results) -> str:
     """A line on problems whose answer was cut off, which count as wrong; empty if there are none."""
-    counts = [(each.name, sum(r.finish not in FINISHED for r in each.records)) for each in results.methods]
+    return counted(results, "unfinished (cut off at max_new or capacity)", lambda r: r.finish not in FINISHED)
+
+
+def unanswered(results: Results) -> str:
+    """A line on finished replies in which no answer was found, which count as wrong; empty if there are none."""
+    return counted(results, "no answer found in a finished reply (counted as wrong)",
+                   lambda r: r.given is None and r.finish in FINISHED)  # fmt: skip
+
+
+def unjudged(results: Results) -> str:
+    """A line on answers that could not be compared with the right one; empty if there are none."""
+    return counted(results, "not judged: the comparison ran out of time or ended (counted as wrong)",
+                   lambda r: not r.judged)  # fmt: skip
+
+
+def counted(results: Results, what: str, which: Callable[[Record], bool]) -> str:
+    """`what`, with the number of such records of every method that has any; empty if none has."""
+    counts = [(each.name, sum(map(which, each.records))) for each in results.methods]
     told = ", ".join(f"{name} {number:,}" for name, number in counts if number)
-    return textwrap.fill(f"unfinished (cut off at max_new or capacity): {told}", WIDTH) if told else ""
+    return textwrap.fill(f"{what}: {told}", WIDTH) if told else ""
 
 
 def compared(first: MethodResult, second: MethodResult) -> str:
