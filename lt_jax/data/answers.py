@@ -19,7 +19,7 @@ from lt_jax.data import latex
 from lt_jax.data.extract import extract, stated
 from lt_jax.data.latex import LatexJudge
 from lt_jax.data.latex_child import TOLERANCE
-from lt_jax.data.notation import MAX_CHARS, clean, elements, number, quantity
+from lt_jax.data.notation import MAX_CHARS, clean, elements, number, quantity, unclear
 from lt_jax.data.problem import Problem
 
 _LETTER = re.compile(r"(?:option |choice )?\(?([A-Za-z])(?:\)|[.:)](?=\s|$)|$)\s*(.*)", re.DOTALL | re.I)
@@ -101,7 +101,7 @@ def _same(given: str, answer: str, until: float) -> bool | None:
         return _same_parts(*lists, until)
     if values[0] is not None and values[1] is not None:
         return None not in lists and bool(_same_parts(*lists, until))  # "100,200,300" may be one number or three
-    if _DOTS in given or _DOTS in answer:
+    if _DOTS in given + answer or unclear(given) or unclear(answer):
         return False
     (value, unit), (right, right_unit) = _united(quantity(given), quantity(answer))
     if (value, right) != (given, answer):

@@ -51,6 +51,7 @@ _MONEY = re.compile(r"([+-]?) ?(?:US ?)?(\\?\$|€|£|¥|₹|\\euro|\\pounds) ?(
 _MONEY_AFTER = re.compile(r"(?<=\d) ?(\\?\$|€|£|¥|₹|\\euro|\\pounds)$")
 _PERCENT = re.compile(r"(?:\\?%|\\(?:text|mathrm)\{ ?(?:\\?%|per ?cent) ?\}| (?:per ?cent(?:age)?|pct))$", re.I)
 _DEGREE = re.compile(r"(?:\^ ?\{? ?\\circ ?\}?|\\degree) ?(?:\\(?:text|mathrm) ?\{ ?)?([CFK]?) ?\}?$")
+_BASE = re.compile(r"(?<=\d) ?_ ?\{? ?(?:\\text ?\{)?(\w+)[ }]*$")
 _CALL = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|log|ln)(?![a-zA-Z])")
 _NAMED = re.compile(
     r"(?:(?<=\S) ?(?:/|\\cdot)? ?\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox|hbox) ?\{[^{}]*\}"
@@ -155,6 +156,11 @@ def number(text: str) -> Fraction | None:
     return None if value is None else sign * value
 
 
+def unclear(text: str) -> bool:
+    """Whether a text looks like a mixed number and is none: "4 10/3" may be a sum or a product."""
+    return number(text) is None and bool(_RATIO.fullmatch(text.lstrip("+- ")) or _FRAC.fullmatch(text.lstrip("+- ")))
+
+
 def _unsigned(text: str) -> Fraction | None:
     plain = lambda digits: Fraction(re.sub("[, ]", "", digits).rstrip(".") or "0")
     if match := _DECIMAL.fullmatch(text):
@@ -178,7 +184,8 @@ def _scaled(value: Fraction, exponent: str) -> Fraction | None:
 def quantity(text: str) -> tuple[str, str | None]:
     r"""A cleaned text as (value, unit), the unit in one spelling (`units.canonical`), None if there is none.
 
-    Units are: a sign of money, per cent ("%"), degrees, `\text{...}` at the end, up to four words after a number and a
+    Units are: a sign of money, per cent ("%"), degrees, the base
+    of a numeral (`12_5`), `\text{...}` at the end, up to four words after a number and a
     space, and well-known abbreviations right behind one ("5km"). A letter right behind a number is a variable. Words
     that are no units ("5 or 6", "2 pi", "5 June") leave the text whole; "5 million" is a number.
     """
@@ -192,6 +199,8 @@ def quantity(text: str) -> tuple[str, str | None]:
         return text[: match.start()].strip() or text, "%"
     if (match := _DEGREE.search(text)) and match.start() and not _CALL.search(text):
         return text[: match.start()].strip(), canonical(f"degree {match[1]}".strip())
+    if match := _BASE.search(text):  # the reader drops it
+        return text[: match.start()], f"base {match[1]}"
     for pattern in (_NAMED, _WORDS_AFTER, _GLUED):
         match = pattern.search(text)
         if match is None or not text[: match.start()].strip():
