@@ -25,6 +25,7 @@ from lt_jax.data.problem import Problem
 _LETTER = re.compile(r"(?:option |choice )?\(?([A-Za-z])(?:\)|[.:)](?=\s|$)|$)\s*(.*)", re.DOTALL | re.I)
 _WORDS = re.compile(r"[^\W\d_]+(?:[\s,'-]+[^\W\d_]+)*")
 _DOTS = r"\ldots"
+MAX_DEPTH = 8  # of lists in lists and units behind units
 MAX_PARTS = 8  # that are matched in any order by the child; each may take it seconds
 _latex = LatexJudge()
 
@@ -88,9 +89,11 @@ def same(given: str, answer: str) -> bool | None:
     return _same(clean(stated(given)), clean(stated(answer)), time.monotonic() + latex.SECONDS)
 
 
-def _same(given: str, answer: str, until: float) -> bool | None:
+def _same(given: str, answer: str, until: float, depth: int = 0) -> bool | None:
     if not given or not answer:
         return False
+    if depth > MAX_DEPTH:
+        return _latex.same(given, answer, until)
     if _folded(given) == _folded(answer):
         return True
     values = number(given), number(answer)
@@ -98,9 +101,9 @@ def _same(given: str, answer: str, until: float) -> bool | None:
         return True
     lists = elements(given), elements(answer)
     if None not in lists and any(value is None for value in values):
-        return _same_parts(*lists, until)
+        return _same_parts(*lists, until, depth)
     if values[0] is not None and values[1] is not None:
-        return None not in lists and bool(_same_parts(*lists, until))  # "100,200,300" may be one number or three
+        return None not in lists and bool(_same_parts(*lists, until, depth))  # "100,200,300" may be one number or three
     if _DOTS in given + answer or unclear(given) or unclear(answer):
         return False
     (value, unit), (right, right_unit) = _united(quantity(given), quantity(answer))
@@ -108,7 +111,7 @@ def _same(given: str, answer: str, until: float) -> bool | None:
         if None not in (unit, right_unit) and unit != right_unit:
             return False
         share = _per_cent(value, unit)
-        return (share is not None and share == _per_cent(right, right_unit)) or _same(value, right, until)
+        return (share is not None and share == _per_cent(right, right_unit)) or _same(value, right, until, depth + 1)
     if _WORDS.fullmatch(answer) and len(answer) > 1:  # one letter may be a variable
         return False
     return _latex.same(given, answer, until)
@@ -152,7 +155,7 @@ def _per_cent(value: str, unit: str | None) -> Fraction | None:
     return found / 100 if found is not None and unit == "%" else found
 
 
-def _same_parts(given: tuple, answer: tuple, until: float) -> bool | None:
+def _same_parts(given: tuple, answer: tuple, until: float, depth: int) -> bool | None:
     """Whether two lists (opening bracket, parts, closing bracket) are the same; see `same`."""
     (left, a, right), (other_left, b, other_right) = given, answer
     brackets = {left + right, other_left + other_right}
@@ -164,11 +167,11 @@ def _same_parts(given: tuple, answer: tuple, until: float) -> bool | None:
     if not ordered:
         a, b = _unmatched(a, b)
     if ordered or len(a) > MAX_PARTS:
-        return _all(_same(x, y, until) for x, y in zip(a, b, strict=True))
+        return _all(_same(x, y, until, depth + 1) for x, y in zip(a, b, strict=True))
     unknown, rest = False, list(b)
     for x in a:
         for y in rest:
-            verdict = _same(x, y, until)
+            verdict = _same(x, y, until, depth + 1)
             unknown |= verdict is None
             if verdict:
                 rest.remove(y)
