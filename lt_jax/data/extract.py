@@ -1,8 +1,8 @@
 r"""Finding the answer that a text gives, in time linear in its length.
 
-    extract("... so \\boxed{\\frac{1}{2}}.")  ->  "\\frac{1}{2}"
-    extract("The answer is 5 apples.")        ->  "5 apples"
-    extract("10")                             ->  "10"
+extract("... so \\boxed{\\frac{1}{2}}.")  ->  "\\frac{1}{2}"
+extract("The answer is 5 apples.")        ->  "5 apples"
+extract("10")                             ->  "10"
 """
 
 from __future__ import annotations
@@ -154,8 +154,7 @@ def _said(text: str) -> str | None:
     marks = [(match.end(), match[1] is not None) for match in _SAID.finditer(text)]
     marks += [(match.end(), False) for match in _HEADING.finditer(text)]
     for end, hashes in sorted(marks, reverse=True):
-        rest = text[end : end + MAX_CHARS]
-        value = _value(rest)
+        value = _value(text[end : end + 2 * MAX_CHARS])  # more than any answer that is judged
         if not _real(value) or value.lower().startswith(("not ", "incorrect", "wrong")):
             continue
         if hashes and end < last_line and not _mathematics(value):
