@@ -134,6 +134,7 @@ def test_suite_from_file(tmp_path):
         ('{"question": "a", "answer": "1"}\n{"question": ', r"bad.jsonl:2: broken JSON"),
         ("", "no trace in the data"),
         ('{"question": "a", "answer": "1"}\n{"question": "a"}', "bad.jsonl:2: no answer to judge by"),
+        ('{"question": "a", "answer": " \\n"}', "bad.jsonl:1: no answer to judge by"),
         ('{"question": "a", "answer": "C", "choices": ["x", "y"]}', "bad.jsonl:1: .* none of the 2 choices"),
         ('{"question": "a", "answer": "A", "choices": "xyz"}', "bad.jsonl:1: field 'choices' must be a list"),
         ('{"question": "a", "answer": "A", "choices": {"A": 1}}', "bad.jsonl:1: field 'choices' must be a list"),

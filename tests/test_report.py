@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from lt_jax.data import answers, latex
 from lt_jax.errors import UserError
 from lt_jax.evaluation import pictures, report, results, table
 from lt_jax.evaluation.run import evaluate, kept
@@ -89,6 +90,61 @@ def test_table_tells_how_many_were_cut_off(found):
     cut = [dataclasses.replace(r, finish="length" if r.problem < 3 else r.finish) for r in light.records]
     changed = results.Results(found.suite, [found.methods[0], dataclasses.replace(light, records=cut)])
     assert "\n\nunfinished (cut off: max_new): LightThinker 3\n\n" in table.table(changed)
+
+
+def test_table_tells_how_many_replies_gave_no_answer_or_were_not_judged(found):
+    assert "no answer" not in table.table(found) and "not judged" not in table.table(found)
+    light = found.methods[1]
+    changes = {0: {"given": None}, 1: {"given": None}, 2: {"given": None, "finish": "length"}, 3: {"judged": False}}
+    records = [dataclasses.replace(r, **changes.get(r.problem, {})) for r in light.records]
+    changed = results.Results(found.suite, [found.methods[0], dataclasses.replace(light, records=records)])
+    lines = (
+        "no answer found in a finished reply (counted as wrong): LightThinker 2",
+        "not judged: the comparison ran out of time or ended (counted as wrong): LightThinker 1",
+    )
+    for line in lines:
+        assert f"\n\n{line}\n\n" in table.table(changed) and f"<p class=note>{line}</p>" in report.page(changed)
+
+
+def test_results_from_before_verdicts_could_be_missing_are_read(found, tmp_path):
+    results.save(found, tmp_path / "old.json")
+    data = json.loads((tmp_path / "old.json").read_text())
+    for method in data["methods"]:
+        for record in method["records"]:
+            assert record.pop("judged") is True
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    assert results.load(tmp_path / "old.json") == found
+
+
+def test_a_judge_that_does_not_start_is_found_before_anything_is_decoded(tmp_path, monkeypatch):
+    contenders, suite = three()
+    asked = []
+    silent = [dataclasses.replace(each, complete=lambda prompts: asked.append(1) or []) for each in contenders]
+    monkeypatch.setattr(latex, "CHILD", tmp_path / "gone.py")
+    monkeypatch.setattr(answers, "_latex", latex.LatexJudge())
+    with pytest.raises(UserError, match=r"math-verify did not start \(.*gone.py.*\)"):
+        evaluate(silent, suite)
+    assert asked == []
+
+
+def test_a_judge_that_dies_for_good_leaves_the_evaluation_whole(found, tmp_path, monkeypatch):
+    contenders, suite = three()
+    suite = dataclasses.replace(
+        suite, problems=(dataclasses.replace(suite.problems[0], answer=r"\sqrt{2}"), *suite.problems[1:])
+    )
+    complete, judge = contenders[0].complete, latex.LatexJudge()
+
+    def dying(prompts):
+        yield from complete(prompts)
+        judge.close()
+        monkeypatch.setattr(latex, "CHILD", tmp_path / "gone.py")
+
+    monkeypatch.setattr(answers, "_latex", judge)
+    again = evaluate([dataclasses.replace(contenders[0], complete=dying)], suite)
+    before = found.methods[0].records
+    assert [r.judged for r in again.methods[0].records] == [False] + [True] * 23
+    assert [r.correct for r in again.methods[0].records] == [False] + [r.correct for r in before[1:]]
+    assert "not judged: the comparison ran out of time or ended (counted as wrong): vanilla 1" in table.table(again)
 
 
 def test_table_cuts_long_names_not_numbers():

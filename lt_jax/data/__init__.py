@@ -3,5 +3,6 @@
     files ─ readers, traces ─ builder (TFDS) ─┐
     tasks (problems made up by index) ────────┴─ sources ─ rows (a laid-out row) ─ pipeline (Grain) ─ batches
 
-`answers` judges what a model wrote, `problem` is what it was asked, `stats` measures a data set.
+`problem` is what a model was asked; `extract` finds the answer in what it wrote, `answers` judges that (`notation` and
+`units` read numbers, lists and quantities, `latex` the rest); `stats` measures a data set.
 """

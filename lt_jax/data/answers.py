@@ -1,63 +1,48 @@
-"""Finding the answer in a model's text, and judging it. Text is read by grammars only, never evaluated.
+r"""Judging answers. Text is read by grammars only, never evaluated.
 
-    extract("... so \\boxed{\\frac{1}{2}}.")  ->  "\\frac{1}{2}"
     same("\\frac{1}{2}", "0.5")               ->  True
     judge(problem, text)                      ->  (given, correct)
 
-`same` goes from cheap to dear: equal text, plain numbers (exact), words, and only then LaTeX by math-verify in a child
-process (`lt_jax.data.latex`). Thousands of plain numbers a second never reach the child.
+`same` goes from cheap to dear: equal text, plain numbers (exact), lists part by part, quantities, words, and only then
+LaTeX by math-verify in a child process (`lt_jax.data.latex`). Thousands of plain numbers a second never get there.
 """
 
 from __future__ import annotations
 
 import re
 import string
+import time
+from collections.abc import Iterable
 from fractions import Fraction
 
+from lt_jax.data import latex
+from lt_jax.data.extract import extract, stated
 from lt_jax.data.latex import LatexJudge
+from lt_jax.data.latex_child import TOLERANCE
+from lt_jax.data.notation import MAX_CHARS, clean, elements, number, quantity, unclear
 from lt_jax.data.problem import Problem
 
-MAX_CHARS = 2000  # a longer "answer" is rambling; LaTeX readers are not linear in the length
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_MARKED = re.compile(r"^[ \t*]*(?:#{4}|(?:final )?answer(?: is)?\s*:)[ \t*]*(\S.*?)[ \t*]*$", re.I | re.M)
-_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:/[1-9]\d*)?")
-_LETTER = re.compile(r"\(?([A-Za-z])(?:\)|[.:)](?=\s|$)|$)\s*(.*)", re.DOTALL)
+_LETTER = re.compile(r"(?:option |choice )?\(?([A-Za-z])(?:\)|[.:)](?=\s|$)|$)\s*(.*)", re.DOTALL | re.I)
 _WORDS = re.compile(r"[^\W\d_]+(?:[\s,'-]+[^\W\d_]+)*")
-_WRAPPERS = ("text", "mathrm", "mathbf", "textbf", "mathit", "textit", "mbox")
+_DOTS = r"\ldots"
+MAX_DEPTH = 8  # of lists in lists and units behind units
+MAX_PARTS = 8  # that are matched in any order by the child; each may take it seconds
 _latex = LatexJudge()
 
 
-def extract(text: str) -> str | None:
-    r"""The given answer: the last `\boxed{...}` with balanced braces, else the last "Answer: ..." or "#### ..." line.
+def check() -> None:
+    """Raises UserError if LaTeX could not be compared; called before hours of work whose end needs it."""
+    _latex.check()
 
-    Braces may nest to any depth; escaped ones (`\{`) do not count. A box that never closes (cut-off output) is passed
-    over. None if there is no answer.
+
+def judge(problem: Problem, text: str) -> tuple[str | None, bool | None]:
+    """The answer that `text` gives to `problem` (None if it gives none) and whether it is right; None: no verdict.
+
+    The answer is what `extract` finds, or else the whole text where the right answer is of that kind: an option of a
+    multiple choice ("B", "(b) Paris"), or words. Without a verdict (the comparison ran out of time, or the program that
+    compares ended) nobody knows whether the answer is right; it counts as wrong, and is counted.
     """
-    for match in reversed(list(_BOX.finditer(text))):
-        inside = _balanced(text, match.end())
-        if inside is not None:
-            return inside.strip()
-    marked = _MARKED.findall(text)
-    return marked[-1].strip() if marked else None
-
-
-def _balanced(text: str, start: int) -> str | None:
-    """text[start:] up to the brace that closes the one before `start`, or None."""
-    depth, i = 1, start
-    while i < len(text):
-        if text[i] == "\\":
-            i += 2
-            continue
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if depth == 0:
-            return text[start:i]
-        i += 1
-    return None
-
-
-def judge(problem: Problem, text: str) -> tuple[str | None, bool]:
-    """The answer that `text` gives to `problem` (None if it gives none) and whether it is right."""
-    given = extract(text)
+    given = extract(text, _parts(problem)) or _bare(problem, text)
     if given is None:
         return None, False
     if problem.choices:
@@ -65,40 +50,159 @@ def judge(problem: Problem, text: str) -> tuple[str | None, bool]:
     return given, same(given, problem.answer)
 
 
-def same(given: str, answer: str) -> bool:
-    """Whether two answers mean the same: as text, as numbers (exactly), as words, or as LaTeX expressions."""
-    given, answer = clean(given), clean(answer)
-    if given == answer:
-        return bool(given)
-    if max(len(given), len(answer)) > MAX_CHARS or not given or not answer:
-        return False
-    numbers = number(given), number(answer)
-    if None not in numbers:
-        return numbers[0] == numbers[1]
-    if _WORDS.fullmatch(answer) and len(answer) > 1:  # one letter may be a variable
-        return re.sub(r"\s+", " ", given).casefold() == re.sub(r"\s+", " ", answer).casefold()
-    return _latex.same(given, answer)
+def _parts(problem: Problem) -> int:
+    """How many things the right answer lists; 1 for a point, an interval or a single thing."""
+    found = None if problem.choices else elements(clean(stated(problem.answer)))
+    return len(found[1]) if found is not None and found[0] in ("", "{") and number(clean(problem.answer)) is None else 1
 
 
-def number(text: str) -> Fraction | None:
-    """The exact value of a plain number ("1,234", "-0.50", "3/4"), None for anything else."""
-    text = text.replace("−", "-")
-    if len(text) > 400 or not any(c.isdigit() for c in text) or not text.isascii() or not _NUMBER.fullmatch(text):
+def _bare(problem: Problem, text: str) -> str | None:
+    text = text.rpartition("</think>")[2].strip()
+    if len(text) > MAX_CHARS or "\n" in text:
         return None
-    top, _, bottom = text.replace(",", "").partition("/")
-    return Fraction(top) / Fraction(bottom or 1) if top.strip("+-") else None
+    if problem.choices:
+        return text if choice(text, problem.choices) is not None else None
+    words = _WORDS.fullmatch(clean(stated(problem.answer))) is not None and _WORDS.fullmatch(clean(text)) is not None
+    return text if words and len(text.split()) <= len(problem.answer.split()) + 1 else None
 
 
-def clean(text: str) -> str:
-    r"""Without what does not matter: outer spaces, `$`, a full stop, `\text{...}`, thin spaces, a currency sign."""
-    text = text.strip().strip("$").strip()
-    text = text.replace("\\!", "").replace("\\,", "").replace("\\;", " ").replace("{,}", ",")
-    text = text.removeprefix("\\$").rstrip(".").strip() if not text.endswith("...") else text
-    for name in _WRAPPERS:
-        head = f"\\{name}{{"
-        if text.startswith(head) and _balanced(text, len(head)) == text[len(head) : -1]:
-            return clean(text[len(head) : -1])
-    return text
+def same(given: str, answer: str) -> bool | None:
+    r"""Whether two answers mean the same; None if the comparison found no end in time.
+
+    - Both are brought to one notation first (`notation.clean`); a reference in a sentence ("The answer is 84.") is
+      what it states.
+    - Numbers are compared exactly, but for a decimal number beside one that has no finite decimals (1/3, a root, pi),
+      which may differ by 1e-6, relative: 0.333333 is 1/3, 0.3333 is not, 0.999999 is not 1.
+    - 5% is 5 and is 0.05, as math-verify has it. Other units must be the same where both have one; they are not
+      converted (5 km is neither 5 m nor 5000 m).
+    - Lists and sets are compared part by part in any order, points and intervals in theirs; "1,2" is "(1,2)", as
+      math-verify has it. Dots count: "2" is not "2, \ldots". So does the number of parts.
+    - Words are compared without regard to case and blanks.
+
+    Args:
+        given: what was answered.
+        answer: what is right.
+    """
+    given, answer = given.strip(), answer.strip()
+    if given == answer or max(len(given), len(answer)) > MAX_CHARS:
+        return given == answer != ""
+    return _same(clean(stated(given)), clean(stated(answer)), time.monotonic() + latex.SECONDS)
+
+
+def _same(given: str, answer: str, until: float, depth: int = 0) -> bool | None:
+    if not given or not answer:
+        return False
+    if depth > MAX_DEPTH:
+        return _latex.same(given, answer, until)
+    if _folded(given) == _folded(answer):
+        return True
+    values = number(given), number(answer)
+    if None not in values and _close(values, given, answer):
+        return True
+    lists = elements(given), elements(answer)
+    if None not in lists and any(value is None for value in values):
+        return _same_parts(*lists, until, depth)
+    if values[0] is not None and values[1] is not None:
+        return None not in lists and bool(_same_parts(*lists, until, depth))  # "100,200,300" may be one number or three
+    if _DOTS in given + answer or unclear(given) or unclear(answer):
+        return False
+    (value, unit), (right, right_unit) = _united(quantity(given), quantity(answer))
+    if (value, right) != (given, answer):
+        if None not in (unit, right_unit) and unit != right_unit:
+            return False
+        share = _per_cent(value, unit)
+        return (share is not None and share == _per_cent(right, right_unit)) or _same(value, right, until, depth + 1)
+    if _WORDS.fullmatch(answer) and len(answer) > 1:  # one letter may be a variable
+        return False
+    return _latex.same(given, answer, until)
+
+
+def _folded(text: str) -> str:
+    """Text as it is compared: without blanks of no matter, dashes alike, and words without their case."""
+    text = re.sub(r"\s+", " ", text).replace("–", "-")
+    return text.casefold() if re.search(r"[^\W\d_]{2}", text) and "\\" not in text else text
+
+
+def _close(values: tuple[Fraction, Fraction], *texts: str) -> bool:
+    a, b = values
+    if a == b:
+        return True
+    decimal = ["." in text for text in texts]
+    exact = b if decimal[0] else a
+    if decimal[0] == decimal[1] or _finite(exact):
+        return False
+    return abs(a - b) <= Fraction(str(TOLERANCE)) * max(abs(a), abs(b))
+
+
+def _finite(value: Fraction) -> bool:
+    """Whether it can be written with finitely many decimals: its denominator divides a power of ten."""
+    return pow(10, value.denominator.bit_length(), value.denominator) == 0
+
+
+def _united(given: tuple, answer: tuple) -> tuple[tuple, tuple]:
+    """Two quantities, where one may have its unit right behind the number: "5m" beside "5 m"."""
+    for one, other in ((given, answer), (answer, given)):
+        if one[1] is not None and other[1] is None and other[0].endswith(one[1]):
+            bare = other[0].removesuffix(one[1])
+            other = (bare, one[1]) if bare[-1:].isdigit() else other
+            return (one, other) if one is given else (other, one)
+    return given, answer
+
+
+def _per_cent(value: str, unit: str | None) -> Fraction | None:
+    """The number that a quantity is, a percentage as a share: 0.05 for 5%."""
+    found = number(value)
+    return found / 100 if found is not None and unit == "%" else found
+
+
+def _same_parts(given: tuple, answer: tuple, until: float, depth: int) -> bool | None:
+    """Whether two lists (opening bracket, parts, closing bracket) are the same; see `same`."""
+    (left, a, right), (other_left, b, other_right) = given, answer
+    brackets = {left + right, other_left + other_right}
+    if len(a) != len(b) or (len(brackets) == 2 and brackets not in ({"", "()"}, {"", "{}"}, {"", "[]"})):
+        return False
+    if brackets == {"", "[]"} and len(a) == 2:  # an interval is no pair
+        return False
+    ordered = brackets - {"", "{}"} or _DOTS in (*a, *b) or all(_WORDS.fullmatch(part) and len(part) > 1 for part in b)
+    if not ordered:
+        a, b = _unmatched(a, b)
+    if ordered or len(a) > MAX_PARTS:
+        return _all(_same(x, y, until, depth + 1) for x, y in zip(a, b, strict=True))
+    unknown, rest = False, list(b)
+    for x in a:
+        for y in rest:
+            verdict = _same(x, y, until, depth + 1)
+            unknown |= verdict is None
+            if verdict:
+                rest.remove(y)
+                break
+        else:
+            return None if unknown else False
+    return True
+
+
+def _unmatched(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """What is left of both after equal texts and equal numbers were taken out in pairs."""
+    key = lambda part: part if number(part) is None else number(part)
+    rest, left = list(b), []
+    keys = [key(part) for part in b]
+    for part in a:
+        if key(part) in keys:
+            at = keys.index(key(part))
+            del keys[at], rest[at]
+        else:
+            left.append(part)
+    return left, rest
+
+
+def _all(verdicts: Iterable[bool | None]) -> bool | None:
+    """False if one is False, else None if one is None."""
+    unknown = False
+    for verdict in verdicts:
+        if verdict is False:
+            return False
+        unknown |= verdict is None
+    return None if unknown else True
 
 
 def same_choice(given: str, answer: str, choices: tuple[str, ...]) -> bool:
@@ -112,7 +216,7 @@ def choice(text: str, choices: tuple[str, ...]) -> int | None:
 
     Text that is an option wins over text that is a letter. A letter followed by another option's text names neither.
     """
-    text = clean(text)
+    text = clean(stated(text))
     named = _option(text, choices)
     if named is not None:
         return named

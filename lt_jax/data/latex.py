@@ -1,11 +1,11 @@
 """Are two LaTeX answers the same? math-verify, in a child process that can be stopped.
 
 math-verify limits its time with `signal.alarm`, which works in a main thread only, and not while C code runs (a tower
-of powers never returns). So one child process does the work on its main thread, the parent waits a fixed time, and a
-child that does not answer is killed and replaced. Only the LaTeX grammar is used: math-verify's other reader, for bare
-expressions, ends in Python's `eval`, which no output of a model may reach.
+of powers never returns). So one child process (`latex_child.py`) does the work on its main thread, the parent waits a
+fixed time, and a child that does not answer is killed and replaced.
 
-The child is this very file run as a program: one JSON line in, one JSON line out.
+The child is isolated (`python -I`): no variable of the environment and no file of the working directory changes what it
+imports. It is told where this process finds its packages, so that both find the same ones.
 """
 
 from __future__ import annotations
@@ -18,9 +18,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+from pathlib import Path
 
+from lt_jax.errors import UserError
+
+CHILD = Path(__file__).with_name("latex_child.py")
 SECONDS = 6.0  # for one comparison
 STARTUP_SECONDS = 60.0
+STARTS = 3  # in a row that may fail, once it has worked
 
 
 class LatexJudge:
@@ -28,22 +34,37 @@ class LatexJudge:
 
     def __init__(self, seconds: float = SECONDS):
         self._seconds, self._child, self._lock = seconds, None, threading.Lock()
+        self._worked, self._failed = False, 0
         atexit.register(self.close)
 
-    def same(self, given: str, answer: str) -> bool:
-        """True if math-verify finds `given` equal to `answer`; False if not, unreadable, or out of time.
+    def check(self) -> None:
+        """Starts the child, if it does not run, and tries it. UserError if nothing could be said of any answer."""
+        with self._lock:
+            if self._child is None or self._child.poll() is not None:
+                self.close()
+                self._child, self._worked, self._failed = _start(), True, 0
+
+    def same(self, given: str, answer: str, until: float = float("inf")) -> bool | None:
+        """Whether math-verify finds `given` equal to `answer`; unreadable text is not.
+
+        None if it could not say: it was not done in time or ended, and another child is started for the next question.
+        One that worked before and cannot be started again is tried three times, then every answer is None.
+
+        Args:
+            until: latest time, of `time.monotonic`, if that is earlier than the seconds for one comparison.
 
         Raises:
-            UserError: math-verify cannot be started, so that nothing could be said of any answer.
+            UserError: math-verify cannot be started, and never was.
         """
         with self._lock:
-            if self._child is None:
-                self._child = _start()
+            if until <= time.monotonic() or not self._ready():
+                return None
             try:
-                return bool(self._ask({"given": given, "answer": answer}, self._seconds))
+                seconds = min(self._seconds, until - time.monotonic())
+                return bool(self._ask({"given": given, "answer": answer}, seconds))
             except (TimeoutError, OSError, ValueError):
                 self.close()
-                return False
+                return None
 
     def close(self) -> None:
         """Stops the child; the next comparison starts another."""
@@ -51,10 +72,31 @@ class LatexJudge:
             _stop(self._child)
             self._child = None
 
+    def _ready(self) -> bool:
+        if self._child is not None and self._child.poll() is not None:  # it was killed between two questions
+            self.close()
+        if self._child is None and self._failed < STARTS:
+            try:
+                self._child, self._worked, self._failed = _start(), True, 0
+            except UserError:
+                if not self._worked:
+                    raise
+                self._failed += 1
+        return self._child is not None
+
     def _ask(self, question, seconds: float):
         self._child.stdin.write(json.dumps(question) + "\n")
         self._child.stdin.flush()
         return _read(self._child, seconds)
+
+
+def packages() -> list[str]:
+    """Where this process finds its packages: the whole `sys.path`, but the working directory last and only by its name.
+
+    An entry that means "wherever the process stands" is left out: a file there must not stand in for a package.
+    """
+    here = os.path.realpath(os.curdir)
+    return sorted((path for path in sys.path if os.path.isabs(path)), key=lambda path: os.path.realpath(path) == here)
 
 
 def _start() -> subprocess.Popen:
@@ -62,8 +104,8 @@ def _start() -> subprocess.Popen:
     with tempfile.TemporaryFile("w+") as said:
         try:
             child = subprocess.Popen(
-                [sys.executable, "-I", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
-                text=True, bufsize=1,
+                [sys.executable or "python3", "-I", str(CHILD), json.dumps(packages())], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=said, text=True, encoding="utf-8", bufsize=1,
             )  # fmt: skip
         except OSError as error:
             raise _not_started(error.strerror) from None
@@ -80,9 +122,7 @@ def _start() -> subprocess.Popen:
         raise _not_started(why)
 
 
-def _not_started(why: str) -> Exception:
-    from lt_jax.errors import UserError  # not above: the child runs this file alone
-
+def _not_started(why: str) -> UserError:
     return UserError(f"LaTeX answers cannot be compared: math-verify did not start ({why}); is it installed?")
 
 
@@ -95,29 +135,3 @@ def _read(child: subprocess.Popen, seconds: float):
     if not select.select([child.stdout], [], [], seconds)[0]:
         raise TimeoutError
     return json.loads(child.stdout.readline())
-
-
-def _serve() -> None:
-    """The child: reads comparisons from stdin until it closes."""
-    import logging
-
-    import math_verify
-
-    logging.disable(logging.CRITICAL)
-    config = [math_verify.LatexExtractionConfig()]
-    read = lambda text: math_verify.parse(f"${text}$", extraction_config=config, fallback_mode="no_fallback")
-    read("1")  # builds the grammar
-    print(json.dumps("ready"), flush=True)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nobody reads what it has to say from here on
-    for line in sys.stdin:
-        pair = json.loads(line)
-        try:
-            answer, given = read(pair["answer"]), read(pair["given"])
-            result = bool(answer) and bool(given) and math_verify.verify(answer, given)
-        except Exception:  # any failure of the reader on a model's text means: not the same
-            result = False
-        print(json.dumps(bool(result)), flush=True)
-
-
-if __name__ == "__main__":
-    _serve()

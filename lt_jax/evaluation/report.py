@@ -85,7 +85,8 @@ def _methods(results: Results) -> str:
         "what is allocated. <b>Time</b>: wall time of decoding all problems, batched, after loading and compiling, "
         "which tokens/s leaves out."
     )
-    return f"<section><h2>Methods</h2>{_table(head, body)}<p class=note>{words}</p></section>"
+    wrong = "".join(f"<p class=note>{_text(line)}</p>" for line in (table.unanswered(results), table.unjudged(results)))
+    return f"<section><h2>Methods</h2>{_table(head, body)}<p class=note>{words}</p>{wrong}</section>"
 
 
 def _name(number: int, method: MethodResult) -> str:

@@ -16,7 +16,13 @@ VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One problem solved by one method: what was written, what it was taken to answer, and what it cost."""
+    """One problem solved by one method: what was written, what it was taken to answer, and what it cost.
+
+    Attributes:
+        given: the answer found in `text`; None: none was found, which counts as wrong.
+        correct: whether it is right.
+        judged: False where the comparison found no end, so that nobody knows; `correct` is then False.
+    """
 
     problem: int
     family: str
@@ -27,6 +33,7 @@ class Record:
     correct: bool
     finish: str
     counts: Counts
+    judged: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

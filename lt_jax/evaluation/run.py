@@ -66,7 +66,11 @@ def evaluate(contenders: Sequence[Contender], suite: Suite, *, samples: int = 4,
         note: a line for the reader of the results.
         progress: what shows how far it is; None shows nothing.
         after: called after each contender with the results so far, which say what is still missing.
+
+    Raises:
+        UserError: before anything is decoded, if answers in LaTeX could not be compared.
     """
+    answers.check()
     progress = ProgressLine(None) if progress is None else progress
     found = Results(suite.name, [], note, [each.name for each in contenders])
     for each in contenders:
@@ -130,8 +134,8 @@ def _deaths(done: Completion) -> np.ndarray:
 def _record(contender: Contender, problem: Problem, done: Completion) -> Record:
     text = contender.decode(done.tokens[done.written].tolist())
     given, correct = answers.judge(problem, text)
-    return Record(done.id, problem.family, problem.question, problem.answer, text, given, correct, done.finish,
-                  metrics.count(done))  # fmt: skip
+    return Record(done.id, problem.family, problem.question, problem.answer, text, given, bool(correct), done.finish,
+                  metrics.count(done), judged=correct is not None)  # fmt: skip
 
 
 def _sample(contender: Contender, done: Completion, rule: Closing | None) -> Sample:

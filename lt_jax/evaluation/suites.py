@@ -124,9 +124,9 @@ def distinct(size: int, seed: int, steps: tuple[int, int], families: tuple[str, 
 def _problem(trace: Trace, where: str, system: str, prefix: str) -> Problem:
     if trace.history or trace.between or trace.tools:
         raise UserError(f"{where}: a conversation of several exchanges, or with tools; a problem is one question")
-    answer = trace.answer
+    answer = trace.answer.strip()
     if not answer or "####" in answer:
-        answer = answers.extract(trace.answer or trace.response) or ""
+        answer = answers.extract(answer or trace.response) or ""
     if not answer:
         raise UserError(f"{where}: no answer to judge by; it needs a field 'answer', or a \\boxed{{}} in its output")
     choices = trace.extra.get("choices")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lt_jax.evaluation import metrics
-from lt_jax.evaluation.results import MethodResult, Results
+from lt_jax.evaluation.results import MethodResult, Record, Results
 
 WIDTH = 100
 CUT = {  # why an answer did not end by itself
@@ -22,6 +22,7 @@ def table(results: Results) -> str:
     if results.missing:
         blocks.append(textwrap.fill(f"incomplete, not run when this was written: {', '.join(results.missing)}", WIDTH))
     blocks += filter(None, (cache_bytes(results), compile_seconds(results), unfinished(results)))
+    blocks += filter(None, (unanswered(results), unjudged(results)))
     if len(results.methods) > 1:
         blocks.append("\n".join(compared(each, results.methods[0]) for each in results.methods[1:]))
     if len(families(results)) > 1:
@@ -65,13 +66,28 @@ def megabytes(n: int) -> str:
 
 def unfinished(results: Results) -> str:
     """A line on problems whose answer was cut off, which count as wrong; empty if there are none."""
-    counts = [(each.name, sum(r.finish not in metrics.FINISHED for r in each.records)) for each in results.methods]
-    told = ", ".join(f"{name} {number:,}" for name, number in counts if number)
-    if not told:
-        return ""
     found = {r.finish for each in results.methods for r in each.records}
-    why = [words for finish, words in CUT.items() if finish in found]
-    return textwrap.fill(f"unfinished (cut off: {', '.join(why)}): {told}", WIDTH)
+    why = ", ".join(words for finish, words in CUT.items() if finish in found)
+    return counted(results, f"unfinished (cut off: {why})", lambda r: r.finish not in metrics.FINISHED)
+
+
+def unanswered(results: Results) -> str:
+    """A line on finished replies in which no answer was found, which count as wrong; empty if there are none."""
+    return counted(results, "no answer found in a finished reply (counted as wrong)",
+                   lambda r: r.given is None and r.finish in metrics.FINISHED)  # fmt: skip
+
+
+def unjudged(results: Results) -> str:
+    """A line on answers that could not be compared with the right one; empty if there are none."""
+    return counted(results, "not judged: the comparison ran out of time or ended (counted as wrong)",
+                   lambda r: not r.judged)  # fmt: skip
+
+
+def counted(results: Results, what: str, which: Callable[[Record], bool]) -> str:
+    """`what`, with the number of such records of every method that has any; empty if none has."""
+    counts = [(each.name, sum(map(which, each.records))) for each in results.methods]
+    told = ", ".join(f"{name} {number:,}" for name, number in counts if number)
+    return textwrap.fill(f"{what}: {told}", WIDTH) if told else ""
 
 
 def compared(first: MethodResult, second: MethodResult) -> str:
