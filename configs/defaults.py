@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
         "steps": 1000,
         "accumulate": 1,
         "remat": "layer",
-        "params_dtype": "float32",
+        "params_dtype": "float32",  # a step's weights; trained ones and their moments are stored in float32 always
         "loss_chunk": 0,
         "attention": "",
         "log_every": 10,
@@ -90,5 +90,5 @@ def get_config() -> ConfigDict:
     config.log = ConfigDict({"tensorboard": True, "wandb": ""})
     config.distributed = ConfigDict({"processes": 1, "coordinator": "", "process": 0})
     config.compile_cache = "~/.cache/lt_jax/jax"
-    config.export_dtype = ""  # that of the start model if empty
+    config.export_dtype = ""  # train.params_dtype if empty
     return config

@@ -116,7 +116,7 @@ def train_batches(
         source: random access; item i must be the same whenever it is asked for. Read from several threads.
         to_row: item -> row; deterministic, safe to call from several threads (`rows.RowMaker`).
         pad: id of the padding token.
-        process, processes: `jax.process_index()` and `jax.process_count()`.
+        process, processes: which part of the batch this process feeds, and of how many (`training.mesh.share`).
 
     Raises:
         UserError: the source is empty, the batch does not divide by the processes; while iterating: no sample fits.

@@ -24,6 +24,7 @@ from orbax.checkpoint import v1 as ocp
 
 from lt_jax.errors import UserError
 from lt_jax.models.config import DecoderConfig
+from lt_jax.training import state as states
 from lt_jax.training.config import TrainConfig
 from lt_jax.training.state import TrainState
 
@@ -112,7 +113,7 @@ class Checkpoints:
             loaded = self.manager.load_checkpointables(step, items)["state"]
         except (ValueError, KeyError, OSError) as error:
             raise UserError(f"{where} cannot be read: {str(error).splitlines()[0][:200]}") from error
-        key = jax.device_put(jax.random.wrap_key_data(loaded.pop("key")), like.key.sharding)
+        key = states.place_key(loaded.pop("key"), like.key.sharding)
         return TrainState(**loaded, key=key)
 
     def about(self) -> dict:

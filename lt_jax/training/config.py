@@ -68,7 +68,10 @@ class TrainConfig:
         steps: optimizer steps.
         accumulate: microbatches a step's batch is cut into; the loss is the token mean over all of them.
         remat: what the backward pass computes again: "none", "dots" (all but matrix products) or "layer" (all).
-        params_dtype: storage of trained weights; with adapters, of the frozen ones (adapters are float32 always).
+        params_dtype: in which a step computes with the weights. What is trained is stored in float32 always, and so are
+            its moments: in bfloat16 an update of 2e-5 would be lost in most weights. A trained weight takes 12 bytes
+            under AdamW, and 4 more while a step runs (its gradient; with bfloat16 that and a copy, of 2 bytes each).
+            With adapters, which are float32 always, it is the storage of the frozen weights.
         loss_chunk: tokens whose logits exist at one time; 0 chooses by vocabulary size.
         attention: implementation, None for the best on this platform.
         gist_rule: how the tokens of one gist block see each other; see `lt_jax.lifetimes`.

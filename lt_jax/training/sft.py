@@ -51,7 +51,7 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
     folder = Path(config.folder)
     samples, named = open_source(config.source, folder)
     to_row = row_maker(config, tokenizer, table.special)
-    data, eval_data = batches(config, samples, to_row, table.special.pad)
+    data, eval_data = batches(config, samples, to_row, table.special.pad, meshes.share(mesh))
     params, model = read_model(config, mesh)
     resolved = describe(config, named, base_of(config, params))
     params, model = fitted(params, model, config, table)
@@ -70,7 +70,7 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
     source = config.source
     card = Card(config.scheme, table.special, source.chat, source.system, source.prefix)
     final = huggingface.save(
-        folder / "final", result.params, model, tokenizer, dtype=config.export_dtype, overwrite=True,
+        folder / "final", result.params, model, tokenizer, dtype=export_dtype(config), overwrite=True,
         files={NAME: card.to_json(tokenizer)},
     )  # fmt: skip
     say(f"exported to {final}")
@@ -122,14 +122,17 @@ def row_maker(config: SftConfig, tokenizer, special: SpecialTokens) -> RowMaker:
     )  # fmt: skip
 
 
-def batches(config: SftConfig, samples: Sequence, to_row: RowMaker, pad: int):
-    """The training iterator of this process, and a function that makes a pass over the held-out samples (or None)."""
+def batches(config: SftConfig, samples: Sequence, to_row: RowMaker, pad: int, share: tuple[int, int]):
+    """The training iterator of this process, and a function that makes a pass over the held-out samples (or None).
+
+    Args:
+        share: of this process, see `mesh.share`.
+    """
     training, held_out = hold_out(samples, config.source.held_out)
-    process = jax.process_index(), jax.process_count()
-    data = train_batches(training, to_row, config.batches, pad, *process)
+    data = train_batches(training, to_row, config.batches, pad, *share)
     if not config.source.held_out:
         return data, None
-    return data, lambda: evaluation_batches(held_out, to_row, config.batches, pad, *process)
+    return data, lambda: evaluation_batches(held_out, to_row, config.batches, pad, *share)
 
 
 def start_model(config: SftConfig, table: Table, mesh) -> tuple[dict, DecoderConfig]:
@@ -137,14 +140,23 @@ def start_model(config: SftConfig, table: Table, mesh) -> tuple[dict, DecoderCon
     return fitted(*read_model(config, mesh), config, table)
 
 
+def export_dtype(config: SftConfig) -> str:
+    """Of the exported tensors: as asked for, else what the run computed with."""
+    return config.export_dtype or config.train.params_dtype
+
+
 def read_model(config: SftConfig, mesh) -> tuple[dict, DecoderConfig]:
-    """The parameters of the start model as its folder has them, or random ones of its sizes."""
+    """The parameters of the start model as its folder has them, or random ones of its sizes.
+
+    What will be trained is read in float32, so that no bit is lost; under adapters the rest is stored as asked for.
+    """
+    dtype = config.train.params_dtype if config.lora else "float32"
     raw = huggingface.read_config(config.model, config.dtype)
     shardings = meshes.param_shardings(mesh, raw)
     if config.scratch:
-        make = functools.partial(parameters.init, config=raw, dtype=config.train.params_dtype)
+        make = functools.partial(parameters.init, config=raw, dtype=dtype)
         return jax.jit(make, out_shardings=shardings)(jax.random.key(config.train.seed)), raw
-    return huggingface.load(config.model, config.train.params_dtype, compute_dtype=config.dtype, shardings=shardings)
+    return huggingface.load(config.model, dtype, compute_dtype=config.dtype, shardings=shardings)
 
 
 def base_of(config: SftConfig, params: dict) -> dict:

@@ -84,7 +84,7 @@ class SftConfig:
         lora: adapters, or None to train everything; its `rows` are filled in with the new tokens.
         source, batches, tokens, scheme, train: see each. `train.gist_rule` is filled in from the scheme.
         tensorboard: also write TensorBoard files. wandb: project on Weights & Biases, None for none.
-        export_dtype: of the exported tensors; None keeps that of the start model's embedding.
+        export_dtype: of the exported tensors; None takes `train.params_dtype`.
     """
 
     folder: str
