@@ -63,6 +63,7 @@ def get_config() -> ConfigDict:
     })  # fmt: skip
     config.train = ConfigDict({
         "steps": 1000,
+        "epochs": 0.0,  # or passes over the data, with steps=0
         "accumulate": 1,
         "remat": "layer",
         "params_dtype": "float32",  # a step's weights; trained ones and their moments are stored in float32 always

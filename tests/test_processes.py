@@ -75,25 +75,24 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stopping", [(0, 1), (1,)], ids=["both", "one"])
-def test_processes_told_to_stop_stop_together_and_go_on_as_one_process_would(tmp_path, alone, stopping):
-    first = start(tmp_path / "run", {"fsdp": 2}, stopping=stopping)
+def test_processes_told_to_stop_stop_together_and_go_on_as_one_process_would(tmp_path, alone):
+    first = start(tmp_path / "run", {"fsdp": 2}, stopping=(0, 1))
     assert first[0] == first[1] and not first[0]["finished"] and 3 < first[0]["step"] < STEPS
     assert [entry.name for entry in (tmp_path / "run").iterdir()] == [str(first[0]["step"])], "saved once"
     second = start(tmp_path / "run", {"fsdp": 2})
     assert second[0] == second[1] and second[0]["finished"]
     together = first[0]["losses"] | second[0]["losses"]
     assert list(together) == list(alone) and len(second[0]["losses"]) == STEPS - first[0]["step"]
-    np.testing.assert_allclose(list(together.values()), list(alone.values()), rtol=2e-5)
+    np.testing.assert_allclose(list(together.values()), list(alone.values()), rtol=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("axis", ["tensor", "context"])
-def test_processes_that_hold_the_same_rows_are_fed_them_once(tmp_path, alone, axis):
-    found = start(tmp_path / "run", {axis: 2, "fsdp": 1}, steps=5)
-    assert found[0] == found[1] and found[0]["finished"]
+def test_processes_that_hold_the_same_rows_are_fed_them_once_and_heed_one_that_is_told_to_stop(tmp_path, alone):
+    """Each of two processes holds one half of the `tensor` axis, and so all rows: a batch is 8 rows, not 8 each."""
+    found = start(tmp_path / "run", {"tensor": 2, "fsdp": 1}, stopping=(1,))
+    assert found[0] == found[1] and not found[0]["finished"] and found[0]["step"] > 3
     expected = [alone[step] for step in found[0]["losses"]]
-    np.testing.assert_allclose(list(found[0]["losses"].values())[:2], expected[:2], rtol=2e-5)
+    np.testing.assert_allclose(list(found[0]["losses"].values()), expected, rtol=1e-3)
 
 
 def over(owners, **sizes):

@@ -3,6 +3,8 @@
 import io
 import itertools
 import json
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -299,7 +301,8 @@ def test_resumed_metrics_drop_what_will_be_run_again(tmp_path):
 @pytest.mark.parametrize(
     "values, said",
     [
-        ({"steps": 0}, "train.steps is 0"),
+        ({"steps": 0}, "train.steps is 0 and train.epochs is 0; give one of them, above 0"),
+        ({"epochs": -1.0}, "train.steps is 6 and train.epochs is -1; give one of them, above 0"),
         ({"remat": "some"}, "train.remat is 'some'"),
         ({"optim": {"name": "sgd"}}, "optim.name is 'sgd'"),
         ({"optim": {"learning_rate": 0.0}}, "optim.learning_rate is 0.0"),
@@ -309,6 +312,42 @@ def test_resumed_metrics_drop_what_will_be_run_again(tmp_path):
 def test_bad_configs_are_refused(values, said):
     with pytest.raises(UserError, match=said):
         config(**values)
+
+
+def test_the_loop_itself_needs_steps():
+    with pytest.raises(UserError, match="train.steps is 0: this loop needs a number of steps"):
+        run.train(config(steps=0, epochs=1.0), MODEL, PARAMS, data(), mesh=one_device())
+
+
+class Wandb:
+    """As the module `wandb` answers: a run whose id is known there is resumed after its last step."""
+
+    def __init__(self):
+        self.runs, self.given = {}, []
+
+    def init(self, *, id, resume, **given):
+        assert resume == "allow"
+        self.given.append(given)
+        logged = self.runs.setdefault(id, [])
+        found = types.SimpleNamespace(resumed=bool(logged), finish=lambda: None)
+        found.starting_step = logged[-1][0] + 1 if logged else 0
+        found.log = lambda values, step: logged.append((step, values))
+        return found
+
+
+def test_a_run_on_weights_and_biases_goes_on_where_training_goes_on(tmp_path, monkeypatch):
+    fake = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    open_run = lambda step: metrics.WeightsAndBiases("project", "name", {"a": 1}, tmp_path / "wandb_id", step)
+    for start, steps in ((0, (1, 2, 3)), (2, (3, 4, 4)), (0, (1,)), (1, (2,))):
+        writer = open_run(start)
+        for done in steps:
+            writer.write(done, {"loss": 1.0 / done})
+        writer.close()
+    logged = [[done for done, _ in each] for each in fake.runs.values()]
+    assert logged == [[1, 2, 3, 4, 4], [1, 2]], "no step twice, and a start from step 0 is another run"
+    assert {given["project"] for given in fake.given} == {"project"} and len(fake.given) == 4
+    assert (tmp_path / "wandb_id").read_text().strip() == list(fake.runs)[-1]
 
 
 def test_a_warmup_without_end_is_refused():

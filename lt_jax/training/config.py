@@ -65,7 +65,9 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        steps: optimizer steps.
+        steps: optimizer steps; 0 where `epochs` say it.
+        epochs: passes over the data, also a fraction, in place of steps; 0 where `steps` say it. Only `sft` knows the
+            data: it counts the steps that they make (`data.pipeline.count_batches`) and fills them in.
         accumulate: microbatches a step's batch is cut into; the loss is the token mean over all of them.
         remat: what the backward pass computes again: "none", "dots" (all but matrix products) or "layer" (all).
         params_dtype: in which a step computes with the weights. What is trained is stored in float32 always, and so are
@@ -81,6 +83,7 @@ class TrainConfig:
     """
 
     steps: int = 1000
+    epochs: float = 0.0
     accumulate: int = 1
     remat: str = "none"
     params_dtype: str = "float32"
@@ -96,7 +99,11 @@ class TrainConfig:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
-        for name in ("steps", "accumulate", "keep"):
+        if min(self.steps, self.epochs) < 0 or not max(self.steps, self.epochs):
+            raise UserError(
+                f"train.steps is {self.steps} and train.epochs is {self.epochs:g}; give one of them, above 0"
+            )
+        for name in ("accumulate", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}; it must be 1 or more")
         if self.remat not in REMATS:

@@ -82,6 +82,8 @@ def train(
         UserError: the data ended, the loss is not a number, the mesh does not divide the model or the batch, the
             checkpoint is of another run or past the last step, the disk is full.
     """
+    if not config.steps:
+        raise UserError("train.steps is 0: this loop needs a number of steps, which only `sft` makes of train.epochs")
     mesh = meshes.make(config.mesh) if mesh is None else mesh
     tx = optimizer.make(config.optim, config.steps)
     state, frozen = states.create(params, model, tx, jax.random.key(config.seed), mesh, keep_params)

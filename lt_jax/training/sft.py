@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 
-from lt_jax.data.builder import open_prepared, prepare
-from lt_jax.data.pipeline import evaluation_batches, train_batches
+from lt_jax.data.builder import by_content, open_prepared, prepare
+from lt_jax.data.pipeline import PipelineConfig, count_batches, evaluation_batches, train_batches
+from lt_jax.data.readers import trace_files
 from lt_jax.data.rows import RowMaker, prompter
 from lt_jax.data.sources import Mapped, hold_out, worked
 from lt_jax.data.stats import measure
@@ -37,6 +38,8 @@ from lt_jax.training.sft_config import SftConfig, SourceConfig, TokensConfig, de
 
 __all__ = ["SftConfig", "SourceConfig", "TokensConfig", "sft"]
 
+TOLD_BY = 16  # embedded problems whose texts tell them from those of another version
+
 
 def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
     """Trains and exports; returns the exported folder, or None if the run was asked to stop before its end.
@@ -53,15 +56,16 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
     to_row = row_maker(config, tokenizer, table.special)
     data, eval_data = batches(config, samples, to_row, table.special.pad, meshes.share(mesh))
     params, model = read_model(config, mesh)
-    resolved = describe(config, named, base_of(config, params))
+    resolved = describe(config, named, base_of(config, params, tokenizer), table.special)
     params, model = fitted(params, model, config, table)
-    train_config = dataclasses.replace(config.train, gist_rule=config.scheme.gist_rule)
     say(summary(model, mesh, config))
     say(f"data: {measure(samples, to_row, config.batches.length).describe()}")
+    steps = config.train.steps or steps_of_epochs(config, samples, to_row, meshes.share(mesh)[1], resolved, say)
+    train_config = dataclasses.replace(config.train, steps=steps, gist_rule=config.scheme.gist_rule)
 
     result = run.train(
         train_config, model, params, data, eval_data=eval_data, folder=folder / "checkpoints", mesh=mesh,
-        writers=lambda step: writers(config, folder, step), resolved=resolved, keep_params=False, say=say,
+        writers=lambda step: writers(config, folder, step, steps), resolved=resolved, keep_params=False, say=say,
     )  # fmt: skip
     say(f"used: {data.counts.describe()}")
     if not result.finished:
@@ -102,15 +106,17 @@ def special_tokens(tokenizer, config: SftConfig) -> Table:
     return default_table(tokenizer, scheme, eos, tokens.pad or tokenizer.pad_token, tokens.trigger)
 
 
-def open_source(source: SourceConfig, folder: Path) -> tuple[Sequence, str]:
-    """The samples, and a name that tells them from all others: the content of files, or what the problems are."""
+def open_source(source: SourceConfig, folder: Path) -> tuple[Sequence, dict]:
+    """The samples, and what tells them from all others: the content of files, or the first of the problems."""
     if source.embedded:
         families = tuple(source.families) or tuple(FAMILIES)
         problems = Problems(source.embedded, steps=tuple(source.steps), families=families)
-        name = f"problems of {source.steps[0]} to {source.steps[1]} steps: {', '.join(families)}"
-        return Mapped(problems, worked), name
+        samples = Mapped(problems, worked)
+        first = repr([samples[number] for number in range(min(TOLD_BY, len(samples)))])
+        return samples, {"problems": hashlib.sha256(first.encode()).hexdigest()}
     prepared = prepare(source.paths, source.data_dir or folder / "data", source.format)
-    return open_prepared(prepared), "/".join(prepared.parts[-2:])
+    files = [[digest, str(file)] for digest, file in by_content(trace_files(source.paths))]
+    return open_prepared(prepared), {"files": files}
 
 
 def row_maker(config: SftConfig, tokenizer, special: SpecialTokens) -> RowMaker:
@@ -129,10 +135,38 @@ def batches(config: SftConfig, samples: Sequence, to_row: RowMaker, pad: int, sh
         share: of this process, see `mesh.share`.
     """
     training, held_out = hold_out(samples, config.source.held_out)
-    data = train_batches(training, to_row, config.batches, pad, *share)
+    data = train_batches(training, to_row, passes(config), pad, *share, fill=bool(config.train.epochs))
     if not config.source.held_out:
         return data, None
     return data, lambda: evaluation_batches(held_out, to_row, config.batches, pad, *share)
+
+
+def passes(config: SftConfig) -> PipelineConfig:
+    """The batches' config with the run's number of passes over the data: without end unless `train.epochs` says it."""
+    return dataclasses.replace(config.batches, epochs=config.train.epochs or None)
+
+
+def steps_of_epochs(config: SftConfig, samples, to_row: RowMaker, parts: int, resolved: dict, say) -> int:
+    """How many steps `train.epochs` make, for the schedule and the end of the run.
+
+    Counted, not guessed: every sample is laid out once and rows of those lengths are packed as those of the run will be
+    (`data.pipeline.count_batches`). The number is kept in the run folder, so that a resumed run need not count again.
+
+    Args:
+        parts: of a batch, see `mesh.share`. resolved: what the run is; another run is counted anew.
+    """
+    training, _ = hold_out(samples, config.source.held_out)
+    key = hashlib.sha256(json.dumps([resolved, config.train.epochs, parts], sort_keys=True).encode()).hexdigest()
+    kept = Path(config.folder) / "steps.json"
+    known = json.loads(kept.read_text()) if kept.is_file() else {}
+    if known.get("run") != key:
+        known = {"run": key, "steps": count_batches(training, to_row, passes(config), parts)}
+        if jax.process_index() == 0:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            metrics.write_whole(kept, json.dumps(known) + "\n")
+    steps = known["steps"]
+    say(f"epochs: {config.train.epochs:g} of {len(training):,} samples are {steps:,} steps (packed and counted)")
+    return steps
 
 
 def start_model(config: SftConfig, table: Table, mesh) -> tuple[dict, DecoderConfig]:
@@ -159,10 +193,18 @@ def read_model(config: SftConfig, mesh) -> tuple[dict, DecoderConfig]:
     return huggingface.load(config.model, dtype, compute_dtype=config.dtype, shardings=shardings)
 
 
-def base_of(config: SftConfig, params: dict) -> dict:
-    """What tells the start model from all others, wherever its folder lies; random weights are told by their seed."""
+def base_of(config: SftConfig, params: dict, tokenizer) -> dict:
+    """What tells the start model from all others, wherever its folder lies; random weights are told by their seed.
+
+    The chat template counts where it is used: it lies in another file than tokenizer.json.
+    """
     weights = None if config.scratch else int(fingerprint(params))
-    return {"weights": weights, "tokenizer": tokenizer_hash(config.model)}
+    template = repr(tokenizer.chat_template) if config.source.chat == "own" else ""
+    return {
+        "weights": weights,
+        "tokenizer": tokenizer_hash(config.model),
+        "template": hashlib.sha256(template.encode()).hexdigest(),
+    }
 
 
 def fitted(params: dict, model: DecoderConfig, config: SftConfig, table: Table) -> tuple[dict, DecoderConfig]:
@@ -184,24 +226,22 @@ def new_rows(ids: list[int]) -> tuple[int, int] | None:
     return min(ids), len(ids)
 
 
-def writers(config: SftConfig, folder: Path, step: int) -> list[metrics.Writer]:
-    """config.json and the metric writers of this process; the first process writes, the others have none."""
+def writers(config: SftConfig, folder: Path, step: int, steps: int) -> list[metrics.Writer]:
+    """config.json and the metric writers of this process; the first process writes, the others have none.
+
+    Args:
+        step: from which training goes on; steps: at which it ends.
+    """
     if jax.process_index():
         return []
-    write_whole(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    found = [metrics.Terminal(config.train.steps, first_step=step), metrics.Jsonl(folder / "metrics.jsonl", step)]
+    metrics.write_whole(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    found = [metrics.Terminal(steps, first_step=step), metrics.Jsonl(folder / "metrics.jsonl", step)]
     if config.tensorboard:
         found.append(metrics.TensorBoard(folder / "tensorboard", step))
     if config.wandb:
-        found.append(metrics.WeightsAndBiases(config.wandb, folder.name, dataclasses.asdict(config)))
+        values = dataclasses.asdict(config)
+        found.append(metrics.WeightsAndBiases(config.wandb, folder.name, values, folder / "wandb_id", step))
     return found
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def summary(model: DecoderConfig, mesh, config: SftConfig) -> str:
