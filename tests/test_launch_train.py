@@ -146,15 +146,15 @@ def test_a_run_goes_on_with_files_of_the_same_bytes_and_names_one_that_changed(b
 
     def go(paths, steps, **more):
         source = SourceConfig(tuple(map(str, paths)))
-        return sft(settings(tmp_path / "run", base, "", source=source, train={"steps": steps}, **more), said.append)
+        return sft(settings(tmp_path / "run", base, one, source=source, train={"steps": steps}, **more), said.append)
 
-    go([one, two], 2)
-    assert go([two, again], 3, tokens=TokensConfig(eos="<|end|>")) and "going on from the checkpoint of step 2" in said
+    go([one, two], 3)
+    assert go([two, again], 4, tokens=TokensConfig(eos="<|end|>")) and "going on from the checkpoint of step 3" in said
     two.write_text(two.read_text().replace("carry 0", "carry 1"))
-    with pytest.raises(UserError, match=rf"checkpoint .*3: it was trained on other data: {two} has changed; put the"):
-        go([one, two], 4)
+    with pytest.raises(UserError, match=rf"checkpoint .*4: it was trained on other data: {two} has changed; put the"):
+        go([one, two], 5)
     with pytest.raises(UserError, match="other data: two.jsonl is missing; put"):
-        go([one], 4)
+        go([one], 5)
 
 
 def test_a_run_is_told_by_its_template_its_tokens_and_its_problems(base, traces, tmp_path, monkeypatch):
@@ -221,7 +221,8 @@ def test_epochs_in_place_of_steps_end_after_so_many_samples_also_over_a_crash(ba
 
     packed = PipelineConfig(length=128, batch=2, bins=4, threads=1)
     go = lambda name: sft(settings(tmp_path / name, base, traces, batches=packed, train=train), said.append)
-    train, said = {"steps": 0, "epochs": 1.5, "params_dtype": "bfloat16"}, []
+    optim = {"learning_rate": 1e-2, "warmup": 0.0}
+    train, said = {"steps": 0, "epochs": 1.5, "params_dtype": "bfloat16", "optim": optim}, []
     whole = go("whole")
     steps = json.loads((tmp_path / "whole" / "steps.json").read_text())["steps"]
     assert f"epochs: 1.5 of 10 samples are {steps} steps (packed and counted)" in said and steps > 3

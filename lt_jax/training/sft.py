@@ -2,7 +2,8 @@
 
     model folder ─ tokens added, rows grown, adapters ─┐
     traces or problems ─ prepared, laid out, packed ───┴─ train ─ run folder: config.json, metrics.jsonl,
-                                                                  checkpoints/, final/ (Hugging Face, lt_jax.json)
+                                                                  checkpoints/, final/ (Hugging Face, lt_jax.json),
+                                                                  steps.json (with epochs), wandb_id (with W&B)
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
         train_config, model, params, data, eval_data=eval_data, folder=folder / "checkpoints", mesh=mesh,
         writers=lambda step: writers(config, folder, step, steps), resolved=resolved, keep_params=False, say=say,
     )  # fmt: skip
-    say(f"used: {data.counts.describe()}")
+    say(f"used{' by this process' * (jax.process_count() > 1)}: {data.counts.describe()}")
     if not result.finished:
         say(f"stopped after step {int(result.state.step)} as asked; the same command goes on from there")
         return None
