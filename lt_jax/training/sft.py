@@ -136,7 +136,8 @@ def batches(config: SftConfig, samples: Sequence, to_row: RowMaker, pad: int, sh
         share: of this process, see `mesh.share`.
     """
     training, held_out = hold_out(samples, config.source.held_out)
-    data = train_batches(training, to_row, passes(config), pad, *share, fill=bool(config.train.epochs))
+    fill = config.train.epochs > 0 and share[1] > 1
+    data = train_batches(training, to_row, passes(config), pad, *share, fill=fill)
     if not config.source.held_out:
         return data, None
     return data, lambda: evaluation_batches(held_out, to_row, config.batches, pad, *share)
