@@ -67,9 +67,10 @@ def get_config() -> ConfigDict:
     })  # fmt: skip
     config.train = ConfigDict({
         "steps": 1000,
+        "epochs": 0.0,  # or passes over the data, with steps=0
         "accumulate": 1,
         "remat": "layer",
-        "params_dtype": "float32",
+        "params_dtype": "float32",  # a step's weights; trained ones and their moments are stored in float32 always
         "loss_chunk": 0,
         "attention": "",
         "log_every": 10,
@@ -94,5 +95,5 @@ def get_config() -> ConfigDict:
     config.log = ConfigDict({"tensorboard": True, "wandb": ""})
     config.distributed = ConfigDict({"processes": 1, "coordinator": "", "process": 0})
     config.compile_cache = "~/.cache/lt_jax/jax"
-    config.export_dtype = ""  # that of the start model if empty
+    config.export_dtype = ""  # train.params_dtype if empty
     return config

@@ -9,6 +9,7 @@ turn are taken (for a base model without a template: --config.data.chat=qwen, ll
 Bespoke-Stratos `conversations`, chat `messages`, OpenMementos or LightThinker's own records. Of the paper: 9 gist
 tokens, learning rate 2e-5, cosine with 5 % warmup, rows of 4,096 tokens, 80 samples a step. Here samples are packed, so
 a step has 32 full rows in place of 80 padded ones; a sample that is too long is split between thoughts, not cut off.
+The paper's length of 6 epochs is --config.train.steps=0 --config.train.epochs=6.
 
 Hardware: 7B parameters in bfloat16 with float32 AdamW need about 120 GB over all devices, such as a v5p-8 or 8 x 80 GB;
 raise train.accumulate where a microbatch does not fit. On CPU take configs/lora_qwen.py and a small model.

@@ -3,7 +3,8 @@
     python launch/train.py --config=configs/lightthinker_qwen.py --config.model.path=DIR --config.data.path=traces.jsonl
 
 The run folder (--config.folder) holds config.json, metrics.jsonl, checkpoints and the prepared data. The same command
-again goes on from the newest checkpoint; SIGTERM saves one and stops with exit code 3.
+again goes on from the newest checkpoint; SIGTERM saves one and stops with exit code 3. Of several processes
+(--config.distributed.processes) any one may get the SIGTERM: all stop after the same step.
 """
 
 from __future__ import annotations

@@ -112,6 +112,36 @@ def finished(tmp_path_factory):
     return folder
 
 
+def test_the_same_run_on_a_smaller_machine_goes_on(finished, tmp_path):
+    """More microbatches are the same step; so are other logs, saves and ways to compute."""
+    shutil.copytree(finished, tmp_path / "copy")
+    free = {"accumulate": 2, "remat": "layer", "loss_chunk": 64, "log_every": 1, "save_every": 3, "keep": 5}
+    mesh = meshes.make(config().mesh, jax.devices()[:1])
+    again = run.train(config(steps=7, **free), MODEL, PARAMS, data(), folder=tmp_path / "copy", mesh=mesh)
+    assert again.finished and [done for done, _ in again.history] == [7]
+
+
+def test_a_checkpoint_of_more_processes_is_refused(finished, monkeypatch):
+    with checkpoint.Checkpoints(finished, reading=True) as found:
+        saved = found.about()
+    with pytest.raises(UserError, match="the run had 1 processes and has 2 here; each goes on with its own part"):
+        checkpoint.check(saved, saved | {"processes": 2}, "checkpoint x")
+
+
+@pytest.mark.parametrize(
+    "new, said",
+    [
+        ([["1", "/c/b.jsonl"], ["0", "/d/z.jsonl"]], ""),
+        ([["0", "a.jsonl"], ["2", "/c/b.jsonl"]], "/c/b.jsonl has changed"),
+        ([["0", "a.jsonl"], ["2", "c.jsonl"]], "c.jsonl is new, b.jsonl is missing"),
+        ([["0", "a.jsonl"], ["0", "a2.jsonl"], ["1", "b.jsonl"]], "a2.jsonl is new"),
+        ([["0", "a.jsonl"]], "b.jsonl is missing"),
+    ],
+)
+def test_files_are_compared_by_their_content_and_named_when_they_differ(new, said):
+    assert checkpoint.changed_files([["0", "a.jsonl"], ["1", "b.jsonl"]], new) == said
+
+
 def test_a_run_may_be_made_longer(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "copy")
     mesh = meshes.make(config().mesh, jax.devices()[:1])
@@ -183,6 +213,7 @@ def test_frozen_fingerprints_see_every_bit_and_no_sharding():
     number = int(checkpoint.fingerprint(tree))
     assert int(checkpoint.fingerprint(dict(tree, b=tree["b"].at[2].set(1.0078125)))) != number
     assert int(checkpoint.fingerprint({"a": tree["b"], "b": tree["a"]})) != number
+    assert int(checkpoint.fingerprint(dict(tree, a=tree["a"][jnp.array([1, 0, *range(2, 8)])]))) != number
     assert int(checkpoint.fingerprint(jax.device_put(tree))) == number
 
 

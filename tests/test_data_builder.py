@@ -69,6 +69,19 @@ def test_a_changed_file_is_rebuilt_and_an_unchanged_one_is_not(traces, tmp_path)
     assert second != first and "question 33 é" in {trace.question for trace in builder.open_prepared(second)}
 
 
+def test_names_and_folders_of_the_files_decide_nothing(traces, tmp_path):
+    """Two files read the other way round, and one under another name, are the same traces in the same order."""
+    (tmp_path / "x").mkdir()
+    lines = traces.read_text().splitlines()
+    for name, part in (("a", lines[:5]), ("b", lines[5:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(part))
+    (tmp_path / "x" / "z.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())
+    first = builder.prepare([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], tmp_path / "data")
+    second = builder.prepare([tmp_path / "b.jsonl", tmp_path / "x" / "z.jsonl"], tmp_path / "data")
+    assert first.parent.name[2:] == second.parent.name[2:] and first != second
+    assert list(builder.open_prepared(first)) == list(builder.open_prepared(second))
+
+
 def test_a_broken_line_leaves_nothing_behind(traces, tmp_path, capsys):
     good = builder.prepare(traces, tmp_path / "data")
     before = files(tmp_path / "data")

@@ -10,7 +10,7 @@ import pytest
 
 from lt_jax.data import builder
 from lt_jax.data.counts import Counts
-from lt_jax.data.pipeline import PACKERS, PipelineConfig, evaluation_batches, train_batches
+from lt_jax.data.pipeline import PACKERS, PipelineConfig, count_batches, evaluation_batches, train_batches
 from lt_jax.data.sources import Mapped, worked
 from lt_jax.data.tasks import Problems
 from lt_jax.errors import UserError
@@ -173,6 +173,35 @@ def test_the_state_goes_through_an_orbax_checkpoint_while_the_iterator_runs_on(t
         checkpointer.load_checkpointables(3, {"data": resumed})
     assert_same(take(resumed, 4), expected)
     assert resumed.counts == batches.counts
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+@pytest.mark.parametrize("epochs, samples", [(0.5, 15), (1, 30), (2.3, 69)])
+def test_batches_of_epochs_are_counted_before_and_end_after_exactly_so_many_samples(packing, epochs, samples):
+    laid_out = []
+    counted = lambda thoughts: laid_out.append(thoughts[0][0]) or to_row(thoughts)
+    for more in ({}, {"over_length": "split", "length": 24}, {"length": 24}, {"shuffle": False, "threads": 2}):
+        settings = config(packing=packing, epochs=epochs, **more)
+        laid_out.clear()
+        count = count_batches(Numbers(), counted, settings)
+        assert len(laid_out) == len(set(laid_out)) == min(30, samples), "each sample is laid out once"
+        batches = train_batches(Numbers(), to_row, settings, PAD)
+        assert len(list(batches)) == count and batches.counts.samples == samples
+
+
+def test_epochs_of_several_processes_end_at_one_step():
+    """The process that runs out first goes on with padding, which trains nothing."""
+    settings = config(epochs=1, length=24, over_length="split", batch=6)
+    count = count_batches(Numbers(11), to_row, settings, 3)
+    parts = [train_batches(Numbers(11), to_row, settings, PAD, process, 3, fill=True) for process in range(3)]
+    made = [take(part, count) for part in parts]
+    assert sum(part.counts.samples for part in parts) == 11
+    real = [[bool(batch["weights"].any()) for batch in each] for each in made]
+    assert all(each[-1] for each in real if each == max(real)) and min(map(sum, real)) < count, "one ran out"
+    assert {batch["tokens"].shape for each in made for batch in each} == {(2, 24)}
+    resumed = train_batches(Numbers(11), to_row, settings, PAD, 1, 3, fill=True)
+    resumed.set_state(json.loads(json.dumps(parts[1].get_state())))
+    assert not next(resumed)["weights"].any() and resumed.counts.samples == parts[1].counts.samples
 
 
 def test_grain_agrees_that_checkpoints_are_exact():

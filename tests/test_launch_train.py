@@ -156,6 +156,49 @@ def test_a_run_may_go_on_after_its_model_was_moved_but_not_exchanged(base, trace
         export.convert(tmp_path / "run", tmp_path / "out", overwrite=True)
 
 
+def test_a_run_goes_on_with_files_of_the_same_bytes_and_names_one_that_changed(base, tmp_path):
+    """Renamed, moved, read in another order, and with what was found by itself named: the same run."""
+    one, two = write_traces(tmp_path / "one.jsonl", 7), write_traces(tmp_path / "two.jsonl", 5)
+    (tmp_path / "moved").mkdir()
+    again = shutil.copy(one, tmp_path / "moved" / "zz.jsonl")
+    said = []
+
+    def go(paths, steps, **more):
+        source = SourceConfig(tuple(map(str, paths)))
+        return sft(settings(tmp_path / "run", base, one, source=source, train={"steps": steps}, **more), said.append)
+
+    go([one, two], 3)
+    assert go([two, again], 4, tokens=TokensConfig(eos="<|end|>")) and "going on from the checkpoint of step 3" in said
+    two.write_text(two.read_text().replace("carry 0", "carry 1"))
+    with pytest.raises(UserError, match=rf"checkpoint .*4: it was trained on other data: {two} has changed; put the"):
+        go([one, two], 5)
+    with pytest.raises(UserError, match="other data: two.jsonl is missing; put"):
+        go([one], 5)
+
+
+def test_a_run_is_told_by_its_template_its_tokens_and_its_problems(base, traces, tmp_path, monkeypatch):
+    tokenizer = load_tokenizer(base)
+    config = settings(tmp_path / "run", base, traces)
+    table = sft_module.special_tokens(tokenizer, config)
+    told = lambda config: sft_module.base_of(dataclasses.replace(config, scratch=True), {}, tokenizer)
+    before, plain = told(config), dataclasses.replace(config, source=dataclasses.replace(config.source, chat="plain"))
+    plain_before = told(plain)
+    tokenizer.chat_template = tokenizer.chat_template + " "
+    assert told(config) != before and told(plain) == plain_before, "a template that is not used may change"
+    describe = sft_module.describe
+    same = dataclasses.replace(config, tokens=TokensConfig(eos="<|end|>"), export_dtype="bfloat16", wandb="w")
+    same = dataclasses.replace(same, source=dataclasses.replace(config.source, steps=(2, 3), data_dir="elsewhere"))
+    assert describe(same, {}, {}, table.special) == describe(config, {}, {}, table.special)
+    other = dataclasses.replace(table.special, eos=5)
+    assert describe(config, {}, {}, other) != describe(config, {}, {}, table.special)
+    made = SourceConfig((), embedded=40, steps=(2, 3), families=("gcd",))
+    _, named = sft_module.open_source(made, tmp_path)
+    assert named == sft_module.open_source(made, tmp_path)[1]
+    real = sft_module.worked
+    monkeypatch.setattr(sft_module, "worked", lambda item: dataclasses.replace(real(item), question="new"))
+    assert named != sft_module.open_source(made, tmp_path)[1]
+
+
 class Crash(Exception):
     pass
 
@@ -186,6 +229,44 @@ def test_a_run_that_crashed_goes_on_bit_for_bit_over_packed_batches(base, traces
     assert steps[-2:] == ([4, 4] if source == "files" else [3, 4]), "it went on from the checkpoint of step 2"
 
 
+def test_epochs_in_place_of_steps_end_after_so_many_samples_also_over_a_crash(base, traces, tmp_path, monkeypatch):
+    class Crashing:
+        def write(self, step, values):
+            if step == 3:
+                raise Crash
+
+        def close(self):
+            pass
+
+    packed = PipelineConfig(length=128, batch=2, bins=4, threads=1)
+    go = lambda name: sft(settings(tmp_path / name, base, traces, batches=packed, train=train), said.append)
+    optim = {"learning_rate": 1e-2, "warmup": 0.0}
+    train, said = {"steps": 0, "epochs": 1.5, "params_dtype": "bfloat16", "optim": optim}, []
+    whole = go("whole")
+    steps = json.loads((tmp_path / "whole" / "steps.json").read_text())["steps"]
+    assert f"epochs: 1.5 of 10 samples are {steps} steps (packed and counted)" in said and steps > 3
+    assert any(line.startswith("used: 15 samples, ") for line in said)
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["step"] for line in lines) == steps
+    rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.4 * rates[0], "the schedule ends where the run does"
+    with monkeypatch.context() as patched:
+        real = sft_module.writers
+        patched.setattr(sft_module, "writers", lambda *given: [*real(*given), Crashing()])
+        with pytest.raises(Crash):
+            go("cut")
+        patched.setattr(sft_module, "count_batches", None)  # known by now
+        patched.setattr(sft_module, "writers", real)
+        again = go("cut")
+    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert huggingface.load(again)[0]["embed"].dtype == jnp.bfloat16
+    out = export.convert(tmp_path / "cut", tmp_path / "out")
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    train["epochs"] = 2.0
+    with pytest.raises(UserError, match="train.epochs is 1.5 there and 2.0 here; it is of another run"):
+        go("cut")
+
+
 def test_all_parameters_can_be_trained_and_compressed_again(base, traces, tmp_path):
     final = sft(settings(tmp_path / "a", base, traces, train={"steps": 1}), QUIET)
     again = sft(settings(tmp_path / "b", final, traces, train={"steps": 1}), QUIET)
@@ -206,6 +287,8 @@ TOKEN = Scheme(level="token", step=4)
         ({"tokens": {"trigger": "a"}, "scheme": Scheme("memento")}, "but scheme.method 'memento' writes none"),
         ({"tokens": {"trigger": "a"}, "scheme": TOKEN}, "tokens.trigger is 'a', but scheme.level 'token' writes none"),
         ({"source": {"segment": "sentence"}, "scheme": Scheme("vanilla")}, "data.segment .* scheme.method 'vanilla'"),
+        ({"train": {"epochs": 2.0}}, "train.steps is 4 and train.epochs is 2; give one of them and set the other to 0"),
+        ({"batches": PipelineConfig(length=8, batch=2, epochs=2)}, "batches.epochs is 2; .* given as train.epochs"),
         ({"source": {"held_out": 0}, "train": {"eval_every": 2}}, "train.eval_every is 2 and data.held_out is 0"),
         ({"lora": LoraConfig(rank=2), "train": {"optim": {"name": "muon"}}}, "optim.name is 'muon' and lora.rank"),
     ],

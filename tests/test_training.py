@@ -3,6 +3,8 @@
 import io
 import itertools
 import json
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +175,43 @@ def test_lora_trains_adapters_only_and_keeps_the_base():
         assert value.dtype == (jnp.float32 if trained else jnp.bfloat16)
 
 
+def test_weights_of_a_step_in_bfloat16_move_as_those_in_float32_do():
+    """At a rate of 2e-5: an update is less than half a unit of bfloat16 in most weights, and would be lost there."""
+    start = jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16), np.float32), PARAMS)
+    optim = {"learning_rate": 2e-5, "warmup": 0.0, "end_fraction": 1.0}
+    moved = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        settings = config(steps=100, log_every=0, params_dtype=dtype.dtype.name, optim=optim)
+        result = run.train(settings, MODEL, jax.tree.map(dtype, start), itertools.repeat(batch(rows=2)),
+                           mesh=one_device(), keep_params=False)  # fmt: skip
+        floats = {x.dtype.name for x in jax.tree.leaves(result.state) if jnp.issubdtype(x.dtype, jnp.floating)}
+        assert floats == {"float32"}
+        difference = jax.tree.map(lambda a, b: np.ravel(a - b), result.params, start)
+        moved[dtype] = np.concatenate(jax.tree.leaves(difference))
+    ours, exact = moved[jnp.bfloat16], moved[jnp.float32]
+    assert np.mean(ours != 0) > 0.99 * np.mean(exact != 0) > 0.5
+    assert np.corrcoef(ours, exact)[0, 1] > 0.98 and abs(np.abs(ours).mean() / np.abs(exact).mean() - 1) < 0.02
+
+
+def test_a_step_in_bfloat16_computes_with_rounded_weights_and_accumulates_in_float32():
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), PARAMS)
+    loss, _, grads = gradients(PARAMS, batch(), params_dtype="bfloat16")
+    expected, _, expected_grads = gradients(rounded, batch())
+    close(loss, expected, 1e-6)
+    for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True):
+        assert ours.dtype == jnp.float32
+        np.testing.assert_allclose(ours, theirs, rtol=2**-8, atol=1e-6)
+    cut = gradients(PARAMS, batch(), params_dtype="bfloat16", accumulate=2)[2]
+    assert {x.dtype for x in jax.tree.leaves(cut)} == {jnp.dtype("float32")}
+
+
+def test_the_gradient_of_a_token_at_many_places_is_no_bfloat16_sum():
+    given = batch(rows=4, length=256)
+    given["tokens"][:] = 7
+    ours, exact = (gradients(PARAMS, given, params_dtype=name)[2]["embed"][7] for name in ("bfloat16", "float32"))
+    assert np.linalg.norm(ours - exact) < 0.02 * np.linalg.norm(exact)
+
+
 def test_lora_gradients_are_those_of_the_plain_loss():
     adapted, model = lora.add(PARAMS, MODEL, LoraConfig(rank=2, rows=(50, 4)), jax.random.key(5))
     adapted["layers"] = jax.tree.map(lambda x: x + 0.01, adapted["layers"])  # B is zero at the start
@@ -285,7 +324,8 @@ def test_resumed_metrics_drop_what_will_be_run_again(tmp_path):
 @pytest.mark.parametrize(
     "values, said",
     [
-        ({"steps": 0}, "train.steps is 0"),
+        ({"steps": 0}, "train.steps is 0 and train.epochs is 0; give one of them, above 0"),
+        ({"epochs": -1.0}, "train.steps is 6 and train.epochs is -1; give one of them, above 0"),
         ({"remat": "some"}, "train.remat is 'some'"),
         ({"optim": {"name": "sgd"}}, "optim.name is 'sgd'"),
         ({"optim": {"learning_rate": 0.0}}, "optim.learning_rate is 0.0"),
@@ -295,6 +335,42 @@ def test_resumed_metrics_drop_what_will_be_run_again(tmp_path):
 def test_bad_configs_are_refused(values, said):
     with pytest.raises(UserError, match=said):
         config(**values)
+
+
+def test_the_loop_itself_needs_steps():
+    with pytest.raises(UserError, match="train.steps is 0: this loop needs a number of steps"):
+        run.train(config(steps=0, epochs=1.0), MODEL, PARAMS, data(), mesh=one_device())
+
+
+class Wandb:
+    """As the module `wandb` answers: a run whose id is known there is resumed after its last step."""
+
+    def __init__(self):
+        self.runs, self.given = {}, []
+
+    def init(self, *, id, resume, **given):
+        assert resume == "allow"
+        self.given.append(given)
+        logged = self.runs.setdefault(id, [])
+        found = types.SimpleNamespace(resumed=bool(logged), finish=lambda: None)
+        found.starting_step = logged[-1][0] + 1 if logged else 0
+        found.log = lambda values, step: logged.append((step, values))
+        return found
+
+
+def test_a_run_on_weights_and_biases_goes_on_where_training_goes_on(tmp_path, monkeypatch):
+    fake = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    open_run = lambda step: metrics.WeightsAndBiases("project", "name", {"a": 1}, tmp_path / "wandb_id", step)
+    for start, steps in ((0, (1, 2, 3)), (2, (3, 4, 4)), (0, (1,)), (1, (2,))):
+        writer = open_run(start)
+        for done in steps:
+            writer.write(done, {"loss": 1.0 / done})
+        writer.close()
+    logged = [[done for done, _ in each] for each in fake.runs.values()]
+    assert logged == [[1, 2, 3, 4, 4], [1, 2]], "no step twice, and a start from step 0 is another run"
+    assert {given["project"] for given in fake.given} == {"project"} and len(fake.given) == 4
+    assert (tmp_path / "wandb_id").read_text().strip() == list(fake.runs)[-1]
 
 
 def test_a_warmup_without_end_is_refused():

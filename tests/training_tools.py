@@ -30,18 +30,23 @@ def batch(seed=0, rows=ROWS, length=LENGTH):
 
 
 class Batches:
-    """Batch i of a run is made from i."""
+    """Batch i of a run is made from i; of several processes each has its part of the rows."""
+
+    def __init__(self, part=0, parts=1):
+        self.part, self.parts = part, parts
 
     def __len__(self):
         return 10**6
 
     def __getitem__(self, index):
-        return batch(int(index))
+        rows = ROWS // self.parts
+        return {name: x[self.part * rows : (self.part + 1) * rows] for name, x in batch(int(index)).items()}
 
 
-def data():
+def data(part=0, parts=1):
     """A fresh Grain iterator over `Batches`, shuffled."""
-    return iter(grain.MapDataset.source(Batches()).shuffle(seed=3).to_iter_dataset(grain.ReadOptions(num_threads=1)))
+    shuffled = grain.MapDataset.source(Batches(part, parts)).shuffle(seed=3)
+    return iter(shuffled.to_iter_dataset(grain.ReadOptions(num_threads=1)))
 
 
 def config(**more):

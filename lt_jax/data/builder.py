@@ -4,7 +4,8 @@
     source = open_prepared(folder)                     # a sequence of Trace
 
 The data set lives in `data_dir/traces/<name>-<hash>/<version>/` as array_record files. The hash is of the files'
-content and the format asked for, so a changed file is another data set and never an old one under the same name. TFDS
+content and the format asked for, so a changed file is another data set and never an old one under the same name; the
+files are read in the order of their content's hashes, so that their names and folders decide nothing. TFDS
 writes into a temporary folder and renames it, so a broken line or a full disk leaves nothing behind. TFDS shuffles
 the examples as it writes, so a slice such as "train[:500]" is a random sample. No TensorFlow is imported.
 """
@@ -127,7 +128,8 @@ def prepare(
         UserError: what `readers.read_traces` raises, or the disk is full; nothing half-written is left.
     """
     files = trace_files(paths)
-    readable = re.sub(r"[^A-Za-z0-9_]+", "_", name or files[0].name.split(".")[0]).strip("_") or "data"
+    first, files = files[0], [file for _, file in by_content(files)]
+    readable = re.sub(r"[^A-Za-z0-9_]+", "_", name or first.name.split(".")[0]).strip("_") or "data"
     config = TracesConfig(
         name=f"{readable}-{content_hash(files, format, evaluation)}",
         paths=tuple(str(file) for file in files),
@@ -165,12 +167,20 @@ def open_prepared(folder: str | Path, split: str = "train") -> PreparedTraces:
         raise UserError(f"{folder}: no split {split!r}: {str(error).splitlines()[0]}") from None
 
 
-def content_hash(files: Iterable[Path], format: str | None = None, evaluation: bool = False) -> str:
-    """Twelve hex digits of the files' bytes, their order and how they are read."""
-    digest = hashlib.sha256(f"{_VERSION} {format} {evaluation}".encode())
+def by_content(files: Iterable[Path]) -> list[tuple[str, Path]]:
+    """(SHA-256 of the bytes, file), in the order of the hashes."""
+    found = []
     for file in files:
         with open(file, "rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+            found.append((hashlib.file_digest(opened, "sha256").hexdigest(), file))
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def content_hash(files: Iterable[Path], format: str | None = None, evaluation: bool = False) -> str:
+    """Twelve hex digits of the files' bytes, whatever their order and names, and of how they are read."""
+    digest = hashlib.sha256(f"{_VERSION} {format} {evaluation}".encode())
+    for each, _ in by_content(files):
+        digest.update(bytes.fromhex(each))
     return digest.hexdigest()[:12]
 
 

@@ -13,6 +13,7 @@ process among `processes`: resuming needs the same number of processes, not of d
 from __future__ import annotations
 
 import dataclasses
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,8 +45,8 @@ class PipelineConfig:
         batch: rows of a batch over all processes, B.
         seed: of the shuffle and of the packer's order of rows.
         shuffle: whether to shuffle; each epoch has its own order.
-        epochs: passes over the source; None for no end. Packed rows may join the end of one epoch and the start of the
-            next. With several processes leave it None: their numbers of batches differ.
+        epochs: passes over the source, also a fraction; None for no end. Packed rows may join the end of one epoch and
+            the start of the next. Processes get different numbers of batches; `fill` of `train_batches` evens them out.
         over_length: what becomes of samples of more than `length` tokens: "drop" or "split" (`layout.limit`).
         packing: a key of PACKERS.
         bins: rows that are packed at the same time. More waste less padding; resuming lays out as many rows again.
@@ -57,7 +58,7 @@ class PipelineConfig:
     batch: int
     seed: int = 0
     shuffle: bool = True
-    epochs: int | None = None
+    epochs: float | None = None
     over_length: str = "drop"
     packing: str = "best_fit"
     bins: int = 64
@@ -68,8 +69,8 @@ class PipelineConfig:
         for name, least in (("length", 1), ("batch", 1), ("bins", 1), ("threads", 0), ("prefetch", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"batches.{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.epochs is not None and self.epochs < 1:
-            raise UserError(f"batches.epochs is {self.epochs}; it must be at least 1, or None for no end")
+        if self.epochs is not None and not self.epochs > 0:
+            raise UserError(f"batches.epochs is {self.epochs}; it must be above 0, or None for no end")
         if self.over_length not in POLICIES:
             raise UserError(f"batches.over_length is {self.over_length!r}; it must be one of {', '.join(POLICIES)}")
         if self.packing not in PACKERS:
@@ -79,16 +80,22 @@ class PipelineConfig:
 class TrainBatches(grain.DatasetIterator):
     """Training batches [B of this process, S] (`layout.packing.pack_rows` names the arrays), for one process.
 
-    `counts` are those of the batches handed out so far, also after a resume.
+    `counts` are those of the batches handed out so far, also after a resume. With a `filler` the batches never end: it
+    comes once the parent has no more.
     """
 
-    def __init__(self, parent: grain.DatasetIterator):
+    def __init__(self, parent: grain.DatasetIterator, filler: Batch | None = None):
         super().__init__(parent)
-        self.counts = Counts()
+        self.counts, self.filler = Counts(), filler
         weakref.finalize(self, _shut, weakref.ref(self), parent)
 
     def __next__(self) -> Batch:
-        batch = dict(next(self._parent))
+        try:
+            batch = dict(next(self._parent))
+        except StopIteration:
+            if self.filler is None:
+                raise
+            batch = dict(self.filler)
         self.counts += Counts.of_packed(batch.pop("counts"), batch["tokens"].size)
         return batch
 
@@ -108,7 +115,13 @@ def _shut(owner: weakref.ref, parent: grain.DatasetIterator) -> None:
 
 
 def train_batches(
-    source: Sequence, to_row: ToRow, config: PipelineConfig, pad: int, process: int = 0, processes: int = 1
+    source: Sequence,
+    to_row: ToRow,
+    config: PipelineConfig,
+    pad: int,
+    process: int = 0,
+    processes: int = 1,
+    fill: bool = False,
 ) -> TrainBatches:
     """The training iterator of one process.
 
@@ -116,7 +129,9 @@ def train_batches(
         source: random access; item i must be the same whenever it is asked for. Read from several threads.
         to_row: item -> row; deterministic, safe to call from several threads (`rows.RowMaker`).
         pad: id of the padding token.
-        process, processes: `jax.process_index()` and `jax.process_count()`.
+        process, processes: which part of the batch this process feeds, and of how many (`training.mesh.share`).
+        fill: after the last epoch go on with batches of padding, for a process whose part makes fewer batches than
+            another's.
 
     Raises:
         UserError: the source is empty, the batch does not divide by the processes; while iterating: no sample fits.
@@ -124,26 +139,48 @@ def train_batches(
     if not len(source):
         raise UserError("the training data is empty")
     rows = _share(config.batch, processes)
+    dataset = _packed(source, _Elements(to_row, config, -(-len(source) // processes)), config, process, processes)
+    dataset = dataset.map(lambda packed: _finished(packed["row"], packed["row_segment_ids"], packed["counts"], pad))
+    empty = _empty_row(config.length, pad)
+    dataset = dataset.batch(rows, batch_fn=lambda listed: stack([*listed, *[empty] * (rows - len(listed))]))
+    if config.prefetch:
+        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=config.prefetch)
+    return TrainBatches(iter(dataset), stack([empty] * rows) if fill else None)
+
+
+def count_batches(source: Sequence, to_row: ToRow, config: PipelineConfig, processes: int = 1) -> int:
+    """How many batches `config.epochs` passes make: those of the process whose part makes most of them.
+
+    The very pipeline is run, over rows of the right lengths and nothing in them; every sample is laid out once, however
+    many epochs there are. Arguments and errors as `train_batches`.
+    """
+    if not len(source):
+        raise UserError("the training data is empty")
+    rows = _share(config.batch, processes)
+    sizes = _Sizes(source, _Elements(to_row, config, len(source)))
+    numbers = range(len(source))
+    packed = [_packed(numbers, sizes, config, process, processes) for process in range(processes)]
+    return -(-max(sum(1 for _ in each) for each in packed) // rows)
+
+
+def _packed(source: Sequence, elements: Callable, config: PipelineConfig, process: int, processes: int):
+    """The packed rows of one process, as the packer gives them; `elements` makes of an item what is packed."""
     dataset = grain.MapDataset.source(source)
     if config.shuffle:
         dataset = dataset.shuffle(seed=config.seed)
-    dataset = dataset.repeat(config.epochs)[process::processes]
-    dataset = dataset.map(_Elements(to_row, config, -(-len(source) // processes)))
-    dataset = dataset.to_iter_dataset(_reading(config, ahead=8))
+    if config.epochs is None:
+        dataset = dataset.repeat(None)
+    else:
+        dataset = dataset.repeat(math.ceil(config.epochs))[: max(1, round(config.epochs * len(source)))]
+    dataset = dataset[process::processes].map(elements).to_iter_dataset(_reading(config, ahead=8))
     dataset = _Carried(grain.experimental.FlatMapIterDataset(dataset, _Each()))
-    dataset = PACKERS[config.packing](
+    return PACKERS[config.packing](
         dataset,
         length_struct={"row": config.length, "counts": _most_documents(config)},
         num_packing_bins=config.bins,
         seed=config.seed,
         max_sequences_per_bin=1 if config.packing == "none" else None,
     )
-    dataset = dataset.map(lambda packed: _finished(packed["row"], packed["row_segment_ids"], packed["counts"], pad))
-    empty = _empty_row(config.length, pad)
-    dataset = dataset.batch(rows, batch_fn=lambda listed: stack([*listed, *[empty] * (rows - len(listed))]))
-    if config.prefetch:
-        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=config.prefetch)
-    return TrainBatches(iter(dataset))
 
 
 def evaluation_batches(
@@ -204,6 +241,19 @@ class _Elements:
                 f"tokens (the shortest has {self._shortest}) and batches.over_length {self._config.over_length!r} "
                 "drops them; raise the length"
             )
+
+
+class _Sizes:
+    """Index -> what `elements` makes of that item, with empty rows of the same lengths; each item is made once."""
+
+    def __init__(self, source: Sequence, elements: _Elements):
+        self._source, self._elements, self._known = source, elements, {}
+
+    def __call__(self, index: int) -> list[dict[str, np.ndarray]]:
+        if index not in self._known:
+            made = self._elements(self._source[index])
+            self._known[index] = [(len(element["row"]), element["counts"]) for element in made]
+        return [{"row": np.zeros((n, len(FEATURES)), np.int32), "counts": counts} for n, counts in self._known[index]]
 
 
 class _Each(grain.experimental.FlatMapTransform):

@@ -16,6 +16,7 @@ import os
 import pathlib
 import shutil
 import time
+from collections import Counter
 from typing import Any
 
 import jax
@@ -24,12 +25,17 @@ from orbax.checkpoint import v1 as ocp
 
 from lt_jax.errors import UserError
 from lt_jax.models.config import DecoderConfig
+from lt_jax.training import state as states
 from lt_jax.training.config import TrainConfig
 from lt_jax.training.state import TrainState
 
-# What may differ between a run and its continuation: it changes speed or what is reported, not the path of training.
+# What may differ between a run and its continuation: it changes speed or what is reported, not the path of training
+# (mesh, accumulate, remat, attention and loss_chunk change the order of sums, and so the last digits).
 # Only `steps` changes the path too: a run made longer goes on along the cosine of its new length from where it stands.
-FREE = ("mesh", "log_every", "eval_every", "save_every", "keep", "remat", "attention", "loss_chunk", "steps")
+# `epochs` may not change: the last rows of a pass are packed as its end makes them.
+FREE = (
+    "mesh", "accumulate", "log_every", "eval_every", "save_every", "keep", "remat", "attention", "loss_chunk", "steps",
+)  # fmt: skip
 
 
 class Checkpoints:
@@ -112,7 +118,7 @@ class Checkpoints:
             loaded = self.manager.load_checkpointables(step, items)["state"]
         except (ValueError, KeyError, OSError) as error:
             raise UserError(f"{where} cannot be read: {str(error).splitlines()[0][:200]}") from error
-        key = jax.device_put(jax.random.wrap_key_data(loaded.pop("key")), like.key.sharding)
+        key = states.place_key(loaded.pop("key"), like.key.sharding)
         return TrainState(**loaded, key=key)
 
     def about(self) -> dict:
@@ -198,31 +204,41 @@ def _shapes(state: TrainState) -> dict[str, str]:
 
 
 def describe(model: DecoderConfig, config: TrainConfig, frozen: dict, resolved=None) -> dict:
-    """What a run is, as plain JSON values: model, train, resolved, and the fingerprint of the frozen parameters.
+    """What a run is, as plain JSON values: model, train, resolved, processes, the fingerprint of the frozen parameters.
 
     Args:
-        resolved: what else the run is (data, layout), a dict of JSON values; it must be the same to go on.
+        resolved: what else the run is (data, layout), a dict of JSON values; it must be the same to go on. Its entry
+            `files`, if there is one, lists [hash of the content, path]: of these the path may change.
     """
     described = {name: value for name, value in dataclasses.asdict(model).items() if name != "extra"}
     run = {"model": described, "train": dataclasses.asdict(config), "resolved": resolved}
-    return json.loads(json.dumps(run)) | {"frozen": int(fingerprint(frozen))}
+    return json.loads(json.dumps(run)) | {"frozen": int(fingerprint(frozen)), "processes": jax.process_count()}
 
 
 @jax.jit
 def fingerprint(tree) -> jax.Array:
-    """A number that changes when any bit of any array does: sums of bits, the same however arrays are sharded."""
+    """A number that changes when any bit of any array does, or two rows change places: sums of bits, each times an odd
+    number of its place; the same however arrays are sharded.
+    """
     total = jnp.zeros((), jnp.uint32)
     for number, x in enumerate(jax.tree.leaves(tree)):
         kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
         bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
-        total += jnp.uint32(2 * number + 1) * jnp.sum(bits, dtype=jnp.uint32)
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis, length in enumerate(x.shape):
+            place = place * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        total += jnp.uint32(2 * number + 1) * jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
     return total
 
 
 def check(saved: dict, now: dict, where: str) -> None:
     """Raises UserError, naming the first difference that matters, if a checkpoint is not of this run."""
+    saved, now = ({**about, "resolved": dict(about["resolved"] or {})} for about in (saved, now))
+    changed = changed_files(*(about["resolved"].pop("files", []) for about in (saved, now)))
+    if changed:
+        raise UserError(f"{where}: it was trained on other data: {changed}; put the files back or use another folder")
     for group, of in (("model", "model"), ("train", "run"), ("resolved", "run")):
-        old, new = _flat(saved[group] or {}), _flat(now[group] or {})
+        old, new = _flat(saved[group]), _flat(now[group])
         for name in sorted(set(old) | set(new)):
             if old.get(name) != new.get(name) and not (group == "train" and name.split(".")[0] in FREE):
                 label = name if group == "resolved" else f"{group}.{name}"
@@ -234,8 +250,42 @@ def check(saved: dict, now: dict, where: str) -> None:
         old, new = saved["shapes"].get(name, "missing"), now["shapes"].get(name, "missing")
         if old != new:
             raise UserError(f"{where}: array {name} is {old} there and {new} here; it is of another model")
+    if (processes := saved.get("processes", 1)) != now["processes"]:
+        raise UserError(
+            f"{where}: the run had {processes} processes and has {now['processes']} here; each goes on with its own "
+            "part of the data, so start as many (each may have more or fewer devices)"
+        )
     if saved["frozen"] != now["frozen"]:
         raise UserError(f"{where}: its adapters belong to other base weights than those loaded; check model.path")
+
+
+def changed_files(old: list, new: list) -> str:
+    """What became of the files of a run, in words; "" if they hold the same, wherever they lie.
+
+    Args:
+        old, new: [hash of the content, path] of every file.
+    """
+    before, said = [pathlib.PurePath(path).name for path in _beyond(old, new)], []
+    for path in _beyond(new, old):
+        name = pathlib.PurePath(path).name
+        if name in before:
+            before.remove(name)
+            said.append(f"{path} has changed")
+        else:
+            said.append(f"{path} is new")
+    said += [f"{name} is missing" for name in before]
+    return ", ".join(said[:3]) + (f" and {len(said) - 3} more" if len(said) > 3 else "")
+
+
+def _beyond(files: list, others: list) -> list[str]:
+    """Paths of those of `files` whose content is not among `others` as many times."""
+    left, paths = Counter(digest for digest, _ in others), []
+    for digest, path in files:
+        if left[digest]:
+            left[digest] -= 1
+        else:
+            paths.append(path)
+    return paths
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

@@ -65,10 +65,15 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        steps: optimizer steps.
+        steps: optimizer steps; 0 where `epochs` say it.
+        epochs: passes over the data, also a fraction, in place of steps; 0 where `steps` say it. Only `sft` knows the
+            data: it counts the steps that they make (`data.pipeline.count_batches`) and fills them in.
         accumulate: microbatches a step's batch is cut into; the loss is the token mean over all of them.
         remat: what the backward pass computes again: "none", "dots" (all but matrix products) or "layer" (all).
-        params_dtype: storage of trained weights; with adapters, of the frozen ones (adapters are float32 always).
+        params_dtype: in which a step computes with the weights. What is trained is stored in float32 always, and so are
+            its moments: in bfloat16 an update of 2e-5 would be lost in most weights. A trained weight takes 12 bytes
+            under AdamW, and 4 more while a step runs (its gradient; with bfloat16 that and a copy, of 2 bytes each).
+            With adapters, which are float32 always, it is the storage of the frozen weights.
         loss_chunk: tokens whose logits exist at one time; 0 chooses by vocabulary size.
         attention: implementation, None for the best on this platform.
         gist_rule: how the tokens of one gist block see each other; see `lt_jax.lifetimes`.
@@ -78,6 +83,7 @@ class TrainConfig:
     """
 
     steps: int = 1000
+    epochs: float = 0.0
     accumulate: int = 1
     remat: str = "none"
     params_dtype: str = "float32"
@@ -93,7 +99,11 @@ class TrainConfig:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
-        for name in ("steps", "accumulate", "keep"):
+        if min(self.steps, self.epochs) < 0 or not max(self.steps, self.epochs):
+            raise UserError(
+                f"train.steps is {self.steps} and train.epochs is {self.epochs:g}; give one of them, above 0"
+            )
+        for name in ("accumulate", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}; it must be 1 or more")
         if self.remat not in REMATS:

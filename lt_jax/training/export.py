@@ -88,7 +88,7 @@ def export_run(run: Path, target: str | Path, *, dtype: str | None = None, overw
     source = config.source
     card = Card(config.scheme, table.special, source.chat, source.system, source.prefix)
     return huggingface.save(
-        target, params, model, tokenizer, dtype=dtype or config.export_dtype, overwrite=overwrite,
+        target, params, model, tokenizer, dtype=dtype or sft.export_dtype(config), overwrite=overwrite,
         files={NAME: card.to_json(tokenizer)}, source=config.model, eos=table.special.eos, pad=tokenizer.pad_token_id,
     )  # fmt: skip
 

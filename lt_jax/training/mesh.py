@@ -144,12 +144,55 @@ def _names(path) -> tuple[str, ...]:
     return tuple(part.key for part in path if isinstance(part, jax.tree_util.DictKey))
 
 
+def share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+    """Which part of every batch a process feeds, and of how many: (part, parts).
+
+    A process feeds the rows that its devices hold. Where `tensor` or `context` lie over processes, several hold the
+    same rows: they have the same part, and must be fed the same, for none sees what another was given.
+
+    Args:
+        process: its index, None for this one.
+
+    Raises:
+        UserError: two processes hold some rows together and some not, so that there are no such parts.
+    """
+    held = _held(mesh)
+    parts = sorted(set(held.values()))
+    if sum(map(len, parts)) != len(set().union(*parts)) or len({len(part) for part in parts}) > 1:
+        raise UserError(
+            f"mesh: {describe(mesh.devices.shape)} over {len(held)} processes gives two of them a part of their rows "
+            "in common; let tensor x context divide the devices of a process, or be a multiple of them"
+        )
+    return parts.index(held[jax.process_index() if process is None else process]), len(parts)
+
+
+def _held(mesh: Mesh) -> dict[int, tuple[int, ...]]:
+    """Process -> which of the blocks that the mesh cuts the rows of a batch into its devices hold, ascending."""
+    held: dict[int, set[int]] = {}
+    for block, devices in enumerate(mesh.devices.reshape(ways(mesh, "rows"), -1)):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(block)
+    return {process: tuple(sorted(blocks)) for process, blocks in held.items()}
+
+
 def place_batch(mesh: Mesh, batch: dict) -> dict:
-    """This process's part of a batch -> global arrays, rows and tokens cut over the mesh."""
+    """This process's part of a batch (see `share`), whole rows -> global arrays, rows and tokens cut over the mesh."""
     where = {name: sharding(mesh, *batch_axes(part)) for name, part in batch.items()}
     if jax.process_count() == 1:
         return jax.device_put(batch, where)
-    return jax.tree.map(jax.make_array_from_process_local_data, where, batch)
+    parts, blocks = share(mesh)[1], _held(mesh)[jax.process_index()]
+
+    def place(where, own):
+        size = len(own) // len(blocks)
+
+        def read(index):
+            block = (index[0].start or 0) // size
+            first = blocks.index(block) * size
+            return own[first : first + size][:, *index[1:]]
+
+        return jax.make_array_from_callback((parts * len(own), *own.shape[1:]), where, read)
+
+    return jax.tree.map(place, where, batch)
 
 
 def batch_axes(part) -> tuple[str | None, ...]:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+import secrets
 import sys
 import time
 from typing import Protocol, TextIO
@@ -74,17 +75,27 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Scalars for Weights & Biases, which must be installed."""
+    """Scalars for Weights & Biases, which must be installed.
 
-    def __init__(self, project: str, name: str, config: dict):
+    The id of the run there is kept in the file `id_file`: training that goes on from a checkpoint goes on in the same
+    run, and training that starts from step 0 is a new one. A killed run may have logged steps that are run again; W&B
+    takes none twice, and they would be the same, so they are not sent.
+    """
+
+    def __init__(self, project: str, name: str, config: dict, id_file: str | os.PathLike, resume_step: int = 0):
         try:
             import wandb
         except ImportError:
             raise UserError("log.wandb is set, but wandb is not installed: pip install wandb") from None
-        self.run = wandb.init(project=project, name=name, config=config, resume="allow")
+        path = pathlib.Path(id_file)
+        if not resume_step or not path.exists():
+            write_whole(path, secrets.token_hex(8) + "\n")
+        self.run = wandb.init(project=project, name=name, config=config, id=path.read_text().strip(), resume="allow")
+        self.next_step = self.run.starting_step if self.run.resumed else 0
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        self.run.log(values, step=step)
+        if step >= self.next_step:
+            self.run.log(values, step=step)
 
     def close(self) -> None:
         self.run.finish()
@@ -123,6 +134,13 @@ class Terminal:
     def close(self) -> None:
         if self.stream.isatty():
             self.stream.write("\n")
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 SHOWN = ("loss", "accuracy", "grad_norm", "learning_rate", "tokens_per_second")

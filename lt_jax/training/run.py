@@ -32,7 +32,7 @@ class TrainResult:
 
     Attributes:
         state: the final state.
-        params: the whole parameter tree, trained and frozen.
+        params: the whole parameter tree, trained (float32) and frozen.
         history: metrics of every logging and evaluation step of this process, (step, {name: value}).
         finished: False if the run was asked to stop (SIGTERM) and saved before its last step.
     """
@@ -67,8 +67,8 @@ def train(
 
     Args:
         params: start values.
-        data: endless iterator of batches, see `lt_jax.training.step`. With `folder` it must be Grain's kind, so that
-            its place is saved too.
+        data: endless iterator of batches, see `lt_jax.training.step`; of several processes each gives its own rows, see
+            `mesh.share`. With `folder` it must be Grain's kind, so that its place is saved too.
         eval_data: makes a finite pass over held-out batches, for eval_loss and eval_accuracy.
         evaluate: any further evaluation, (params, step) -> {name: value}.
         writers: where metrics go, or a function that makes the writers when told the step the run starts from.
@@ -82,6 +82,8 @@ def train(
         UserError: the data ended, the loss is not a number, the mesh does not divide the model or the batch, the
             checkpoint is of another run or past the last step, the disk is full.
     """
+    if not config.steps:
+        raise UserError("train.steps is 0: this loop needs a number of steps, which only `sft` makes of train.epochs")
     mesh = meshes.make(config.mesh) if mesh is None else mesh
     tx = optimizer.make(config.optim, config.steps)
     state, frozen = states.create(params, model, tx, jax.random.key(config.seed), mesh, keep_params)
@@ -134,7 +136,8 @@ class _Loop:
     """The loop's variables, so that each thing it does is a short method."""
 
     def __init__(self, config, model, tx, mesh, state, frozen, data):
-        self.config, self.mesh, self.state, self.frozen, self.data = config, mesh, state, frozen, data
+        self.config, self.model, self.mesh, self.data = config, model, mesh, data
+        self.state, self.frozen = state, frozen
         self.jitted = step.make_step(model, config, tx, mesh, state)
         self.train_step = None
         self.eval_step = step.make_eval_step(model, config, mesh)
@@ -189,7 +192,7 @@ class _Loop:
             ) from None
         if self.train_step is None:
             rows, length = batch["tokens"].shape
-            meshes.check_batch(self.mesh, rows * jax.process_count(), length, self.config)
+            meshes.check_batch(self.mesh, rows * meshes.share(self.mesh)[1], length, self.config)
         return meshes.place_batch(self.mesh, batch)
 
     def log(self) -> None:
@@ -208,8 +211,9 @@ class _Loop:
             batches = (meshes.place_batch(self.mesh, batch) for batch in self.eval_data())
             values |= eval_loss(lambda batch: self.eval_step(self.state.trained, self.frozen, batch), batches)
         if self.evaluate:
-            params = states.merge(self.state.trained, self.frozen)
-            values |= {f"eval_{name}": float(v) for name, v in self.evaluate(params, self.done).items()}
+            seen = states.computed(self.state.trained, self.model, self.config.params_dtype)
+            found = self.evaluate(states.merge(seen, self.frozen), self.done)
+            values |= {f"eval_{name}": float(v) for name, v in found.items()}
         if values:
             self.note(values)
 
@@ -260,9 +264,13 @@ def eval_loss(eval_step: Callable, batches: Iterable[dict]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets while inside, so that a preempted run can save first. Main thread only."""
+    """An event that SIGTERM sets while inside, so that a preempted run can save first. Main thread only.
+
+    With several processes SIGTERM belongs to JAX, which has caught it since `jax.distributed.initialize` and tells
+    every process of it (`stop_agreed`); a handler here would hide it.
+    """
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
         yield asked
         return
     before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
@@ -273,7 +281,11 @@ def stop_signal() -> Iterator[threading.Event]:
 
 
 def stop_agreed(asked: threading.Event, step: int) -> bool:
-    """Whether to stop after this step; several processes agree on one, so that they all save the same."""
+    """Whether to stop after this step; several processes agree on one, so that they all save the same.
+
+    A SIGTERM to any of them is enough. The step agreed on is the one after the furthest that any of them has reached
+    (`multihost_utils.reached_preemption_sync_point`): no collective is needed, and no step waits for another.
+    """
     if jax.process_count() == 1:
         return asked.is_set()
     return multihost_utils.reached_preemption_sync_point(step)

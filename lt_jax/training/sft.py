@@ -2,24 +2,26 @@
 
     model folder ─ tokens added, rows grown, adapters ─┐
     traces or problems ─ prepared, laid out, packed ───┴─ train ─ run folder: config.json, metrics.jsonl,
-                                                                  checkpoints/, final/ (Hugging Face, lt_jax.json)
+                                                                  checkpoints/, final/ (Hugging Face, lt_jax.json),
+                                                                  steps.json (with epochs), wandb_id (with W&B)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 
-from lt_jax.data.builder import open_prepared, prepare
-from lt_jax.data.pipeline import evaluation_batches, train_batches
+from lt_jax.data.builder import by_content, open_prepared, prepare
+from lt_jax.data.pipeline import PipelineConfig, count_batches, evaluation_batches, train_batches
 from lt_jax.data.prompts import prompter
+from lt_jax.data.readers import trace_files
 from lt_jax.data.rows import RowMaker
 from lt_jax.data.sources import Mapped, hold_out, worked
 from lt_jax.data.stats import measure
@@ -39,6 +41,8 @@ from lt_jax.training.sft_config import SftConfig, SourceConfig, TokensConfig, de
 
 __all__ = ["SftConfig", "SourceConfig", "TokensConfig", "sft"]
 
+TOLD_BY = 16  # embedded problems whose texts tell them from those of another version
+
 
 def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
     """Trains and exports; returns the exported folder, or None if the run was asked to stop before its end.
@@ -53,30 +57,31 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
     folder = Path(config.folder)
     samples, named = open_source(config.source, folder)
     to_row = row_maker(config, tokenizer, table.special)
-    data, eval_data = batches(config, samples, to_row, table.special.pad)
+    data, eval_data = batches(config, samples, to_row, table.special.pad, meshes.share(mesh))
     params, model = read_model(config, mesh)
-    resolved = describe(config, named, base_of(config, params))
+    resolved = describe(config, named, base_of(config, params, tokenizer), table.special)
     params, model = fitted(params, model, config, table)
     check_vocabulary(config.model, len(tokenizer), model.vocab_size)
-    train_config = dataclasses.replace(config.train, gist_rule=config.scheme.gist_rule)
     say(summary(model, mesh, config))
     found = measure(samples, to_row, config.batches.length)
     say(f"data: {found.describe()}")
     if line := found.warning(config.scheme):
         say(line)
+    steps = config.train.steps or steps_of_epochs(config, samples, to_row, meshes.share(mesh)[1], resolved, say)
+    train_config = dataclasses.replace(config.train, steps=steps, gist_rule=config.scheme.gist_rule)
 
     result = run.train(
         train_config, model, params, data, eval_data=eval_data, folder=folder / "checkpoints", mesh=mesh,
-        writers=lambda step: writers(config, folder, step), resolved=resolved, keep_params=False, say=say,
+        writers=lambda step: writers(config, folder, step, steps), resolved=resolved, keep_params=False, say=say,
     )  # fmt: skip
-    say(f"used: {data.counts.describe()}")
+    say(f"used{' by this process' * (jax.process_count() > 1)}: {data.counts.describe()}")
     if not result.finished:
         say(f"stopped after step {int(result.state.step)} as asked; the same command goes on from there")
         return None
     source = config.source
     card = Card(config.scheme, table.special, source.chat, source.system, source.prefix)
     final = huggingface.save(
-        folder / "final", result.params, model, tokenizer, dtype=config.export_dtype, overwrite=True,
+        folder / "final", result.params, model, tokenizer, dtype=export_dtype(config), overwrite=True,
         files={NAME: card.to_json(tokenizer)}, source=config.model, eos=table.special.eos, pad=tokenizer.pad_token_id,
     )  # fmt: skip
     say(f"exported to {final}")
@@ -123,15 +128,17 @@ def check_vocabulary(folder: str, tokens: int, rows: int) -> None:
         )
 
 
-def open_source(source: SourceConfig, folder: Path) -> tuple[Sequence, str]:
-    """The samples, and a name that tells them from all others: the content of files, or what the problems are."""
+def open_source(source: SourceConfig, folder: Path) -> tuple[Sequence, dict]:
+    """The samples, and what tells them from all others: the content of files, or the first of the problems."""
     if source.embedded:
         families = tuple(source.families) or tuple(FAMILIES)
         problems = Problems(source.embedded, steps=tuple(source.steps), families=families)
-        name = f"problems of {source.steps[0]} to {source.steps[1]} steps: {', '.join(families)}"
-        return Mapped(problems, worked), name
+        samples = Mapped(problems, worked)
+        first = repr([samples[number] for number in range(min(TOLD_BY, len(samples)))])
+        return samples, {"problems": hashlib.sha256(first.encode()).hexdigest()}
     prepared = prepare(source.paths, source.data_dir or folder / "data", source.format)
-    return open_prepared(prepared), "/".join(prepared.parts[-2:])
+    files = [[digest, str(file)] for digest, file in by_content(trace_files(source.paths))]
+    return open_prepared(prepared), {"files": files}
 
 
 def row_maker(config: SftConfig, tokenizer, special: SpecialTokens) -> RowMaker:
@@ -144,14 +151,46 @@ def row_maker(config: SftConfig, tokenizer, special: SpecialTokens) -> RowMaker:
     )  # fmt: skip
 
 
-def batches(config: SftConfig, samples: Sequence, to_row: RowMaker, pad: int):
-    """The training iterator of this process, and a function that makes a pass over the held-out samples (or None)."""
+def batches(config: SftConfig, samples: Sequence, to_row: RowMaker, pad: int, share: tuple[int, int]):
+    """The training iterator of this process, and a function that makes a pass over the held-out samples (or None).
+
+    Args:
+        share: of this process, see `mesh.share`.
+    """
     training, held_out = hold_out(samples, config.source.held_out)
-    process = jax.process_index(), jax.process_count()
-    data = train_batches(training, to_row, config.batches, pad, *process)
+    fill = config.train.epochs > 0 and share[1] > 1
+    data = train_batches(training, to_row, passes(config), pad, *share, fill=fill)
     if not config.source.held_out:
         return data, None
-    return data, lambda: evaluation_batches(held_out, to_row, config.batches, pad, *process)
+    return data, lambda: evaluation_batches(held_out, to_row, config.batches, pad, *share)
+
+
+def passes(config: SftConfig) -> PipelineConfig:
+    """The batches' config with the run's number of passes over the data: without end unless `train.epochs` says it."""
+    return dataclasses.replace(config.batches, epochs=config.train.epochs or None)
+
+
+def steps_of_epochs(config: SftConfig, samples, to_row: RowMaker, parts: int, resolved: dict, say) -> int:
+    """How many steps `train.epochs` make, for the schedule and the end of the run.
+
+    Counted, not guessed: every sample is laid out once and rows of those lengths are packed as those of the run will be
+    (`data.pipeline.count_batches`). The number is kept in the run folder, so that a resumed run need not count again.
+
+    Args:
+        parts: of a batch, see `mesh.share`. resolved: what the run is; another run is counted anew.
+    """
+    training, _ = hold_out(samples, config.source.held_out)
+    key = hashlib.sha256(json.dumps([resolved, config.train.epochs, parts], sort_keys=True).encode()).hexdigest()
+    kept = Path(config.folder) / "steps.json"
+    known = json.loads(kept.read_text()) if kept.is_file() else {}
+    if known.get("run") != key:
+        known = {"run": key, "steps": count_batches(training, to_row, passes(config), parts)}
+        if jax.process_index() == 0:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            metrics.write_whole(kept, json.dumps(known) + "\n")
+    steps = known["steps"]
+    say(f"epochs: {config.train.epochs:g} of {len(training):,} samples are {steps:,} steps (packed and counted)")
+    return steps
 
 
 def start_model(config: SftConfig, table: Table, mesh) -> tuple[dict, DecoderConfig]:
@@ -159,20 +198,37 @@ def start_model(config: SftConfig, table: Table, mesh) -> tuple[dict, DecoderCon
     return fitted(*read_model(config, mesh), config, table)
 
 
+def export_dtype(config: SftConfig) -> str:
+    """Of the exported tensors: as asked for, else what the run computed with."""
+    return config.export_dtype or config.train.params_dtype
+
+
 def read_model(config: SftConfig, mesh) -> tuple[dict, DecoderConfig]:
-    """The parameters of the start model as its folder has them, or random ones of its sizes."""
+    """The parameters of the start model as its folder has them, or random ones of its sizes.
+
+    What will be trained is read in float32, so that no bit is lost; under adapters the rest is stored as asked for.
+    """
+    dtype = config.train.params_dtype if config.lora else "float32"
     raw = huggingface.read_config(config.model, config.dtype)
     shardings = meshes.param_shardings(mesh, raw)
     if config.scratch:
-        make = functools.partial(parameters.init, config=raw, dtype=config.train.params_dtype)
+        make = functools.partial(parameters.init, config=raw, dtype=dtype)
         return jax.jit(make, out_shardings=shardings)(jax.random.key(config.train.seed)), raw
-    return huggingface.load(config.model, config.train.params_dtype, compute_dtype=config.dtype, shardings=shardings)
+    return huggingface.load(config.model, dtype, compute_dtype=config.dtype, shardings=shardings)
 
 
-def base_of(config: SftConfig, params: dict) -> dict:
-    """What tells the start model from all others, wherever its folder lies; random weights are told by their seed."""
+def base_of(config: SftConfig, params: dict, tokenizer) -> dict:
+    """What tells the start model from all others, wherever its folder lies; random weights are told by their seed.
+
+    The chat template counts where it is used: it lies in another file than tokenizer.json.
+    """
     weights = None if config.scratch else int(fingerprint(params))
-    return {"weights": weights, "tokenizer": tokenizer_hash(config.model)}
+    template = repr(tokenizer.chat_template) if config.source.chat == "own" else ""
+    return {
+        "weights": weights,
+        "tokenizer": tokenizer_hash(config.model),
+        "template": hashlib.sha256(template.encode()).hexdigest(),
+    }
 
 
 def fitted(params: dict, model: DecoderConfig, config: SftConfig, table: Table) -> tuple[dict, DecoderConfig]:
@@ -194,24 +250,22 @@ def new_rows(ids: list[int]) -> tuple[int, int] | None:
     return min(ids), len(ids)
 
 
-def writers(config: SftConfig, folder: Path, step: int) -> list[metrics.Writer]:
-    """config.json and the metric writers of this process; the first process writes, the others have none."""
+def writers(config: SftConfig, folder: Path, step: int, steps: int) -> list[metrics.Writer]:
+    """config.json and the metric writers of this process; the first process writes, the others have none.
+
+    Args:
+        step: from which training goes on; steps: at which it ends.
+    """
     if jax.process_index():
         return []
-    write_whole(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    found = [metrics.Terminal(config.train.steps, first_step=step), metrics.Jsonl(folder / "metrics.jsonl", step)]
+    metrics.write_whole(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    found = [metrics.Terminal(steps, first_step=step), metrics.Jsonl(folder / "metrics.jsonl", step)]
     if config.tensorboard:
         found.append(metrics.TensorBoard(folder / "tensorboard", step))
     if config.wandb:
-        found.append(metrics.WeightsAndBiases(config.wandb, folder.name, dataclasses.asdict(config)))
+        values = dataclasses.asdict(config)
+        found.append(metrics.WeightsAndBiases(config.wandb, folder.name, values, folder / "wandb_id", step))
     return found
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def summary(model: DecoderConfig, mesh, config: SftConfig) -> str:

@@ -8,6 +8,7 @@ from lt_jax.data.pipeline import PipelineConfig
 from lt_jax.data.rows import check_cutting, check_turns
 from lt_jax.errors import UserError
 from lt_jax.layout.scheme import Scheme
+from lt_jax.layout.special import SpecialTokens
 from lt_jax.models.config import LoraConfig
 from lt_jax.training.config import TrainConfig
 
@@ -86,7 +87,7 @@ class SftConfig:
         lora: adapters, or None to train everything; its `rows` are filled in with the new tokens.
         source, batches, tokens, scheme, train: see each. `train.gist_rule` is filled in from the scheme.
         tensorboard: also write TensorBoard files. wandb: project on Weights & Biases, None for none.
-        export_dtype: of the exported tensors; None keeps that of the start model's embedding.
+        export_dtype: of the exported tensors; None takes `train.params_dtype`.
     """
 
     folder: str
@@ -115,6 +116,13 @@ class SftConfig:
             raise UserError(
                 f"tokens.trigger is {self.tokens.trigger!r}, but scheme.{key} {getattr(scheme, key)!r} writes none"
             )
+        if self.train.steps and self.train.epochs:
+            raise UserError(
+                f"train.steps is {self.train.steps} and train.epochs is {self.train.epochs:g}; "
+                "give one of them and set the other to 0"
+            )
+        if self.batches.epochs is not None:
+            raise UserError(f"batches.epochs is {self.batches.epochs:g}; a run's passes are given as train.epochs")
         if self.train.eval_every and not source.held_out:
             raise UserError(
                 f"train.eval_every is {self.train.eval_every} and data.held_out is 0: there is nothing to evaluate on"
@@ -126,22 +134,28 @@ class SftConfig:
             )
 
 
-def describe(config: SftConfig, named: str, base: dict) -> dict:
+# Not of the samples: where they lie, and what the other kind of source would read.
+PLACES = ("paths", "data_dir")
+OF_FILES, OF_PROBLEMS = ("format",), ("steps", "families")
+
+
+def describe(config: SftConfig, samples: dict, base: dict, special: SpecialTokens) -> dict:
     """The run as JSON values, written into its checkpoints.
 
-    Files are named by their content: a run may go on after its model and its traces were moved, and not after they
-    were exchanged.
+    Files are named by their content: a run may go on after its model and its traces were moved or renamed, and not
+    after they were exchanged. Tokens are named by their ids, so that naming what was found by itself changes nothing.
+    What is left out changes no number: places, logs, the export, threads.
 
     Args:
-        named: what tells the samples from all others.
+        samples: what tells them from all others: `files`, see `checkpoint.describe`, or `problems`.
         base: the same for the start model.
+        special: the special tokens that were found.
     """
     values = dataclasses.asdict(config)
-    values["source"]["prepared"] = named
-    for name in ("paths", "data_dir"):
+    for name in PLACES + (OF_FILES if config.source.embedded else OF_PROBLEMS):
         del values["source"][name]
     for name in ("folder", "model", "train", "tensorboard", "wandb", "export_dtype"):
         del values[name]
-    for name in ("threads", "prefetch"):
+    for name in ("threads", "prefetch", "epochs"):
         del values["batches"][name]
-    return values | {"model": base}
+    return values | samples | {"model": base, "tokens": dataclasses.asdict(special)}

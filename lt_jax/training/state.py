@@ -9,6 +9,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -24,8 +25,8 @@ class TrainState:
 
     Attributes:
         step: int32 scalar, optimizer steps done.
-        trained: the trained leaves of the parameter tree.
-        opt_state: of the optimizer, over `trained`.
+        trained: the trained leaves of the parameter tree, in float32 whatever a step computes in (`computed`).
+        opt_state: of the optimizer, over `trained`, in float32 too.
         key: typed random key of the run; a step that draws uses `fold_in(key, step)`.
     """
 
@@ -64,6 +65,19 @@ def merge(a: dict, b: dict) -> dict:
     return out
 
 
+def computed(trained: dict, config: DecoderConfig, dtype: str) -> dict:
+    """The trained leaves as a step computes with them: whole weights in `dtype`, adapters in the float32 they are.
+
+    The embedding is rounded to `dtype` and stays a float32 array: its gradient is a sum over the places of a token, and
+    a bfloat16 sum would stand still after some hundred places.
+    """
+    if config.lora or dtype == "float32":
+        return trained
+    info = jnp.finfo(dtype)
+    embed = jax.lax.reduce_precision(trained["embed"], info.nexp, info.nmant)
+    return {**jax.tree.map(lambda x: x.astype(dtype), trained), "embed": embed}
+
+
 def create(
     params: dict, config: DecoderConfig, tx: optax.GradientTransformation, key: jax.Array, mesh: Mesh, keep: bool = True
 ) -> tuple[TrainState, dict]:
@@ -71,15 +85,22 @@ def create(
 
     Args:
         params: start values.
-        keep: leave the trained arrays of `params` alone (a copy is trained); False lets the first step overwrite them.
+        keep: leave the trained arrays of `params` alone (a copy is trained); False lets the first step overwrite those
+            that are float32.
     """
     shardings = meshes.param_shardings(mesh, config)
     mask = trainable_mask(config)
     trained, frozen = split(jax.device_put(params, shardings), mask)
-    if keep:
-        trained = jax.tree.map(jnp.copy, trained)
+    trained = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=keep), trained)
     opt_shardings = meshes.like_params(mesh, jax.eval_shape(tx.init, trained), shardings)
     opt_state = jax.jit(tx.init, out_shardings=opt_shardings)(trained)
     scalar = meshes.sharding(mesh)
-    step, key = jax.device_put(jnp.zeros((), jnp.int32), scalar), jax.device_put(key, scalar)
-    return TrainState(step, trained, opt_state, key), frozen
+    step = jax.device_put(np.zeros((), np.int32), scalar)
+    return TrainState(step, trained, opt_state, place_key(jax.random.key_data(key), scalar)), frozen
+
+
+def place_key(numbers, where: jax.sharding.Sharding) -> jax.Array:
+    """A typed key of its plain numbers. `device_put` of a typed key cannot place it on devices of other processes."""
+    if not isinstance(numbers, jax.Array) or numbers.is_fully_addressable:
+        numbers = np.asarray(numbers)
+    return jax.jit(jax.random.wrap_key_data, out_shardings=where)(numbers)

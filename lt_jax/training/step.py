@@ -67,8 +67,10 @@ def gradients(trained: dict, frozen: dict, model: DecoderConfig, config: TrainCo
     """Token means of loss and accuracy, and the gradients of the loss to the trained leaves, over the whole batch.
 
     The mean is over all trained tokens of the accumulation window, not a mean of the microbatches' means: cutting a
-    batch into microbatches changes nothing but the order of summation.
+    batch into microbatches changes nothing but the order of summation. Weights are seen in `params_dtype`, and so is
+    the gradient of a microbatch; the sum of those is float32.
     """
+    trained = states.computed(trained, model, config.params_dtype)
     scale = 1.0 / jnp.maximum(jnp.sum(batch["weights"]), 1.0)
 
     def objective(trained, piece):
@@ -78,7 +80,7 @@ def gradients(trained: dict, frozen: dict, model: DecoderConfig, config: TrainCo
     grad = jax.value_and_grad(objective, has_aux=True)
     if config.accumulate == 1:
         (loss, accuracy), grads = grad(trained, batch)
-        return loss, accuracy, grads
+        return loss, accuracy, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
     def body(carry, piece):
         (loss, accuracy), grads = grad(trained, piece)
@@ -124,7 +126,8 @@ def make_eval_step(model: DecoderConfig, config: TrainConfig, mesh: Mesh) -> Cal
     place = activations(mesh)
 
     def evaluate(trained: dict, frozen: dict, batch: dict) -> dict:
-        loss, correct = sums(trained, frozen, model, config, batch, place)
+        seen = states.computed(trained, model, config.params_dtype)
+        loss, correct = sums(seen, frozen, model, config, batch, place)
         return {"loss": loss, "correct": correct, "weights": jnp.sum(batch["weights"])}
 
     return jax.jit(evaluate)
