@@ -2,8 +2,9 @@
 
 from lt_jax.cache.attend import attend
 from lt_jax.cache.evict import empty_evicting, evict
-from lt_jax.cache.kv_cache import KVCache, append, close, compact, drop, empty, visible, wiped
+from lt_jax.cache.kv_cache import KVCache, append, close, compact, copied, drop, empty, truncated, visible
 
 __all__ = [
-    "KVCache", "append", "attend", "close", "compact", "drop", "empty", "empty_evicting", "evict", "visible", "wiped",
+    "KVCache", "append", "attend", "close", "compact", "copied", "drop", "empty", "empty_evicting", "evict", "truncated",
+    "visible",
 ]  # fmt: skip

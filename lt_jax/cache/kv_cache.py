@@ -99,17 +99,52 @@ def put(x: jax.Array, rows, new: jax.Array) -> jax.Array:
     return new if rows is None else x.at[:, rows].set(new)
 
 
-def wiped(cache: KVCache, rows, begins) -> KVCache:
-    """Forgets all that was in those of `rows` [R] that begin anew, [R] bool."""
-    books = {name: (1, blank) for name, blank in BLANK.items()} | {"asked": (0, -1), "record": (0, NEVER)}
-    new = {}
-    for name, (axis, blank) in books.items():
-        if (x := getattr(cache, name)) is not None:
-            there = jnp.expand_dims(begins, (*range(axis), *range(axis + 1, x.ndim)))
-            value = jnp.where(there, jnp.asarray(blank, x.dtype), pick(x, rows, axis))
-            new[name] = x.at[rows].set(value) if axis == 0 else x.at[:, rows].set(value)
-    length = cache.length.at[:, rows].set(jnp.where(begins, 0, cache.length[:, rows]))
-    return dataclasses.replace(cache, length=length, **new)
+def truncated(cache: KVCache, rows, first) -> KVCache:
+    """Forgets what those rows hold of the index `first` and later; the keys before it stay in their slots. 0 wipes.
+
+        slot    0 1 2 3 4 5                    0 1 2 3 4 5
+        birth   0 1 4 5 6 .    first 5         0 1 4 . . .
+
+    Keys that were freed before do not come back, and what the kept ones received from the forgotten queries stays
+    counted (`received`): whether a row may go on from here is for the caller to know (`decode.prefix`).
+
+    Args:
+        rows: [R] int32. first: [R] int32.
+    """
+    column = first[None, :, None, None]
+    birth = pick(cache.birth, rows)
+    kept = (birth >= 0) & (birth < column)
+    new = {name: jnp.where(kept, pick(x, rows), jnp.asarray(blank, x.dtype))
+           for name, blank in BLANK.items() if (x := getattr(cache, name)) is not None}  # fmt: skip
+    new["length"] = jnp.max(jnp.sum(kept, -1, dtype=jnp.int32), -1)
+    if cache.asked is not None:
+        asked = cache.asked[rows]
+        new["asked"] = cache.asked.at[rows].set(jnp.where(asked < first[:, None], asked, -1))
+    if cache.record is not None:
+        birth = jnp.arange(cache.record.shape[-1])
+        record = jnp.where(birth < first[:, None, None, None], cache.record[rows], NEVER)
+        new["record"] = cache.record.at[rows].set(record)
+    whole = {name: new.pop(name) for name in ("asked", "record") if name in new}
+    return dataclasses.replace(replaced(cache, rows, **new), **whole)
+
+
+def copied(cache: KVCache, origin, rows, count) -> KVCache:
+    """The first `count` [] of `rows` get all that the rows `origin` hold, one after the other; both [B] int32.
+
+    Row by row and in place: beside the cache there is never more than one row's keys.
+    """
+    axis = {name: 0 for name in ("asked", "record")}
+
+    def one(i, cache):
+        new = {}
+        for field in dataclasses.fields(cache):
+            if (x := getattr(cache, field.name)) is not None:
+                at = axis.get(field.name, 1)
+                own = lax.dynamic_index_in_dim(x, origin[i], at)
+                new[field.name] = lax.dynamic_update_index_in_dim(x, own, rows[i], at)
+        return dataclasses.replace(cache, **new)
+
+    return lax.fori_loop(0, count, one, cache)
 
 
 def append(cache: KVCache, rows, first, count, death=None, mark=None) -> tuple[KVCache, jax.Array]:

@@ -1,13 +1,20 @@
-"""The engine: prompts in, completions out, rows refilled as they finish.
+"""The engine: requests in, completions out, rows refilled as they finish.
 
-Between two compiled blocks the host hands finished rows back and feeds waiting prompts into their rows. The next block
-is sent off before the last one's log is read, so that the host's work hides behind it. Rows do not touch each other:
-what a row generates does not depend on who shares the batch with it (but for rounding, where the platform's matrix
-product rounds differently for another number of rows).
+    handle = engine.submit(request)      it waits for a row
+    events = engine.step()               what live rows wrote since the last step, and what is finished
+    engine.cancel(handle)
+    engine.close()
+
+`run` and `complete` stand on these. Between two compiled blocks the host hands finished rows back and feeds waiting
+prompts into their rows, from the longest prefix that is there (`prefix.py`, `placing.py`). Where nothing waits, the next
+block is sent off before the last one's log is read, so that the host's work hides behind it. Rows do not touch each
+other: what a row generates does not depend on who shares the batch with it (but for rounding, where the platform's
+matrix product rounds differently for another number of rows).
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import time
@@ -17,11 +24,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lt_jax import cache as slots
 from lt_jax.decode import control
-from lt_jax.decode.block import decode_block, prefill
-from lt_jax.decode.config import Completion, DecodeConfig, Request
-from lt_jax.decode.pieces import Piece, alike, feed_of, pieces
+from lt_jax.decode.block import decode_block, log_lines, prefill
+from lt_jax.decode.completion import Completion, refused
+from lt_jax.decode.config import DecodeConfig
+from lt_jax.decode.feeding import feed, settings_of
+from lt_jax.decode.pieces import Piece, pieces
+from lt_jax.decode.placing import Rows
 from lt_jax.decode.record import Record
+from lt_jax.decode.request import Request, sample_seed
 from lt_jax.decode.setup import check, check_request, empty_cache, products, rules_of
 from lt_jax.decode.weights import prepare
 from lt_jax.errors import UserError
@@ -31,10 +43,45 @@ from lt_jax.layout.special import SpecialTokens
 from lt_jax.models.config import DecoderConfig
 
 
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """News of one sample of a request.
+
+    Attributes:
+        handle: of the request. sample: which of its `n`.
+        record: the row so far; None if it never came into a row.
+        start: where in the record the news begins.
+        completion: what became of it, when it is finished.
+    """
+
+    handle: int
+    sample: int
+    record: Record | None
+    start: int
+    completion: Completion | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """Tokens of prompts, summed over requests: fed, taken over from a row, and of those fed how many were fed before
+    at the start of a row but could not be taken over."""
+
+    read: int = 0
+    reused: int = 0
+    read_again: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(a + b for a, b in zip(*map(dataclasses.astuple, (self, other)), strict=True)))
+
+
 class Engine:
     """Decodes requests with one model under one scheme.
 
-    Compiles one decode block, and one prefill for each (piece length, number of rows) it meets.
+    Compiles one decode block, and one prefill for each (piece length, number of rows) it meets. One owner at a time:
+    either `run` and what stands on it, or `submit` and `step`.
+
+    Attributes:
+        usage: tokens of all prompts so far.
     """
 
     def __init__(
@@ -45,10 +92,12 @@ class Engine:
         special: SpecialTokens,
         config: DecodeConfig,
         tokenize: Callable | None = None,
+        detokenize: Callable | None = None,
     ):
         """Args:
             params: of `models/params.py`; see `load` to change them later.
             tokenize: text -> ids, needed for `scheme.instruction` only.
+            detokenize: ids -> text, needed for requests with `stop_text` only.
 
         Raises:
             UserError: the scheme, the token table and the config do not go together.
@@ -56,144 +105,236 @@ class Engine:
         self.form = products(config)
         self.rules = rules_of(model, scheme, special, config, tokenize)
         check(scheme, model, config, self.rules)
-        self.model, self.scheme, self.config = model, scheme, config
+        self.model, self.scheme, self.config, self.detokenize = model, scheme, config, detokenize
         fixed = dict(model=model, rules=self.rules)
         self.block = jax.jit(functools.partial(decode_block, **fixed, config=config), donate_argnums=(1, 2))
         self.prefill = jax.jit(
             functools.partial(prefill, **fixed), static_argnames=("final", "compress", "evict"), donate_argnums=(1, 2)
         )
+        self.copy = jax.jit(slots.copied, donate_argnums=0)
         self.load(params)
         self.state = control.idle(config.rows)
         self.cache = empty_cache(model, config, self.rules)
+        self.settings = settings_of([Request(())] * config.rows, config)
+        self.rows = Rows(config.rows, self.rules, self.cache.capacity - self.rules.longest)
+        self.waiting: collections.deque[Record] = collections.deque()
+        self.said: list[Event] = []  # refusals and cancellations, told at the next step
+        self.sent: tuple[dict[int, Record], jax.Array, jax.Array] | None = None
+        self.usage = Usage()
+        self.submitted, self.owner, self.closed = 0, None, False
 
     def load(self, params: dict) -> None:
-        """Takes new parameters of the same shapes; nothing is compiled again. Rows under way go on with them."""
-        self.weights = jax.jit(prepare, static_argnums=(1, 2))(params, self.model, self.form)
+        """Takes new parameters of the same shapes; nothing is compiled again. Rows under way go on with them.
 
-    def run(
-        self, requests: Iterable[Request], stream: Callable[[Record, int], None] | None = None
-    ) -> Iterator[Completion]:
+        The old ones are let go of first, so that two copies are held at most: the caller's, and the engine's. No prefix
+        of before is reused.
+        """
+        self.weights = None
+        self.weights = jax.jit(prepare, static_argnums=(1, 2))(params, self.model, self.form)
+        if hasattr(self, "rows"):
+            self.rows.forget()
+
+    def submit(self, request: Request) -> int:
+        """Queues a request; the handle by which `step` and `cancel` know it. One that cannot be answered is told so by
+        the next `step`, as a completion whose finish is "refused".
+
+        Raises:
+            UserError: the engine is closed, or `run` has it.
+        """
+        self._check_owner(None)
+        return self._submit(request)
+
+    def cancel(self, handle: int) -> None:
+        """Ends a request wherever it is; its samples come back at the next step with what they have, as "cancelled".
+        A handle that is finished or unknown is left alone."""
+        stays = collections.deque()
+        for record in self.waiting:
+            if record.handle == handle:
+                self._say(record, 0, record.completion("cancelled", time.perf_counter()))
+            else:
+                stays.append(record)
+        self.waiting = stays
+        for row, record in list(self.rows.live.items()):
+            if record.handle == handle:
+                self._stop(row)
+                self._say(record, len(record), record.completion("cancelled", time.perf_counter(), self._evicted(row)))
+
+    def step(self) -> list[Event]:
+        """Waits for the block under way, hands out what it brought, and sends off the next one.
+
+        Returns:
+            an event for every live row that has news and for every sample that is finished; empty if nothing is left to
+            do. A call takes as long as a block of `config.buffer` steps at most, and prefill.
+
+        Raises:
+            UserError: the engine is closed, or `run` has it.
+        """
+        self._check_owner(None)
+        return self._step()
+
+    def close(self) -> None:
+        """Ends everything and gives the cache's memory back; the engine takes no more requests."""
+        self.closed, self.waiting, self.said, self.sent = True, collections.deque(), [], None
+        self.cache = self.state = self.weights = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything left to do or to tell."""
+        return bool(self.rows.live or self.waiting or self.said)
+
+    def run(self, requests: Iterable[Request], stream: Callable[[Record, int], None] | None = None) -> Iterator[Completion]:
         """Completions in the order in which they finish.
 
         Args:
-            requests: read as rows become free; may be endless.
+            requests: the next one is asked for when a row becomes free; may be endless. (Where the next one may be long
+                in coming, use `submit` and `step`: this would wait for it.)
             stream: called after each block with every live row's record and the place in it where the news begins.
 
         Raises:
-            UserError: a prompt is empty, does not fit the capacity, or has an id that the model does not know.
+            UserError: the engine is closed or has other work under way.
         """
-        waiting = enumerate(requests)
-        records: dict[int, Record] = {}
-        more = self._fill(waiting, records, range(self.config.rows))
-        sent = self._send(records, more)
+        self._check_owner(None)
+        if self.busy:
+            raise UserError("the engine has requests under way; end them first, or go on with `submit` and `step`")
+        self.owner = owner = object()
+        mine: set[int] = set()
+        source, more = iter(requests), True
         try:
-            while records:
-                alive, finish = np.asarray(self.state.alive), np.asarray(self.state.finish)
-                then = dict(records)
-                done = {row: records.pop(row) for row in then if not alive[row]}
-                evicted = {row: self._evicted(row) for row in done}
-                now = time.perf_counter()
-                if more and done:
-                    more = self._fill(waiting, records, sorted(set(range(self.config.rows)) - set(records)))
-                log, written = sent
-                sent = self._send(records, more)
-                log, written = np.asarray(log), np.asarray(written)
-                for row, record in then.items():
-                    news = len(record)
-                    record.extend(log[row, : written[row]])
-                    if stream is not None:
-                        stream(record, news)
-                for row, record in done.items():
-                    yield record.completion(control.FINISHES[finish[row]], now, evicted[row])
+            while True:
+                # One more than there are free rows, so that a block knows whether somebody waits for its rows.
+                while more and len(self.waiting) <= len(self.rows.free):
+                    request = next(source, None)
+                    more = request is not None
+                    if more:
+                        mine.add(self._submit(request))
+                events = self._step()
+                for event in events:
+                    if stream is not None and event.record is not None and event.start < len(event.record):
+                        stream(event.record, event.start)
+                for event in events:
+                    if event.completion is not None:
+                        yield event.completion
+                if not events and not more and not self.busy:
+                    return
         finally:  # also when the caller stops asking
-            self._forget()
-
-    def _evicted(self, row: int) -> np.ndarray | None:
-        """The recorded deaths of a row, before its slot goes to another."""
-        return None if self.cache.record is None else np.asarray(self.cache.record[row])
-
-    def _send(self, records: dict[int, Record], more: bool):
-        """Starts the next block, if any row is under way; returns its log, which is not there yet."""
-        if not records:
-            return None
-        # With prompts waiting, an eighth of the rows finished is worth a stop; otherwise only the end of all is.
-        enough = max(1, len(records) // 8) if more else len(records)
-        self.state, self.cache, *log = self.block(self.weights, self.state, self.cache, np.int32(enough))
-        return log
+            if self.owner is owner:
+                for handle in mine:
+                    self.cancel(handle)
+                self.said, self.owner = [], None
 
     def complete(self, requests: Iterable[Request]) -> list[Completion]:
-        """All completions, in the order of the requests."""
+        """All completions, in the order of the requests; the `n` samples of one stand together."""
         requests = list(requests)
         numbered = [dataclasses.replace(request, id=number) for number, request in enumerate(requests)]
-        found = {c.id: c for c in self.run(numbered)}
-        own = lambda number, request: number if request.id is None else request.id
-        return [dataclasses.replace(found[i], id=own(i, request)) for i, request in enumerate(requests)]
+        found = sorted(self.run(numbered), key=lambda done: (done.id, done.sample))
+        own = lambda number: number if requests[number].id is None else requests[number].id
+        return [dataclasses.replace(done, id=own(done.id)) for done in found]
 
     def read(self, requests: Iterable[Request]) -> list[np.ndarray]:
         """Reads prompts through the cache, without decoding; the deaths that were recorded, [Lr, Kr, P] each.
 
         Raises:
-            UserError: as `run`, or nothing is recorded.
+            UserError: as `run`, a request that cannot be answered, or nothing is recorded.
         """
+        self._check_owner(None)
         if self.cache.record is None:
             raise UserError("reading prompts for their deaths needs decode.eviction and decode.horizon")
-        waiting, found, more = enumerate(requests), [], True
+        found = {}
+        for request in requests:
+            self._submit(request)
+        if self.said:
+            raise UserError(next(event.completion.why for event in self.said))
+        while self.waiting:
+            self._fill()
+            for row, record in list(self.rows.live.items()):
+                found[record.handle, record.sample] = self._evicted(row)[..., : len(record.prompt)]
+                self._stop(row)
+        return [found[key] for key in sorted(found)]
+
+    def cut(self, prompt: Row, begin: int = 0) -> list[Piece]:
+        """The pieces in which a prompt is fed, from the token `begin` on."""
+        return pieces(prompt, self.cache.capacity, self.config, begin)
+
+    def _check_owner(self, owner) -> None:
+        if self.closed:
+            raise UserError("the engine is closed")
+        if self.owner is not owner:
+            raise UserError("the engine belongs to a `run` that is not finished; close that iterator first")
+
+    def _submit(self, request: Request) -> int:
+        handle, self.submitted = self.submitted, self.submitted + 1
+        name = handle if request.id is None else request.id
         try:
-            while more:
-                records: dict[int, Record] = {}
-                more = self._fill(waiting, records, range(self.config.rows))
-                found += [self._evicted(row)[..., : len(record.prompt)] for row, record in records.items()]
-        finally:
-            self._forget()
-        return found
+            check_request(request, name, self.model, self.config, self.rules, self.detokenize is not None)
+        except UserError as error:
+            self.said += [Event(handle, i, None, 0, refused(name, i, str(error))) for i in range(max(1, request.samples))]
+            return handle
+        seed = handle * 0x9E3779B1 if request.seed is None else request.seed
+        for sample in range(request.n):
+            self.waiting.append(Record(request, name, handle, sample, sample_seed(seed, sample), self.rules))
+        return handle
 
-    def _forget(self) -> None:
-        """Leaves no row alive."""
-        self.state = dataclasses.replace(self.state, alive=jnp.zeros_like(self.state.alive))
+    def _say(self, record: Record, start: int, completion: Completion) -> None:
+        self.said.append(Event(record.handle, record.sample, record, start, completion))
 
-    def _fill(self, waiting, records: dict[int, Record], free) -> bool:
-        """Feeds prompts into the free rows; False when there are no prompts left."""
-        new: dict[int, Record] = {}
-        for row in free:
-            number, request = next(waiting, (None, None))
-            if request is None:
-                break
-            new[row] = self._record(request, number)
-        records.update(new)
-        for rows in alike({row: self.cut(record.prompt_row) for row, record in new.items()}):
-            self._feed([(row, new[row]) for row in rows])
-        return len(new) == len(free)
+    def _step(self) -> list[Event]:
+        if self.sent is None:
+            self._fill()
+            self._send()
+        events, self.said = self.said, []
+        if self.sent is None:
+            return events
+        (then, *log), self.sent = self.sent, None
+        then = {row: record for row, record in then.items() if self.rows.live.get(row) is record}
+        alive, finish = np.asarray(self.state.alive), np.asarray(self.state.finish)  # waits for the block
+        done = {row: self._evicted(row) for row in then if not alive[row]}
+        now = time.perf_counter()
+        if not self.waiting:  # nobody's prefix depends on what was written
+            self._send(besides=done)
+        log, written = map(np.asarray, log)
+        for row, record in then.items():
+            start = len(record)
+            record.extend(log[row, : written[row]])
+            ended = record.cut_at_stop_text(start, self.detokenize)
+            completion = None
+            if row in done or ended:
+                reason = "stop" if ended else control.FINISHES[finish[row]]
+                completion = record.completion(reason, now, done[row] if row in done else self._evicted(row))
+                self._stop(row, reason)
+            events.append(Event(record.handle, record.sample, record, start, completion))
+        if self.sent is None:
+            self._fill()
+            self._send()
+        return events
 
-    def _record(self, request: Request, number: int) -> Record:
-        record = Record(request, number if request.id is None else request.id, self.rules, time.perf_counter())
-        check_request(record, self.model, self.config, self.rules)
-        return record
+    def _stop(self, row: int, reason: str = "cancelled") -> None:
+        """Lets go of a row; a block that is under way may still write into it."""
+        record = self.rows.live[row]
+        known = self.sent is None and reason != "stop"
+        self.rows.finished(row, record.held(reason, known))
+        if reason in ("cancelled", "stop"):
+            self.state = dataclasses.replace(self.state, alive=self.state.alive.at[row].set(False))
 
-    def cut(self, prompt: Row) -> list[Piece]:
-        """The pieces in which a prompt is fed."""
-        return pieces(prompt, self.cache.capacity, self.config)
+    def _evicted(self, row: int) -> jax.Array | None:
+        """The recorded deaths of a row, before its slots go to another."""
+        return None if self.cache.record is None else self.cache.record[row]
 
-    def _feed(self, group: list[tuple[int, Record]]) -> None:
-        """Prefills rows whose prompts are cut into the same pieces."""
-        prompts = [record.prompt_row for _, record in group]
-        rows = jnp.asarray([row for row, _ in group], jnp.int32)
-        left = jnp.asarray([record.request.max_new for _, record in group], jnp.int32)
-        seed = jnp.asarray([record.request.seed & 0xFFFFFFFF for _, record in group], jnp.uint32)
-        starts = [0] * len(group)
-        cut = self.cut(prompts[0])
-        for number, piece in enumerate(cut):
-            final = number == len(cut) - 1
-            stops = [len(p) if final else start + piece.take for p, start in zip(prompts, starts, strict=True)]
-            feed = feed_of(prompts, rows, starts, stops, piece.padded, self.scheme, self.rules)
-            self.state, self.cache = self.prefill(
-                self.weights,
-                self.state,
-                self.cache,
-                feed,
-                left,
-                seed,
-                final=final,
-                compress=self.scheme.prompt is not None,
-                evict=piece.evict,
-            )
-            starts = stops
+    def _send(self, besides=()) -> None:
+        """Starts the next block, if any row is under way; its log is not there yet."""
+        live = {row: record for row, record in self.rows.live.items() if row not in besides}
+        if not live:
+            return
+        # With requests waiting, an eighth of the rows finished is worth a stop; otherwise only the end of all is.
+        enough = max(1, len(live) // 8) if self.waiting else len(live)
+        self.state, self.cache, *log = self.block(
+            self.weights, self.state, self.cache, self.settings, np.int32(enough)
+        )
+        self.sent = live, *log
+
+    def _fill(self) -> None:
+        """Feeds waiting prompts into free rows, wave by wave."""
+        while self.waiting and (wave := self.rows.wave(self.waiting)):
+            feed(self, wave)
+            for start in wave:
+                for _, record in start.members:
+                    self.usage += Usage(record.read, record.reused, record.read_again)

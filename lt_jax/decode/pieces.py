@@ -30,16 +30,17 @@ class Piece:
     evict: bool = False
 
 
-def pieces(prompt: Row, room: int, config: DecodeConfig) -> list[Piece]:
+def pieces(prompt: Row, room: int, config: DecodeConfig, begin: int = 0) -> list[Piece]:
     """Cuts a prompt into pieces that are padded to `PIECES`, never through a gist block.
 
     Under an eviction the row is cut down whenever it is full, and at the end if it is over its budget.
 
     Args:
         room: slots of a row.
+        begin: tokens at the start that the row has already; nothing has been evicted of them.
     """
     how = config.eviction
-    out, start, held, top = [], 0, 0, 0  # held by the layer of the smallest budget, and at most by any
+    out, start, held, top = [], begin, begin, begin  # held by the layer of the smallest budget, and at most by any
     while start < len(prompt):
         rest = len(prompt) - start
         take = rest if how is None else min(rest, how.least + how.buffer - held)
@@ -59,6 +60,19 @@ def pieces(prompt: Row, room: int, config: DecodeConfig) -> list[Piece]:
         if full:
             held, top = min(held, how.least), min(top, how.most)
     return out
+
+
+def partable(prompt: Row) -> bool:
+    """Whether the last token can be fed apart from those before it: it is not in one gist block with them."""
+    return len(prompt) > 1 and not _inside(prompt, len(prompt) - 1)
+
+
+def last_apart(cut: list[Piece]) -> list[Piece]:
+    """The same pieces, but the last token is one of its own: what samples of a prompt do not share begins with it."""
+    *before, last = cut
+    if last.take == 1:
+        return [*before, dataclasses.replace(last, padded=1)]
+    return [*before, Piece(last.take - 1, last.padded), Piece(1, 1, last.evict)]
 
 
 def _inside(prompt: Row, index: int) -> bool:
