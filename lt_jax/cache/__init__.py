@@ -2,9 +2,9 @@
 
 from lt_jax.cache.attend import attend
 from lt_jax.cache.evict import empty_evicting, evict
-from lt_jax.cache.kv_cache import KVCache, append, close, compact, copied, drop, empty, truncated, visible
+from lt_jax.cache.kv_cache import KVCache, append, cleared, close, compact, copied, drop, empty, truncated, visible
 
 __all__ = [
-    "KVCache", "append", "attend", "close", "compact", "copied", "drop", "empty", "empty_evicting", "evict", "truncated",
-    "visible",
+    "KVCache", "append", "attend", "cleared", "close", "compact", "copied", "drop", "empty", "empty_evicting", "evict",
+    "truncated", "visible",
 ]  # fmt: skip

@@ -147,6 +147,13 @@ def copied(cache: KVCache, origin, rows, count) -> KVCache:
     return lax.fori_loop(0, count, one, cache)
 
 
+@functools.partial(jax.jit, donate_argnums=0)
+def cleared(cache: KVCache, rows) -> KVCache:
+    """Zeros for what the given rows [R] left in their slots: where that was NaN, no mask would hide it."""
+    zero = lambda x: None if x is None else x.at[:, rows].set(0)
+    return dataclasses.replace(cache, k=zero(cache.k), v=zero(cache.v), queries=zero(cache.queries))
+
+
 def append(cache: KVCache, rows, first, count, death=None, mark=None) -> tuple[KVCache, jax.Array]:
     """Gives `count` new keys with births first, first + 1, ... the slots after each row's last one.
 

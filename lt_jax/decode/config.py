@@ -1,18 +1,12 @@
-"""What decoding is asked to do, and what it hands back."""
+"""How an engine decodes: what is fixed when it is made, and compiled in."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-
-import jax.numpy as jnp
-import numpy as np
 
 from lt_jax.cache.policies import Eviction
 from lt_jax.decode.sample import Sampling
 from lt_jax.errors import UserError
-from lt_jax.layout.row import Row
-from lt_jax.lifetimes import Lifetimes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,17 +16,20 @@ class DecodeConfig:
     Attributes:
         rows: rows decoded side by side.
         capacity: most keys a row may hold at once: prompt, kept and current thought together. A row that would need
-            more is finished as "capacity". With an `eviction` it is budget + buffer of that, whatever is given here.
+            more is finished as "capacity". With an `eviction` its budget + buffer counts instead, see `most_keys`.
         eviction: a KV budget: a row that is full is cut down to its budget and goes on. None evicts nobody, and neither
-            does policy "full": it stands for None with that capacity.
-        horizon: with an eviction, indices of a row whose deaths are recorded (`Completion.evicted`); a row that grows
-            beyond it is finished as "capacity". 0 records nothing.
-        evictors: rows cut down in one pass; None is one in 8 of `rows`.
+            does policy "full": it stands for no eviction with a capacity of that budget + buffer.
+        horizon: with an eviction, indices of a row whose deaths are recorded (`Completion.evicted`); a row that reaches
+            it is finished as "positions". 0 records nothing. Whatever it is, and with an eviction or without, a row is
+            finished so at the model's last position (`DecoderConfig.max_positions`), as in vLLM.
+        evictors: rows cut down in one pass; None is one in 8 of `rows`, see `evicting_rows`.
         buffer: steps of a compiled block; rows are handed back and refilled, and tokens streamed, between blocks.
-        sampling: see `Sampling`.
+        sampling: see `Sampling`; of requests that do not bring their own.
+        listed: most ids that a request may name in `stop`, and in `never`.
+        top_logps: so many of the most probable tokens are handed back with their log-probs at every step.
         max_thought: most tokens of a thought before the one that closes it; then it is closed by force. None: no limit.
         stop: ids that end a row besides EOS.
-        closers: rows whose thoughts are closed in one pass; None is one in 16 of `rows`.
+        closers: rows whose thoughts are closed in one pass; None is one in 16 of `rows`, see `closing_rows`.
         patience: steps a row may wait for others to share that pass.
         implementation: of products and attention, "native" (the CPU kernels of `lt_jax.native`), "plain" (XLA) or
             "pallas" (XLA, and the TPU kernel for the attention of steps; passes of several tokens, which it is not
@@ -43,6 +40,8 @@ class DecodeConfig:
     capacity: int = 4096
     buffer: int = 32
     sampling: Sampling = Sampling()
+    listed: int = 8
+    top_logps: int = 0
     max_thought: int | None = None
     stop: tuple[int, ...] = ()
     closers: int | None = None
@@ -58,107 +57,39 @@ class DecodeConfig:
                 raise UserError(f"decode.{name} is {getattr(self, name)}; it must be 1 or more")
         if self.max_thought is not None and self.max_thought < 1:
             raise UserError(f"decode.max_thought is {self.max_thought}; it must be 1 or more, or None")
-        if self.closers is None:
-            object.__setattr__(self, "closers", max(1, self.rows // 16))
-        if not 1 <= self.closers <= self.rows:
-            raise UserError(f"decode.closers is {self.closers}; it must be from 1 to decode.rows ({self.rows})")
         object.__setattr__(self, "stop", tuple(self.stop))
-        if self.evictors is None:
-            object.__setattr__(self, "evictors", max(1, self.rows // 8))
-        if not 1 <= self.evictors <= self.rows:
-            raise UserError(f"decode.evictors is {self.evictors}; it must be from 1 to decode.rows ({self.rows})")
+        for name in ("closers", "evictors"):
+            if (value := getattr(self, name)) is not None and not 1 <= value <= self.rows:
+                raise UserError(f"decode.{name} is {value}; it must be from 1 to decode.rows ({self.rows})")
+        for name in ("listed", "top_logps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"decode.{name} is {getattr(self, name)}; it must be 0 or more")
         if self.horizon < 0:
             raise UserError(f"decode.horizon is {self.horizon}; it must be 0 (records nothing) or more")
         if self.horizon and self.eviction is None:
             raise UserError("decode.horizon is set, but without decode.eviction nothing is recorded")
-        if self.eviction is not None:
-            object.__setattr__(self, "capacity", self.eviction.most + self.eviction.buffer)
-            if self.eviction.policy == "full":
-                object.__setattr__(self, "eviction", None)
-                object.__setattr__(self, "horizon", 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A prompt to go on from.
-
-    Attributes:
-        prompt: ids, or a `Row` of `layout.build_prompt` where the prompt itself is compressed.
-        max_new: most tokens to generate; gists, instruction and output tokens are free.
-        seed: of this row's own random numbers.
-        id: handed back with the completion; None is the place among the requests.
-    """
-
-    prompt: Sequence[int] | Row
-    max_new: int = 1024
-    seed: int = 0
-    id: object = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """A finished row. N response tokens, everything that was fed or sampled after the prompt; numpy.
-
-    Attributes:
-        id: of the request.
-        prompt: [P] int32, the prompt as fed.
-        tokens: [N] int32, the last one (EOS, if it came) included.
-        forced: [N] bool, fed and not sampled: gists, instruction, output tokens, and what ended a thought by force.
-        logp: [N] float32, log-prob of the sampled tokens, see `decode.sample`; 0 where forced.
-        visible: [N] int32, keys the token saw, itself included.
-        held: [N] int32, keys in the cache while it was fed. Closing a thought holds X + kept + thought + trigger +
-            gists + output token (LightThinker 5.1, Peak).
-        gist: [N] bool, gist token (or anchor).
-        closings: [K] int32, places in `tokens` of what closed each thought that was compressed.
-        death, since, block: [P + N] int32, the lifetimes as they were, see `lifetimes.Lifetimes`.
-        finish: "eos", "stop" (a stop id), "length" (`max_new`) or "capacity".
-        seconds: from the start of its prefill to its end.
-        gist_rule: of the scheme.
-        prompt_held: most keys held while the prompt was read: all of them, unless an eviction cut it down.
-        evicted: [Lr, Kr, P + N] int32, the deaths that an eviction gave, where they were recorded; Lr and Kr are 1
-            where layers or heads share their choice. `death` knows the scheme's own deaths alone.
-    """
-
-    id: object
-    prompt: np.ndarray
-    tokens: np.ndarray
-    forced: np.ndarray
-    logp: np.ndarray
-    visible: np.ndarray
-    held: np.ndarray
-    gist: np.ndarray
-    closings: np.ndarray
-    death: np.ndarray
-    since: np.ndarray
-    block: np.ndarray
-    finish: str
-    seconds: float
-    gist_rule: str = "causal"
-    prompt_held: int = 0
-    evicted: np.ndarray | None = None
 
     @property
-    def prompt_length(self) -> int:
-        return len(self.prompt)
+    def closing_rows(self) -> int:
+        """Rows whose thoughts are closed in one pass: `closers`, or what its None stands for."""
+        return max(1, self.rows // 16) if self.closers is None else self.closers
 
     @property
-    def compressions(self) -> int:
-        """Thoughts that were compressed."""
-        return len(self.closings)
+    def evicting_rows(self) -> int:
+        """Rows cut down in one pass: `evictors`, or what its None stands for."""
+        return max(1, self.rows // 8) if self.evictors is None else self.evictors
 
     @property
-    def row(self) -> np.ndarray:
-        """[P + N] int32, prompt and response."""
-        return np.concatenate([self.prompt, self.tokens])
+    def most_keys(self) -> int:
+        """Most keys that a layer of a row holds at once: the capacity, or what the eviction makes of it."""
+        return self.capacity if self.eviction is None else self.eviction.most + self.eviction.buffer
 
-    def lifetimes(self) -> Lifetimes:
-        """Of prompt and response as a batch of one: a masked forward under them sees what decoding saw.
+    @property
+    def evicts(self) -> Eviction | None:
+        """The eviction, if it ever evicts a key: policy "full" does not."""
+        return None if self.eviction is None or self.eviction.policy == "full" else self.eviction
 
-        Deaths are [1, P + N], or [L, 1, Kr, P + N] where evictions were recorded ([1, Kr, P + N] if layers share).
-        """
-        block = None if self.gist_rule == "causal" else jnp.asarray(self.block)[None]
-        death = self.death[None]
-        if self.evicted is not None:
-            death = np.minimum(self.evicted, self.death)[:, None]
-            death = death[0] if len(death) == 1 else death
-        return Lifetimes(jnp.asarray(death), jnp.asarray(self.since)[None], block, self.gist_rule)
+    @property
+    def recorded(self) -> int:
+        """Indices of a row whose deaths are recorded."""
+        return self.horizon if self.evicts is not None else 0

@@ -18,11 +18,11 @@ import numpy as np
 
 from lt_jax.cache import kv_cache
 from lt_jax.cache.policies import Eviction
-from lt_jax.decode.sample import Sampling, sample
+from lt_jax.decode.sample import Settings, likeliest, sample
 from lt_jax.layout.closing import Closing
 
-FINISHES = (None, "eos", "stop", "length", "capacity")
-EOS, STOP, LENGTH, CAPACITY = 1, 2, 3, 4
+FINISHES = (None, "eos", "stop", "length", "capacity", "positions", "nan")
+EOS, STOP, LENGTH, CAPACITY, POSITIONS, NAN = range(1, 7)
 NONE = -1
 
 
@@ -35,13 +35,14 @@ class State:
         alive: bool, the row has a token to feed.
         token, logp, forced: that token, its log-prob (float32), and whether it was forced (bool).
         index: its index in the row.
-        finish: reason why it is the row's last token, or 0; an index into `FINISHES`.
+        finish: reason why it is the row's last token, or 0; an index into `FINISHES`. `NAN`: there was no such token.
         left: tokens that may still be sampled after it.
         thought: index of the first token of the open thought. Memento: of the open block, or NONE.
         shut: memento: index after the open block's end marker, or NONE.
         closings: thoughts closed so far.
         waits: steps that the row has been waiting to close a thought.
         seed: uint32, the row's own.
+        top_ids, top_logps: [B, K] int32 and float32, see `Completion`.
     """
 
     alive: jax.Array
@@ -56,13 +57,21 @@ class State:
     closings: jax.Array
     waits: jax.Array
     seed: jax.Array
+    top_ids: jax.Array
+    top_logps: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
     """What is the same for all rows, see `DecodeConfig`. close: None for vanilla. attention: see `cache.attend`.
 
-    Under an `eviction` the capacity ends no row, a full one is cut down to its budget; but the `horizon` does.
+    Under an `eviction` the capacity ends no row: a full one is cut down to its budget.
+
+    Attributes:
+        row_limit: most tokens of a row, with an eviction or without: the model's positions, or a horizon below them.
+        never: ids that are never sampled, whatever the model says: gists, output tokens and padding.
+        top_logps: see `DecodeConfig`.
+        books: how many keep count of a row's keys for themselves: layers times kv heads under an eviction, else 1.
     """
 
     close: Closing | None
@@ -71,10 +80,12 @@ class Rules:
     stop: tuple[int, ...]
     max_thought: int | None
     capacity: int
-    sampling: Sampling
+    never: tuple[int, ...] = ()
+    top_logps: int = 0
     attention: str | None = None
     eviction: Eviction | None = None
-    horizon: int = 0
+    row_limit: int = 2**31 - 1
+    books: int = 1
 
     @property
     def longest(self) -> int:
@@ -87,21 +98,26 @@ class Rules:
         return int(np.sum(np.cumprod(self.close.death == self.close.thought_dies)))
 
 
-def idle(rows: int) -> State:
+def idle(rows: int, top_logps: int = 0) -> State:
     """No row alive."""
     zeros = {field.name: jnp.zeros(rows, jnp.int32) for field in dataclasses.fields(State)}
     flags = {name: jnp.zeros(rows, bool) for name in ("alive", "forced")}
-    return State(**zeros | flags | {"logp": jnp.zeros(rows), "seed": jnp.zeros(rows, jnp.uint32)})
+    tops = {"top_ids": jnp.zeros((rows, top_logps), jnp.int32), "top_logps": jnp.zeros((rows, top_logps))}
+    return State(**zeros | flags | {"logp": jnp.zeros(rows), "seed": jnp.zeros(rows, jnp.uint32)} | tops)
+
+
+def choose(condition: jax.Array, new, old):
+    """`new` where the row's condition [B] holds, else `old`: trees of arrays [B, ...]."""
+    pick = lambda new, old: jnp.where(condition.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+    return jax.tree.map(pick, new, old)
 
 
 def begin(rules: Rules, index, left, seed) -> State:
     """State of rows [R] whose prompts, of `index` tokens, have just been fed; `advance` gives the first token."""
     memento = rules.close is not None and rules.close.opens is not None
-    zero = jnp.zeros_like(index)
-    thought = zero + NONE if memento else index
-    return State(
-        zero == 0, zero, zero.astype(jnp.float32), zero != 0, index, zero, left, thought, zero + NONE, zero, zero, seed
-    )
+    thought = jnp.full_like(index, NONE) if memento else index
+    fresh = dict(index=index, left=left, thought=thought, shut=jnp.full_like(index, NONE), seed=seed)
+    return dataclasses.replace(idle(len(index), rules.top_logps), alive=jnp.ones_like(index, bool), **fresh)
 
 
 def closes(rules: Rules, state: State) -> jax.Array:
@@ -176,17 +192,22 @@ def closed(rules: Rules, state: State) -> State:
     )
 
 
-def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array) -> State:
+def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array, how: Settings) -> State:
     """Gives every row its next token and decides whether that is the last one.
+
+    A row whose logits are not numbers has no next token: it ends here, as `NAN`. Their max and their sum, and with them
+    the log-prob of whatever was drawn, are NaN then (`decode.sample`), so this costs nothing.
 
     Args:
         state: `index` is that of the token to come.
         logits: [B, V] float32.
         length: [B] keys held before that token.
+        how: of these rows.
     """
-    token, logp = sample(logits, state.seed, state.index, rules.sampling)
-    eos, stop = token == rules.eos, jnp.isin(token, jnp.asarray(rules.stop, jnp.int32)) if rules.stop else False
-    forced = jnp.zeros_like(state.alive)
+    token, logp = sample(logits, state.seed, state.index, how)
+    broken = jnp.isnan(logp)
+    eos, stop = token == rules.eos, jnp.any(token[:, None] == how.stop, 1)
+    forced = jnp.zeros_like(state.forced)
     if rules.max_thought is not None:
         close = rules.close
         forced = (state.index - state.thought >= rules.max_thought) & ~(eos | stop)
@@ -196,12 +217,21 @@ def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array) ->
         token = jnp.where(forced, close.tokens[0] if close.opens is None else close.shuts, token)
         logp = jnp.where(forced, 0, logp)
     left = state.left - 1
-    new = dataclasses.replace(state, token=token, logp=logp, forced=forced, left=left)
-    if rules.eviction is None:
-        full = (length + 1 >= rules.capacity) | (closes(rules, new) & (length + rules.longest > rules.capacity))
-    else:
-        full = new.index + rules.longest >= rules.horizon
-    reasons = ((eos, EOS), (stop, STOP), (left <= 0, LENGTH), (full, CAPACITY))
+    alive = state.alive & ~broken
+    tops = (state.top_ids, state.top_logps)
+    if rules.top_logps:
+        none = jnp.full_like(tops[0], -1), jnp.zeros_like(tops[1])
+        tops = choose(forced, none, likeliest(logits, how, rules.top_logps))
+    new = dataclasses.replace(
+        state, alive=alive, token=token, logp=logp, forced=forced, left=left, top_ids=tops[0], top_logps=tops[1]
+    )
+    # A row may end with the token that closes a thought: what must follow is then not fed.
+    ends = lambda used, most: (used + 1 >= most) | (closes(rules, new) & (used + rules.longest > most))
+    full = False if rules.eviction is not None else ends(length, rules.capacity)
+    past = ends(new.index, rules.row_limit)
+    reasons = (
+        (broken, NAN), (eos, EOS), (stop, STOP), (left <= 0, LENGTH), (full, CAPACITY), (past, POSITIONS),
+    )  # fmt: skip
     finish = jnp.zeros_like(token)
     for holds, reason in reversed(reasons):
         finish = jnp.where(holds, reason, finish)

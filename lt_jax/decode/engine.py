@@ -6,9 +6,9 @@
     engine.close()
 
 `run` and `complete` stand on these. Between two compiled blocks the host hands finished rows back and feeds waiting
-prompts into their rows, from the longest prefix that is there (`prefix.py`, `placing.py`). Where nothing waits, the next
-block is sent off before the last one's log is read, so that the host's work hides behind it. Rows do not touch each
-other: what a row generates does not depend on who shares the batch with it (but for rounding, where the platform's
+prompts into their rows, from the longest prefix that is there (`prefix.py`, `placing.py`). Where nothing waits, the
+next block is sent off before the last one's log is read, so that the host's work hides behind it. Rows do not touch
+each other: what a row generates does not depend on who shares the batch with it (but for rounding, where the platform's
 matrix product rounds differently for another number of rows).
 """
 
@@ -26,52 +26,22 @@ import numpy as np
 
 from lt_jax import cache as slots
 from lt_jax.decode import control
-from lt_jax.decode.block import decode_block, log_lines, prefill
+from lt_jax.decode.admit import check_request
+from lt_jax.decode.block import decode_block, prefill
 from lt_jax.decode.completion import Completion, refused
 from lt_jax.decode.config import DecodeConfig
-from lt_jax.decode.feeding import feed, settings_of
-from lt_jax.decode.pieces import Piece, pieces
-from lt_jax.decode.placing import Rows
+from lt_jax.decode.event import Event, Usage
+from lt_jax.decode.pieces import TOGETHER, Piece, alike, feed_of, last_apart, living, most_held, pieces, powers
+from lt_jax.decode.placing import Rows, Start
 from lt_jax.decode.record import Record
 from lt_jax.decode.request import Request, sample_seed
-from lt_jax.decode.setup import check, check_request, empty_cache, products, rules_of
+from lt_jax.decode.setup import check, empty_cache, products, rules_of, settings_of
 from lt_jax.decode.weights import prepare
 from lt_jax.errors import UserError
 from lt_jax.layout.row import Row
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
 from lt_jax.models.config import DecoderConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """News of one sample of a request.
-
-    Attributes:
-        handle: of the request. sample: which of its `n`.
-        record: the row so far; None if it never came into a row.
-        start: where in the record the news begins.
-        completion: what became of it, when it is finished.
-    """
-
-    handle: int
-    sample: int
-    record: Record | None
-    start: int
-    completion: Completion | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Usage:
-    """Tokens of prompts, summed over requests: fed, taken over from a row, and of those fed how many were fed before
-    at the start of a row but could not be taken over."""
-
-    read: int = 0
-    reused: int = 0
-    read_again: int = 0
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(*(a + b for a, b in zip(*map(dataclasses.astuple, (self, other)), strict=True)))
 
 
 class Engine:
@@ -113,13 +83,13 @@ class Engine:
         )
         self.copy = jax.jit(slots.copied, donate_argnums=0)
         self.load(params)
-        self.state = control.idle(config.rows)
+        self.state = control.idle(config.rows, config.top_logps)
         self.cache = empty_cache(model, config, self.rules)
-        self.settings = settings_of([Request(())] * config.rows, config)
+        self.settings = settings_of([Request(())] * config.rows, config, self.rules)
         self.rows = Rows(config.rows, self.rules, self.cache.capacity - self.rules.longest)
         self.waiting: collections.deque[Record] = collections.deque()
         self.said: list[Event] = []  # refusals and cancellations, told at the next step
-        self.sent: tuple[dict[int, Record], jax.Array, jax.Array] | None = None
+        self.sent: tuple | None = None  # records by row, log, most probable tokens, lines written
         self.usage = Usage()
         self.submitted, self.owner, self.closed = 0, None, False
 
@@ -154,10 +124,12 @@ class Engine:
             else:
                 stays.append(record)
         self.waiting = stays
-        for row, record in list(self.rows.live.items()):
-            if record.handle == handle:
-                self._stop(row)
-                self._say(record, len(record), record.completion("cancelled", time.perf_counter(), self._evicted(row)))
+        mine = [row for row, record in self.rows.live.items() if record.handle == handle]
+        for row in mine:
+            record = self.rows.live[row]
+            self._say(record, len(record), record.completion("cancelled", time.perf_counter(), self._evicted(row)))
+            self.rows.finished(row, "cancelled", known=self.sent is None)
+        self._silence(mine)
 
     def step(self) -> list[Event]:
         """Waits for the block under way, hands out what it brought, and sends off the next one.
@@ -182,7 +154,9 @@ class Engine:
         """Whether there is anything left to do or to tell."""
         return bool(self.rows.live or self.waiting or self.said)
 
-    def run(self, requests: Iterable[Request], stream: Callable[[Record, int], None] | None = None) -> Iterator[Completion]:
+    def run(
+        self, requests: Iterable[Request], stream: Callable[[Record, int], None] | None = None
+    ) -> Iterator[Completion]:
         """Completions in the order in which they finish.
 
         Args:
@@ -246,9 +220,11 @@ class Engine:
             raise UserError(next(event.completion.why for event in self.said))
         while self.waiting:
             self._fill()
-            for row, record in list(self.rows.live.items()):
-                found[record.handle, record.sample] = self._evicted(row)[..., : len(record.prompt)]
-                self._stop(row)
+            began = list(self.rows.live.items())
+            for row, record in began:
+                found[record.handle, record.sample] = np.asarray(self._evicted(row))[..., : len(record.prompt)]
+                self.rows.finished(row, "cancelled")
+            self._silence([row for row, _ in began])
         return [found[key] for key in sorted(found)]
 
     def cut(self, prompt: Row, begin: int = 0) -> list[Piece]:
@@ -267,11 +243,14 @@ class Engine:
         try:
             check_request(request, name, self.model, self.config, self.rules, self.detokenize is not None)
         except UserError as error:
-            self.said += [Event(handle, i, None, 0, refused(name, i, str(error))) for i in range(max(1, request.samples))]
+            self.said.append(Event(handle, 0, None, 0, refused(name, 0, str(error))))
             return handle
-        seed = handle * 0x9E3779B1 if request.seed is None else request.seed
+        seed = sample_seed(0, handle + 1) if request.seed is None else int(request.seed)
+        budgets = () if self.rules.eviction is None else self.rules.eviction.budgets(self.model.layers)
         for sample in range(request.n):
-            self.waiting.append(Record(request, name, handle, sample, sample_seed(seed, sample), self.rules))
+            record = Record(request, name, handle, sample, sample_seed(seed, sample), self.rules)
+            record.prompt_held = most_held(self.cut(record.prompt_row), budgets)
+            self.waiting.append(record)
         return handle
 
     def _say(self, record: Record, start: int, completion: Completion) -> None:
@@ -284,36 +263,37 @@ class Engine:
         events, self.said = self.said, []
         if self.sent is None:
             return events
-        (then, *log), self.sent = self.sent, None
+        then, log, tops, written = self.sent
+        self.sent = None
         then = {row: record for row, record in then.items() if self.rows.live.get(row) is record}
         alive, finish = np.asarray(self.state.alive), np.asarray(self.state.finish)  # waits for the block
         done = {row: self._evicted(row) for row in then if not alive[row]}
         now = time.perf_counter()
-        if not self.waiting:  # nobody's prefix depends on what was written
+        if not self.waiting:  # nothing is to be decided by what the block wrote
             self._send(besides=done)
-        log, written = map(np.asarray, log)
+        log, written, *tops = map(np.asarray, (log, written, *tops))
         for row, record in then.items():
-            start = len(record)
-            record.extend(log[row, : written[row]])
-            ended = record.cut_at_stop_text(start, self.detokenize)
+            start, new = len(record), written[row]
+            record.extend(log[row, :new], tuple(top[row, :new] for top in tops))
+            stopped = record.cut_at_stop_text(start, self.detokenize)
             completion = None
-            if row in done or ended:
-                reason = "stop" if ended else control.FINISHES[finish[row]]
-                completion = record.completion(reason, now, done[row] if row in done else self._evicted(row))
-                self._stop(row, reason)
-            events.append(Event(record.handle, record.sample, record, start, completion))
+            if row in done or stopped:
+                reason = "stop" if stopped else control.FINISHES[finish[row]]
+                evicted = done[row] if row in done else self._evicted(row)
+                completion = record.completion(reason, now, evicted)
+                self.rows.finished(row, reason, known=not stopped)
+                self._silence([row] * stopped)
+            events.append(Event(record.handle, record.sample, record, min(start, len(record)), completion))
         if self.sent is None:
             self._fill()
             self._send()
         return events
 
-    def _stop(self, row: int, reason: str = "cancelled") -> None:
-        """Lets go of a row; a block that is under way may still write into it."""
-        record = self.rows.live[row]
-        known = self.sent is None and reason != "stop"
-        self.rows.finished(row, record.held(reason, known))
-        if reason in ("cancelled", "stop"):
-            self.state = dataclasses.replace(self.state, alive=self.state.alive.at[row].set(False))
+    def _silence(self, rows: list[int]) -> None:
+        """Ends rows that have not ended by themselves; a block that is under way still goes on with them."""
+        if rows:
+            alive = self.state.alive.at[jnp.asarray(rows)].set(False)
+            self.state = dataclasses.replace(self.state, alive=alive)
 
     def _evicted(self, row: int) -> jax.Array | None:
         """The recorded deaths of a row, before its slots go to another."""
@@ -326,15 +306,67 @@ class Engine:
             return
         # With requests waiting, an eighth of the rows finished is worth a stop; otherwise only the end of all is.
         enough = max(1, len(live) // 8) if self.waiting else len(live)
-        self.state, self.cache, *log = self.block(
-            self.weights, self.state, self.cache, self.settings, np.int32(enough)
-        )
-        self.sent = live, *log
+        args = self.weights, self.state, self.cache, self.settings, np.int32(enough)
+        self.state, self.cache, *written = self.block(*args)
+        self.sent = live, *written
 
     def _fill(self) -> None:
         """Feeds waiting prompts into free rows, wave by wave."""
         while self.waiting and (wave := self.rows.wave(self.waiting)):
-            feed(self, wave)
-            for start in wave:
-                for _, record in start.members:
-                    self.usage += Usage(record.read, record.reused, record.read_again)
+            new = [row for start in wave for row, _ in start.members]
+            # A weight of zero does not hide a value of NaN from the next request.
+            if spoilt := sorted(self.rows.spoilt.intersection(new)):
+                self.cache = slots.cleared(self.cache, jnp.asarray(spoilt))
+                self.rows.spoilt -= set(spoilt)
+            self._copy([(start.origin, start.row) for start in wave if start.origin not in (None, start.row)])
+            cuts = [self.cut(start.record.prompt_row, start.begin) for start in wave]
+            cuts = [last_apart(cut) if start.twins else cut for cut, start in zip(cuts, wave, strict=True)]
+            kinds = [living(start.record.prompt_row) for start in wave]
+            for group in alike(cuts, kinds):
+                self._feed([wave[i] for i in group], [cuts[i] for i in group])
+            for _, record in (member for start in wave for member in start.members):
+                record.started = time.perf_counter()
+                self.usage += Usage(record.read, record.reused, record.read_again)
+
+    def _copy(self, pairs: list[tuple[int, int]]) -> None:
+        """Copies what rows hold, (from, to) each, one after the other."""
+        for some in [pairs[i : i + self.config.rows] for i in range(0, len(pairs), self.config.rows)]:
+            origin, rows = np.zeros((2, self.config.rows), np.int32)
+            origin[: len(some)], rows[: len(some)] = zip(*some, strict=True)
+            self.cache = self.copy(self.cache, origin, rows, np.int32(len(some)))
+
+    def _feed(self, group: list[Start], cuts: list[list[Piece]]) -> None:
+        """Prefills rows whose prompts are cut alike; twins join in for the last token."""
+        at = [start.begin for start in group]
+        for number in range(len(cuts[0])):
+            piece, final = cuts[0][number], number == len(cuts[0]) - 1
+            until = [place + cut[number].take for place, cut in zip(at, cuts, strict=True)]
+            members = [(start.row, start.record, a, b) for start, a, b in zip(group, at, until, strict=True)]
+            if final:
+                self._copy([(start.row, row) for start in group for row, _ in start.twins])
+                members += [(row, record, a, b) for start, a, b in zip(group, at, until, strict=True)
+                            for row, record in start.twins]  # fmt: skip
+            for some in powers(members, max(1, TOGETHER // piece.padded)):
+                self._pass(some, piece, final)
+            at = until
+
+    def _pass(self, members: list[tuple[int, Record, int, int]], piece: Piece, final: bool) -> None:
+        """One pass of prefill: tokens a..b-1 of the prompts of (row, record, a, b)."""
+        rows, records, starts, stops = zip(*members, strict=True)
+        prompts = [record.prompt_row for record in records]
+        how = settings_of([record.request for record in records], self.config, self.rules)
+        if final:  # into fresh arrays: a block that was sent off may still read the old ones
+            self.settings = jax.tree.map(functools.partial(_replaced, list(rows)), self.settings, how)
+        feed = feed_of(prompts, jnp.asarray(rows, jnp.int32), starts, stops, piece.padded, self.rules)
+        left = np.asarray([record.request.max_new for record in records], np.int32)
+        seed = np.asarray([record.seed for record in records], np.uint32)
+        self.state, self.cache = self.prefill(
+            self.weights, self.state, self.cache, feed, left, seed, how,
+            final=final, compress=living(prompts[0]), evict=piece.evict,
+        )  # fmt: skip
+
+
+def _replaced(rows: list[int], old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    out = old.copy()
+    out[rows] = new
+    return out

@@ -58,7 +58,7 @@ def run(
 
     Returns:
         logits [R, V] float32 of each row's last token, cache, visible [R, T] int32 (keys each token saw, itself
-        included), held [R] int32 (keys in the cache in this pass).
+        included), held [R] int32 (keys in the cache in this pass); both summed over the layers and heads of the books.
     """
     rows, tokens = feed.rows, feed.tokens
     offset = jnp.arange(tokens.shape[1], dtype=jnp.int32)
@@ -73,8 +73,7 @@ def run(
     query = jnp.where(offset < feed.count[:, None], index, -1)
     gists = (None, None) if gist_rule == "causal" else (_slot_gists(cache, start, feed), feed.gist)
     mask = slots.visible(cache, rows, query, feed.since, *gists, gist_rule)
-    held = slots.kv_cache.pick(cache.length, rows)
-    bound = jnp.where(feed.count > 0, held, 0)
+    bound = jnp.where(feed.count > 0, slots.kv_cache.pick(cache.length, rows), 0)
     angles = rope.table(config, index)
     x = embed(weights, config, tokens)
     keys, values, asked, received = cache.k, cache.v, [], []
@@ -88,10 +87,11 @@ def run(
         x = finish(layer, config, x, attended)
     last = jnp.maximum(feed.count - 1, 0)
     x = x[:, 0] if tokens.shape[1] == 1 else jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
-    seen = jnp.max(jnp.sum(mask, -1, dtype=jnp.int32), (0, 2))
+    seen = jnp.sum(mask, (0, 2, 4), dtype=jnp.int32)
+    held = jnp.sum(slots.kv_cache.pick(cache.birth, rows) >= 0, (0, 2, 3), dtype=jnp.int32)
     out = logits(weights, config, x)
     cache = _observed(dataclasses.replace(cache, k=keys, v=values), rows, query, asked, received)
-    return out, cache, seen, jnp.max(held, 0)
+    return out, cache, seen, held
 
 
 def _observed(cache: KVCache, rows, index, asked: list, received: list) -> KVCache:

@@ -7,7 +7,7 @@ import dataclasses
 
 from lt_jax.decode.control import Rules
 from lt_jax.decode.pieces import partable
-from lt_jax.decode.prefix import WORTH, Held, of_prompt, reusable
+from lt_jax.decode.prefix import WORTH, Held, common, head, of_prompt, reusable
 from lt_jax.decode.record import Record
 
 
@@ -39,12 +39,15 @@ class Rows:
     Attributes:
         live: records of the rows under way.
         past: what free rows still hold, the longest finished first. Rows that are in neither hold nothing of use.
+        spoilt: free rows in whose slots there may be NaN.
     """
 
-    def __init__(self, count: int, rules: Rules):
-        self.count, self.rules = count, rules
+    def __init__(self, count: int, rules: Rules, slots: int):
+        """slots: those of a finished row that nothing is written into until it is taken again."""
+        self.count, self.rules, self.slots = count, rules, slots
         self.live: dict[int, Record] = {}
         self.past: dict[int, Held] = {}
+        self.spoilt: set[int] = set()
 
     @property
     def free(self) -> list[int]:
@@ -52,10 +55,22 @@ class Rows:
         taken = self.live.keys() | self.past.keys()
         return [row for row in range(self.count) if row not in taken] + list(self.past)
 
-    def finished(self, row: int, held: Held | None) -> None:
-        """The record of a row is done; `held` is what the row still holds, None if nothing that could be used."""
-        del self.live[row]
-        if held is not None and len(held) >= WORTH:
+    def finished(self, row: int, finish: str, known: bool = True) -> None:
+        """The record of a row is done.
+
+        Args:
+            known: the record has all that the row was fed. A row that was stopped while a block was under way may go on
+                to its end: it then surely holds no more than the prompt, and under an eviction not even that.
+        """
+        record = self.live.pop(row)
+        if finish == "nan":
+            self.spoilt.add(row)
+            return
+        held = record.held()
+        if held is None or not (known or self.rules.eviction is None):
+            return
+        held = held.until(min(self.slots, len(held)) if known else min(self.slots, len(record.prompt)))
+        if held.most >= WORTH:
             self.past[row] = held
 
     def forget(self) -> None:
@@ -74,31 +89,31 @@ class Rows:
         sources = self._sources()
         while waiting and free:
             record = waiting.popleft()
-            if (twin := same.get(record.prompt_key)) is not None:
-                row = free.pop(0)
-                self._claim(row, record, sources)
-                twin.twins.append((row, record))
+            key = record.key
+            if (first := same.get(key)) is not None:
+                record.reused, record.read_again = len(record.prompt) - 1, 0
+                first.twins.append((self._claim(free, free[0], record, sources), record))
                 continue
             begin, origin = self._best(record, sources)
-            soon = [reusable(of_prompt(s.record.prompt_row), record.prompt_row, self.rules) for s in starts
-                    if s.record.head == record.head and not s.record.evicts_prompt]  # fmt: skip
-            if max(soon, default=0) >= begin + WORTH:
+            if self._soon(starts, record) >= begin + WORTH:
                 later.append(record)
                 continue
-            row = origin if origin in free else free[0]
-            free.remove(row)
-            self._claim(row, record, sources)
-            starts.append(Start(row, record, begin, origin))
+            row = self._claim(free, origin if origin in free else free[0], record, sources)
+            start = Start(row, record, begin, origin)
+            starts.append(start)
             if len(record.prompt) > WORTH and partable(record.prompt_row):
-                same[record.prompt_key] = starts[-1]
+                same[key] = start
         waiting.extendleft(reversed(later))
         return starts
 
-    def _claim(self, row: int, record: Record, sources: dict) -> None:
+    def _claim(self, free: list[int], row: int, record: Record, sources: dict) -> int:
+        """Gives a free row away; what it held can no longer be gone on from, except as decided before."""
+        free.remove(row)
         self.past.pop(row, None)
         for rows in sources.values():
             rows.pop(row, None)
         self.live[row] = record
+        return row
 
     def _sources(self) -> dict[bytes, dict[int, Held]]:
         """Rows that can be gone on from, by their first tokens."""
@@ -112,13 +127,16 @@ class Rows:
 
     def _best(self, record: Record, sources: dict) -> tuple[int, int | None]:
         """The most tokens that can be taken over, and the row that has them; a free row before one under way."""
-        best = (0, False, None)
+        best, met = (0, False, None), 0
         for row, held in sources.get(record.head, {}).items():
             begin = reusable(held, record.prompt_row, self.rules)
             best = max(best, (begin, row not in self.live, row), key=lambda found: found[:2])
+            met = max(met, common(held, record.prompt_row))
+        record.reused, record.read_again = best[0], min(met, len(record.prompt)) - best[0]
         return (best[0], best[2]) if best[0] else (0, None)
 
-
-def head(tokens) -> bytes:
-    """What prompts that have enough in common for `reusable` have in common."""
-    return tokens[:WORTH].tobytes()
+    def _soon(self, starts: list[Start], record: Record) -> int:
+        """The most tokens that could be taken over once the prompts of these starts are read."""
+        alike = [start.record for start in starts if start.record.head == record.head]
+        stay = [other.prompt_row for other in alike if other.held() is not None]
+        return max((reusable(of_prompt(row), record.prompt_row, self.rules) for row in stay), default=0)

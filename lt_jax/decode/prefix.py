@@ -46,6 +46,11 @@ class Held:
         return Held(**cut, most=min(self.most, stop))
 
 
+def head(tokens: np.ndarray) -> bytes:
+    """What two prompts have in common if they have enough in common."""
+    return tokens[:WORTH].tobytes()
+
+
 def of_prompt(prompt: Row) -> Held:
     """What a row holds right after a prompt was read."""
     return Held(prompt.tokens, prompt.death, prompt.since, prompt.gist, len(prompt))

@@ -65,19 +65,19 @@ class Settings:
         return (self.temperature > 0) & ((self.top_k > 0) | (self.top_p < 1))
 
 
-def settings(wanted: list[Sampling], never: list[tuple[int, ...]], stop: list[tuple[int, ...]], width: int) -> Settings:
-    """`Settings` of numpy arrays for R rows, with room for `width` ids in `never` and `stop` each."""
+def settings(rows: list[tuple[Sampling, tuple[int, ...], tuple[int, ...]]], never: int, stop: int) -> Settings:
+    """`Settings` of numpy arrays.
 
-    def listed(ids):
-        out = np.full((len(ids), width), -1, np.int32)
-        for row, own in enumerate(ids):
-            out[row, : len(own)] = own
-        return out
-
-    column = lambda name, kind: np.asarray([getattr(each, name) for each in wanted], kind)
+    Args:
+        rows: (sampling, ids never chosen, ids that end the row) of each.
+        never, stop: room for ids.
+    """
+    sampling, *lists = zip(*rows, strict=True)
+    column = lambda name, kind: np.asarray([getattr(each, name) for each in sampling], kind)
+    listed = lambda ids, room: np.asarray([(*own, *[-1] * (room - len(own))) for own in ids], np.int32)
     return Settings(
-        column("temperature", np.float32), column("top_k", np.int32), column("top_p", np.float32), listed(never),
-        listed(stop),
+        column("temperature", np.float32), column("top_k", np.int32), column("top_p", np.float32),
+        listed(lists[0], never), listed(lists[1], stop),
     )  # fmt: skip
 
 
@@ -93,6 +93,7 @@ def sample(logits: jax.Array, seeds: jax.Array, index: jax.Array, how: Settings)
     Returns:
         tokens [R] int32 and logp [R] float32: the log-prob under the tempered and truncated distribution; for greedy,
         under the model's own (temperature 1), as a point mass would only say 0. Ids of `how.never` have no part in it.
+        It is NaN exactly where there is no distribution: a logit is NaN or plus infinity, or all are minus infinity.
     """
     logits = without(logits, how.never)
     token, best = largest(logits)
@@ -109,11 +110,11 @@ def sample(logits: jax.Array, seeds: jax.Array, index: jax.Array, how: Settings)
 def without(logits: jax.Array, ids: jax.Array) -> jax.Array:
     """logits [R, V] with -inf at the ids [R, N] of each row; -1 stands for none."""
     place = jnp.where(ids < 0, logits.shape[1], ids)
-    return logits.at[jnp.arange(logits.shape[0])[:, None], place].set(-jnp.inf, mode="drop")
+    return jnp.asarray(logits).at[jnp.arange(logits.shape[0])[:, None], place].set(-jnp.inf, mode="drop")
 
 
 def probabilities(logits: jax.Array, best: jax.Array, how: Settings) -> jax.Array:
-    """[R, V] weights, 1 at the most probable token, in proportion to what each row draws from; greedy: temperature 1."""
+    """[R, V]: what each row draws from, as weights of which the largest is 1; greedy rows at temperature 1."""
     temperature = jnp.where(how.temperature > 0, how.temperature, 1.0)
     weights = jnp.exp((logits - best[:, None]) / temperature[:, None])
 
@@ -125,6 +126,14 @@ def probabilities(logits: jax.Array, best: jax.Array, how: Settings) -> jax.Arra
         return jnp.where((how.truncates & (how.top_p < 1))[:, None], cut, kept)
 
     return lax.cond(jnp.any(how.truncates), truncated, lambda: weights)
+
+
+def likeliest(logits: jax.Array, how: Settings, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` most probable ids [R, count] int32 and their log-probs, in what `sample` draws from."""
+    logits = without(logits, how.never)
+    weights = probabilities(logits, jnp.max(logits, -1), how)
+    top, ids = lax.top_k(weights, count)
+    return ids.astype(jnp.int32), jnp.log(top) - jnp.log(weights.sum(-1, keepdims=True))
 
 
 def _drawn(logits, best, seeds, index, how):

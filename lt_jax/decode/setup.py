@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -13,8 +13,8 @@ from lt_jax.cache import KVCache
 from lt_jax.decode.block import slack
 from lt_jax.decode.config import DecodeConfig
 from lt_jax.decode.control import Rules
-from lt_jax.decode.pieces import pieces
-from lt_jax.decode.record import Record
+from lt_jax.decode.request import Request
+from lt_jax.decode.sample import Settings, settings
 from lt_jax.errors import UserError
 from lt_jax.layout.closing import closing
 from lt_jax.layout.scheme import Scheme
@@ -49,21 +49,46 @@ def rules_of(
     tokenize: Callable | None = None,
 ) -> Rules:
     """What the compiled functions need to know of scheme, token table and config."""
-    attention = ATTENTION[config.implementation]
     return Rules(
-        closing(scheme, special, tokenize), scheme.gist_rule, special.eos, config.stop, config.max_thought,
-        config.capacity, config.sampling, attention, config.eviction, config.horizon or model.max_positions,
-    )  # fmt: skip
+        close=closing(scheme, special, tokenize),
+        gist_rule=scheme.gist_rule,
+        eos=special.eos,
+        stop=config.stop,
+        max_thought=config.max_thought,
+        capacity=config.most_keys,
+        never=never(scheme, special, config),
+        top_logps=config.top_logps,
+        attention=ATTENTION[config.implementation],
+        eviction=config.evicts,
+        row_limit=min(model.max_positions, config.recorded or model.max_positions),
+        books=1 if config.evicts is None else model.layers * model.kv_heads,
+    )
+
+
+def never(scheme: Scheme, special: SpecialTokens, config: DecodeConfig) -> tuple[int, ...]:
+    """Ids that only the engine may feed, or nobody: gists, output token and padding. What ends a row or a thought may
+    be sampled, whatever else it is: the anchor of anllm is a gist, and padding often is the end of text."""
+    ids = {*special.gists, special.output, special.pad} - {None}
+    sampled = {special.eos, *config.stop, *(special.gists[:1] if scheme.method == "anllm" else ())}
+    return tuple(sorted(ids - sampled))
 
 
 def empty_cache(model: DecoderConfig, config: DecodeConfig, rules: Rules) -> KVCache:
     """The cache of an engine, without keys."""
-    capacity = config.capacity + slack(rules)
+    capacity = config.most_keys + slack(rules)
     if rules.eviction is None:
         return slots.empty(model.layers, config.rows, model.kv_heads, capacity, model.head_dim, model.dtype)
     return slots.empty_evicting(
-        model, config.rows, capacity, config.eviction, config.horizon, rules.close is not None
+        model, config.rows, capacity, rules.eviction, config.recorded, rules.close is not None
     )
+
+
+def settings_of(requests: Sequence[Request], config: DecodeConfig, rules: Rules) -> Settings:
+    """What requests ask for, as arrays; the ids that nobody may sample, and those that end every row, are with them."""
+    of = lambda request: (
+        request.sampling or config.sampling, (*rules.never, *request.never), (*rules.stop, *request.stop)
+    )  # fmt: skip
+    return settings(list(map(of, requests)), len(rules.never) + config.listed, len(rules.stop) + config.listed)
 
 
 def cache_bytes(model: DecoderConfig, config: DecodeConfig, rules: Rules) -> float:
@@ -77,61 +102,17 @@ def check(scheme: Scheme, model: DecoderConfig, config: DecodeConfig, rules: Rul
     if config.max_thought is not None and (rules.close is None or rules.close.every):
         why = "vanilla has no thoughts" if rules.close is None else "scheme.step already bounds a thought"
         raise UserError(f"decode.max_thought is set, but {why}")
-    if config.capacity <= rules.longest:
-        raise UserError(f"decode.capacity is {config.capacity}; closing a thought alone takes {rules.longest} keys")
-    if config.eviction is not None:
-        config.eviction.budgets(model.layers)  # one for each layer
-        if config.eviction.buffer < rules.longest:
+    if config.most_keys <= rules.longest:
+        raise UserError(f"decode.capacity is {config.most_keys}; closing a thought alone takes {rules.longest} keys")
+    if rules.eviction is not None:
+        rules.eviction.budgets(model.layers)  # one for each layer
+        if rules.eviction.buffer < rules.longest:
             raise UserError(
-                f"eviction.buffer is {config.eviction.buffer}; closing a thought takes {rules.longest} keys at once"
+                f"eviction.buffer is {rules.eviction.buffer}; closing a thought takes {rules.longest} keys at once"
             )
-    ids = [rules.eos, *rules.stop] + ([] if rules.close is None else [int(t) for t in rules.close.tokens])
+    ids = [rules.eos, *rules.stop, *rules.never] + ([] if rules.close is None else [int(t) for t in rules.close.tokens])
     if max(ids) >= model.vocab_size:
         raise UserError(
             f"token id {max(ids)} of the token table is outside the model's vocabulary of "
             f"{model.vocab_size}; grow the vocabulary first"
-        )
-
-
-def check_request(record: Record, model: DecoderConfig, config: DecodeConfig, rules: Rules) -> None:
-    """Raises UserError if a request cannot be answered."""
-    length, room, name = len(record.prompt), config.capacity, f"request {record.id}"
-    if not length:
-        raise UserError(f"{name}: the prompt is empty")
-    outside = (record.prompt < 0) | (record.prompt >= model.vocab_size)
-    if outside.any():
-        raise UserError(
-            f"{name}: token id {record.prompt[outside.argmax()]} of the prompt is outside the model's vocabulary of "
-            f"{model.vocab_size}"
-        )
-    if length > model.max_positions:
-        raise UserError(
-            f"{name}: a prompt of {length} tokens is longer than the {model.max_positions} positions that the model "
-            "was made for"
-        )
-    if rules.eviction is not None:
-        _check_budget(name, record, config, rules)
-    elif length + 1 > room:
-        raise UserError(
-            f"{name}: a prompt of {length} tokens does not fit; the capacity is {room} keys, and the response needs at "
-            "least one"
-        )
-    if record.request.max_new < 1:
-        raise UserError(f"{name}: max_new is {record.request.max_new}; it must be 1 or more")
-    pieces(record.prompt_row, room + slack(rules), config)  # its gist blocks fit
-
-
-def _check_budget(name: str, record: Record, config: DecodeConfig, rules: Rules) -> None:
-    """Raises UserError if eviction cannot bring a prompt within the budget."""
-    how, length = config.eviction, len(record.prompt)
-    gists = int((record.prompt_row.gist >= 0).sum())
-    if length > how.least and how.window + how.sinks + gists > how.least:
-        raise UserError(
-            f"{name}: window ({how.window}), sinks ({how.sinks}) and {gists} gists of the prompt are protected, which "
-            f"is more than the budget of {how.least}"
-        )
-    if length + rules.longest > rules.horizon:
-        raise UserError(
-            f"{name}: a prompt of {length} tokens leaves no room for a response within {rules.horizon} indices "
-            "(decode.horizon, or the model's positions)"
         )

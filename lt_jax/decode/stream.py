@@ -12,8 +12,9 @@ from lt_jax.decode.record import Record
 class TextStreamer:
     """Prints rows while they are decoded; hand it to `Engine.run(stream=...)`.
 
-    Generated tokens become text; what was forced is not printed, but a run of gists is shown as one mark. Text is held
-    back until its bytes are whole characters. With several rows, each line begins with the row's id.
+    The tokens that are `Completion.written` become text; what must follow the end of a thought is not printed, but a
+    run of gists is shown as one mark. Text is held back until its bytes are whole characters. With several rows, each
+    line begins with the row's id.
 
         Okay, 2 + 3 = 5.
         [9 gists for 41 keys]
@@ -42,11 +43,11 @@ class TextStreamer:
         """Prints what is new in `record` from token `start` on."""
         waiting = self.held.setdefault(record.id, [])
         text, tokens = "", record.column("token", start)
-        place, forced = record.column("place", start), record.column("forced", start)
+        place, written = record.column("place", start), record.written(start)
         dead = record.column("end", start) - record.column("first", start)
         gists = 0 if record.rules.close is None else int(np.sum(record.rules.close.gist))
         for i, token in enumerate(tokens):
-            if not (forced[i] and place[i] > 1):
+            if written[i]:
                 waiting.append(int(token))
             if place[i] == 1:
                 text += self._flush(waiting) + self.mark(gists, int(dead[i]))

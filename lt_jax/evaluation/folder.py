@@ -12,10 +12,10 @@ from lt_jax.cache.policies import Eviction, published
 from lt_jax.data.problem import Problem
 from lt_jax.data.rows import Prompter, prompter
 from lt_jax.decode import DecodeConfig, Engine, Request
+from lt_jax.decode.admit import check_request
 from lt_jax.decode.control import Rules
 from lt_jax.decode.pieces import TOGETHER
-from lt_jax.decode.record import Record
-from lt_jax.decode.setup import cache_bytes, check, check_request, rules_of
+from lt_jax.decode.setup import cache_bytes, check, rules_of
 from lt_jax.errors import UserError
 from lt_jax.evaluation.run import Contender
 from lt_jax.layout.card import NAME, Card, read_card
@@ -103,7 +103,7 @@ class Writer:
         rules = self.rules(config)
         check(self.scheme, self.model, config, rules)
         for number, prompt in enumerate(prompts):
-            check_request(Record(Request(prompt, max_new), number, rules, 0.0), self.model, config, rules)
+            check_request(Request(prompt, max_new), number, self.model, config, rules)
 
 
 def open_folder(folder: str | Path, method: str | None = None, *, dtype: str = "float32", chat: str | None = None,

@@ -81,11 +81,12 @@ def closing(scheme: Scheme, special: SpecialTokens, tokenize: Callable | None = 
     if scheme.method == "anllm":
         return _columns([(special.gists[0], Role.GIST, True, NEVER, True, True)], 1)
     instruction = list(tokenize(scheme.instruction)) if scheme.instruction else []
-    dies = 1 + len(instruction) + scheme.n_gist
+    dies = 1 + len(instruction) + scheme.gist_tokens
     first = (special.trigger, Role.TRIGGER) if scheme.has_trigger else (ANY, Role.THOUGHT)
     table = [(*first, True, dies, False, False)]
     table += [(token, Role.INSTRUCTION, False, dies, False, False) for token in instruction]
-    table += [(token, Role.GIST, False, NEVER, scheme.see_current, True) for token in special.gists[: scheme.n_gist]]
+    gists = special.gists[: scheme.gist_tokens]
+    table += [(token, Role.GIST, False, NEVER, scheme.current_only, True) for token in gists]
     table += [(special.output, Role.OUTPUT, False, NEVER, False, False)]
     every = scheme.step if scheme.level == "token" else 0
     return _columns(table, dies, replaces_output=scheme.exclude_continue, every=every)

@@ -74,9 +74,9 @@ def write_prompt(writer: Writer, scheme, special, prompt, tokenize) -> None:
         if not compressed:
             continue
         inside = scheme.prefill_compress
-        since = start if inside and scheme.see_current else 0
+        since = start if inside and scheme.current_only else 0
         stop = writer.write(
-            special.gists[: scheme.n_gist], Role.GIST, since=since, gist=writer.new_block() if inside else -1
+            special.gists[: scheme.gist_tokens], Role.GIST, since=since, gist=writer.new_block() if inside else -1
         )
         dying.append((start, stop, len(writer)))
     if not len(writer):

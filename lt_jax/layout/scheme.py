@@ -23,9 +23,10 @@ class Scheme:
             thought, and no trigger or output token is written) or "memento" (written summaries outlive their blocks).
         level: "thought" (a trigger ends a thought) or "token" (every `step` tokens are one; lightthinker only).
         step: tokens of a chunk at token level; 1 at thought level.
-        n_gist: gist tokens of a thought. None means the method's own: 9, or 1 for anllm, or 0 without gists.
+        n_gist: gist tokens of a thought. None means the method's own: 9, or 1 for anllm, or 0 without gists; see
+            `gist_tokens`.
         see_current: a gist sees its own thought and block only, not the prompt nor earlier gists. None means the
-            method's own: True for anllm, else False.
+            method's own: True for anllm, else False; see `current_only`.
         gist_rule: how the tokens of one gist block see each other: "causal", "bidirectional" or "diagonal".
         exclude_continue: an output token dies when the next one is written.
         prompt: prompt compression: None, "tokens" (chunks of `prompt_step`) or "sentences".
@@ -54,13 +55,23 @@ class Scheme:
         _one_of("level", self.level, LEVELS)
         _one_of("gist_rule", self.gist_rule, GIST_RULES)
         _one_of("prompt", self.prompt, PROMPTS)
-        own = {"lightthinker": 9, "anllm": 1}.get(self.method, 0)
-        if self.n_gist is None:
-            object.__setattr__(self, "n_gist", own)
-        if self.see_current is None:
-            object.__setattr__(self, "see_current", self.method == "anllm")
         _check_counts(self)
         _check_method(self)
+
+    @property
+    def gist_tokens(self) -> int:
+        """Gist tokens of a thought: `n_gist`, or what its None stands for."""
+        return {"lightthinker": 9, "anllm": 1}.get(self.method, 0) if self.n_gist is None else self.n_gist
+
+    @property
+    def current_only(self) -> bool:
+        """Whether a gist sees its own thought and block only: `see_current`, or what its None stands for."""
+        return self.method == "anllm" if self.see_current is None else self.see_current
+
+    @property
+    def explicit(self) -> Scheme:
+        """The same scheme with the method's own values written out: two that do the same are equal in this form."""
+        return dataclasses.replace(self, n_gist=self.gist_tokens, see_current=self.current_only)
 
     @property
     def has_gists(self) -> bool:
@@ -84,8 +95,8 @@ def _one_of(name, value, allowed):
 
 
 def _check_counts(scheme):
-    for name in ("step", "n_gist", "prompt_step"):
-        value = getattr(scheme, name)
+    counts = {"step": scheme.step, "n_gist": scheme.gist_tokens, "prompt_step": scheme.prompt_step}
+    for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise UserError(f"scheme.{name} is {value!r}; it must be a whole number, not negative")
     if scheme.level == "thought" and scheme.step != 1:
@@ -101,7 +112,7 @@ def _check_counts(scheme):
 
 def _check_method(scheme):
     method = scheme.method
-    if method == "lightthinker" and scheme.n_gist < 1:
+    if method == "lightthinker" and scheme.gist_tokens < 1:
         raise UserError("scheme.n_gist is 0; lightthinker needs at least 1 gist token a thought")
     if method == "lightthinker":
         return
@@ -115,6 +126,7 @@ def _check_method(scheme):
     }
     if method != "anllm":
         wanted["prompt"] = None
+    given = dataclasses.asdict(scheme) | {"n_gist": scheme.gist_tokens, "see_current": scheme.current_only}
     for name, value in wanted.items():
-        if getattr(scheme, name) != value:
-            raise UserError(f"scheme.{name} is {getattr(scheme, name)!r}; method {method!r} needs {value!r}")
+        if given[name] != value:
+            raise UserError(f"scheme.{name} is {given[name]!r}; method {method!r} needs {value!r}")

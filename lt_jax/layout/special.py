@@ -33,7 +33,7 @@ class SpecialTokens:
         pad: fills a row up; may be `eos` (padding is never trained nor seen).
         trigger: ends a thought (lightthinker, thought level).
         output: `[o]`, follows the gists; the next thought's first token is predicted from it.
-        gists: the gist tokens in order, at least `scheme.n_gist` of them; for anllm the anchor.
+        gists: the gist tokens in order, at least `scheme.gist_tokens` of them; for anllm the anchor.
         memento: (block_start, block_end, summary_start, summary_end).
         ending: text between a thought and its trigger or anchor, in place of the thought's own trailing newlines;
             None leaves the text as it is. A native trigger such as "\\n\\n" is itself the newlines: "".
@@ -53,8 +53,9 @@ class SpecialTokens:
             raise UserError("the token table has no trigger token; lightthinker at level 'thought' needs one")
         if scheme.has_output and self.output is None:
             raise UserError("the token table has no output token [o]; lightthinker needs one")
-        if len(self.gists) < scheme.n_gist:
-            raise UserError(f"the token table has {len(self.gists)} gist tokens; scheme.n_gist is {scheme.n_gist}")
+        if len(self.gists) < scheme.gist_tokens:
+            wanted = scheme.gist_tokens
+            raise UserError(f"the token table has {len(self.gists)} gist tokens; scheme.n_gist is {wanted}")
         if scheme.method == "memento" and self.memento is None:
             raise UserError("the token table has no block and summary markers; memento needs the four of them")
 
@@ -95,7 +96,7 @@ def default_table(
 
     Args:
         tokenizer: a `tokenizers.Tokenizer` or `transformers` fast tokenizer.
-        scheme: a `Scheme`; its method, level and n_gist decide which tokens there are.
+        scheme: a `Scheme`; its method, level and gists decide which tokens there are.
         eos, pad: texts of existing tokens; `pad` is `eos` if None.
         trigger: a native token to end thoughts with, such as "\\n\\n"; None adds `<|splitter|>`. A native trigger takes
             the place of a thought's trailing newlines (`SpecialTokens.ending` is "").
@@ -110,7 +111,7 @@ def default_table(
     if scheme.has_output:
         wanted.append((OUTPUT, "continue to output according to previous content"))
     if scheme.has_gists:
-        wanted += [(GIST.format(i), f"compress output {i}") for i in range(scheme.n_gist)]
+        wanted += [(GIST.format(i), f"compress output {i}") for i in range(scheme.gist_tokens)]
     if scheme.method == "memento":
         wanted += [(text, text[2:-2].replace("_", " ")) for text in MEMENTO]
     eos_id = one_token(tokenizer, eos, "eos")
@@ -122,7 +123,7 @@ def default_table(
         pad=pad_id,
         trigger=ids.get(TRIGGER, native),
         output=ids.get(OUTPUT),
-        gists=tuple(ids[GIST.format(i)] for i in range(scheme.n_gist)),
+        gists=tuple(ids[GIST.format(i)] for i in range(scheme.gist_tokens)),
         memento=tuple(ids[text] for text in MEMENTO) if scheme.method == "memento" else None,
         ending="\n" if native is None else "",
     )

@@ -50,12 +50,13 @@ class DecoderConfig:
 
     Attributes:
         vocab_size: real number of token ids; ids at or above it exist only as padding and get logit -inf.
-        vocab_padded: rows of the embedding, a multiple of 128; 0 means "round `vocab_size` up".
+        vocab_rows: rows of the embedding, a multiple of 128; None means `vocab_size` rounded up, see `vocab_padded`.
         hidden, intermediate, layers, heads, kv_heads, head_dim: sizes; `heads` is a multiple of `kv_heads`.
         rope_theta, rope_scaling: rotary base, and Llama 3 scaling or None.
         qkv_bias: q, k and v have biases (Qwen2). qk_norm: RMS norm of q and k per head (Qwen3).
         tie_embeddings: the head is the embedding transposed.
-        max_positions: length the model was made for; nothing here depends on it.
+        max_positions: length the model was made for. The forward pass does not depend on it; decoding ends a row there
+            and refuses a prompt that leaves no room before it.
         dtype: compute dtype; norms, softmax and logits are float32 whatever it is.
         lora: adapters, or None.
         model_type: Hugging Face family, "qwen2", "qwen3" or "llama".
@@ -69,7 +70,7 @@ class DecoderConfig:
     heads: int
     kv_heads: int
     head_dim: int
-    vocab_padded: int = 0
+    vocab_rows: int | None = None
     rope_theta: float = 10000.0
     rope_scaling: Llama3Scaling | None = None
     norm_eps: float = 1e-6
@@ -83,8 +84,6 @@ class DecoderConfig:
     extra: str = "{}"
 
     def __post_init__(self):
-        if not self.vocab_padded:
-            object.__setattr__(self, "vocab_padded", round_up(self.vocab_size))
         for name in ("vocab_size", "hidden", "intermediate", "layers", "heads", "kv_heads", "head_dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"model config: {name} is {getattr(self, name)}; it must be 1 or more")
@@ -93,11 +92,16 @@ class DecoderConfig:
         if self.head_dim % 2:
             raise UserError(f"model config: head_dim is {self.head_dim}; RoPE needs an even one")
         if self.vocab_padded < self.vocab_size:
-            raise UserError(f"model config: vocab_padded ({self.vocab_padded}) is below vocab_size ({self.vocab_size})")
+            raise UserError(f"model config: vocab_rows ({self.vocab_padded}) is below vocab_size ({self.vocab_size})")
         if self.dtype not in DTYPES:
             raise UserError(f"model config: dtype is {self.dtype!r}; it is one of {', '.join(DTYPES)}")
         if self.lora and self.lora.rows and sum(self.lora.rows) > self.vocab_size:
             raise UserError(f"lora.rows {self.lora.rows} reach past the vocabulary of {self.vocab_size}")
+
+    @property
+    def vocab_padded(self) -> int:
+        """Rows of the embedding: `vocab_rows`, or what its None stands for."""
+        return round_up(self.vocab_size) if self.vocab_rows is None else self.vocab_rows
 
     def replace(self, **changes) -> DecoderConfig:
         """A copy with `changes`."""

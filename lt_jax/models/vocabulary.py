@@ -44,7 +44,7 @@ def grow(
         raise UserError(f"new tokens go up to id {size - 1:,} but id {gap[0]:,} has no row and no description")
     # One [n, V] averaging matrix would be the size of the table; gathering row by row is not.
     mean = lambda table: jnp.stack([table[np.array(parts)].astype(jnp.float32).mean(0) for parts in pieces])
-    config = config.replace(vocab_size=size, vocab_padded=max(config.vocab_padded, round_up(size)))
+    config = config.replace(vocab_size=size, vocab_rows=max(config.vocab_padded, round_up(size)))
     at = np.array(ids)
     out = dict(params)
     rows = mean(params["embed"]).astype(params["embed"].dtype)
