@@ -1,11 +1,12 @@
-# The two commands: `make demo` and `make test`. Everything lives in .venv; PYTHON may name any Python >= 3.11.
+# The two commands: `make demo` and `make test`. Everything lives in .venv; PYTHON may name any Python >= 3.11,
+# and VENV another folder for it: `make test PYTHON=python3.12 VENV=.venv-3.12` leaves .venv alone.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 # A long-lived heap of huge pages: XLA's CPU buffers are otherwise mapped and unmapped at every step.
 MALLOC = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-tpu lint base clean
+.PHONY: demo test test-newest test-tpu transformers4 lint base clean
 
 demo: $(VENV)/installed
 	$(MALLOC) $(BIN)/python launch/demo.py --config=configs/demo.py
@@ -14,9 +15,32 @@ demo: $(VENV)/installed
 REAL = $(HOME)/.cache/lt_jax/qwen2.5-coder-0.5b-instruct/model.safetensors ../shared/tools/real_model.py
 WITHOUT = $(if $(wildcard $(REAL)),not tpu_backend,not tpu_backend and not real_model)
 
-test: $(VENV)/installed-dev
+test: $(VENV)/installed-dev transformers4
 	$(if $(wildcard $(REAL)),,@echo "no real checkpoint here: tests marked real_model are left out")
 	$(MALLOC) $(BIN)/python -m pytest -m "$(WITHOUT)"
+
+# Transformers 4 beside the 5 that we use: what we export must load in both. The rest of what it needs is there.
+transformers4: build/transformers4/installed
+
+build/transformers4/installed: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --upgrade --target build/transformers4 \
+		transformers==4.57.6 tokenizers==0.22.2 huggingface-hub==0.36.2
+	touch $@
+
+# A few tests of every room, for a second Python and so for the other end of the pins: `make test-newest
+# PYTHON=python3.12` gets the newest jax that pyproject.toml allows. All tests of it are `make test` with that PYTHON.
+NEWEST = .venv-newest
+FEW = test_attention.py::test_rows_without_since test_cache.py::test_compact_for_each_layer_and_head \
+	test_pallas_cache.py::test_every_bit_moves_to_its_slot_and_other_rows_stay \
+	test_pallas_decode.py::test_copies_are_as_long_as_the_keys_and_never_race test_decode.py::test_compressed_prompt \
+	test_checkpoint.py::test_a_stopped_run_goes_on_bit_for_bit \
+	test_export.py::test_the_newest_checkpoint_is_what_the_run_exported
+
+test-newest:
+	$(MAKE) --no-print-directory $(NEWEST)/installed VENV=$(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --no-compile pytest
+	$(NEWEST)/bin/python -c "import platform, jax; print('Python', platform.python_version(), 'with jax', jax.__version__)"
+	$(MALLOC) $(NEWEST)/bin/python -m pytest $(addprefix tests/,$(FEW))
 
 # What is compiled for TPUs, with the real compiler and without a TPU. It comes with 137 MB of libtpu, and so apart.
 test-tpu: $(VENV)/installed-dev
@@ -42,4 +66,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(NEWEST) runs build *.egg-info

@@ -61,7 +61,7 @@ class Ours:
 
     def __init__(self, params, model, batch: int, new: int, scheme=None, **options):
         scheme = scheme or Scheme(method="vanilla")
-        gists = tuple(range(model.vocab_size - 20, model.vocab_size - 20 + scheme.n_gist))
+        gists = tuple(range(model.vocab_size - 20, model.vocab_size - 20 + scheme.gist_tokens))
         self.special = SpecialTokens(-1, 0, trigger=model.vocab_size - 1, output=model.vocab_size - 2, gists=gists)
         config = DecodeConfig(rows=batch, capacity=PROMPT + new, **options)
         self.engine = Engine(params, model, scheme, self.special, config)

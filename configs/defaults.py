@@ -1,5 +1,7 @@
 r"""Every setting of a supervised run (launch/train.py) with its default; the other training configs change some.
 
+Not here is what a run fills in from the rest: the gist rule, the new tokens' rows for adapters, the end of the data.
+
 Not meant to be run by itself: it names no model and no data.
 """
 
@@ -23,6 +25,7 @@ def get_config() -> ConfigDict:
         "chat": "own",  # the tokenizer's template; or qwen, llama (as the release has them), plain (none)
         "system": "",
         "prefix": "",
+        "turns": "last",  # answers of a conversation that are trained; or all (vanilla), each (a sample for every one)
         "segment": "",  # paragraph, sentence, chunk (of `maximum` tokens), ready; empty: as in the data, else paragraph
         "minimum": 0,  # least tokens of a thought; shorter ones are joined
         "maximum": 0,  # most, longer ones are cut; 0: no limit
@@ -37,6 +40,7 @@ def get_config() -> ConfigDict:
         "packing": "best_fit",
         "bins": 16,
         "seed": 0,
+        "shuffle": True,
         "threads": 2,
         "prefetch": 2,
     })  # fmt: skip

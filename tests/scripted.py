@@ -60,7 +60,8 @@ def completion(row: Row, scheme: Scheme, number: int = 0) -> Completion:
     closers = [e[0] - 1 if scheme.has_output else e[-1] for e in ends]
     return Completion(
         id=number, prompt=row.tokens[:prompt], tokens=row.tokens[prompt:], forced=forced[prompt:],
-        logp=np.zeros(n - prompt, np.float32), visible=matrix(row, scheme.gist_rule)[prompt:].sum(1),
+        written=~forced[prompt:], logp=np.zeros(n - prompt, np.float32),
+        visible=matrix(row, scheme.gist_rule)[prompt:].sum(1),
         held=held[prompt:], gist=(row.role == Role.GIST)[prompt:], closings=np.array(closers, np.int64) - prompt,
         death=row.death, since=row.since, block=row.gist, finish="eos" if row.role[-1] == Role.EOS else "length",
         seconds=0.5, gist_rule=scheme.gist_rule,

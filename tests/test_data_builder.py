@@ -10,7 +10,8 @@ import textwrap
 import pytest
 
 from lt_jax.data import builder
-from lt_jax.data.traces import Trace
+from lt_jax.data.trace import Trace
+from lt_jax.data.turns import Turn
 from lt_jax.errors import UserError
 
 RECORDS = [
@@ -55,7 +56,7 @@ def test_history_survives(tmp_path):
     path = tmp_path / "chat.jsonl"
     path.write_text(json.dumps({"messages": [*turns, {"role": "assistant", "content": "d"}]}))
     (trace,) = builder.open_prepared(builder.prepare(path, tmp_path / "data"))
-    assert trace == Trace("c", "d", history=(("user", "a"), ("assistant", "b")))
+    assert trace == Trace("c", "d", history=(Turn("user", "a"), Turn("assistant", "b")))
 
 
 def test_a_changed_file_is_rebuilt_and_an_unchanged_one_is_not(traces, tmp_path):

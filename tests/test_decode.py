@@ -3,13 +3,17 @@
 import dataclasses
 import functools
 import itertools
+import weakref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_jax.decode import Completion, DecodeConfig, Engine, Request, Sampling, TextStreamer, control
+from lt_jax.cache.policies import published
+from lt_jax.decode import Completion, DecodeConfig, Engine, Request, Sampling, TextStreamer, control, pieces, weights
+from lt_jax.decode import engine as engine_module
+from lt_jax.decode.record import Record
 from lt_jax.decode.sample import sample
 from lt_jax.errors import UserError
 from lt_jax.layout.build import build_row
@@ -29,6 +33,7 @@ SPECIAL = SpecialTokens(eos=119, pad=118, trigger=117, output=116, gists=(110, 1
 # Added to the logits, so that a random model ends its thoughts, and does not write what only the engine may feed.
 LIKELY = {117: 2.0, 110: -30.0, 111: -30.0, 112: -30.0, 116: -30.0}
 LONGEST = 192
+VANILLA = Scheme(method="vanilla")
 
 
 @functools.cache
@@ -282,17 +287,111 @@ def test_adapters_decode_as_the_merged_export(form, tmp_path):
         np.testing.assert_allclose(a.logp, b.logp, atol=1e-3)
 
 
-def test_finishes(vanilla):
-    long = vanilla.complete([Request([5], 3), Request([5, 6], 500)])
-    assert [c.finish for c in long] in (["length", "capacity"], ["length", "stop"], ["length", "eos"])
-    assert len(long[0].tokens) == 3
-    if long[1].finish == "capacity":
-        assert long[1].held.max() == 40 == len(long[1].row)
-    token = int(long[0].tokens[1])
-    for kind, special in (("stop", SPECIAL), ("eos", dataclasses.replace(SPECIAL, eos=token))):
-        config = DecodeConfig(2, 40, 8, stop=(token,) if kind == "stop" else ())
-        (c,) = Engine(params(), MODEL, Scheme(method="vanilla"), special, config).complete([Request([5], 9)])
-        assert c.finish == kind and c.tokens[-1] == token and len(c.tokens) <= 2
+@pytest.fixture
+def scripted(monkeypatch):
+    """A token for every index of a row, set by the test, in place of sampling."""
+    script = np.full(600, 5, np.int32)
+    say = lambda logits, seed, index, sampling: (jnp.asarray(script)[index], jnp.zeros(index.shape))
+    monkeypatch.setattr(control, "sample", say)
+    return script
+
+
+def scripted_engine(scheme=VANILLA, model=MODEL, eviction=None, **options):
+    config = DecodeConfig(**dict(rows=2, capacity=120, buffer=8, stop=(7,), eviction=eviction) | options)
+    return Engine(params(), model, scheme, SPECIAL, config)
+
+
+def test_finishes(scripted):
+    scripted[[6, 9]] = 7, 119
+    done = scripted_engine(capacity=40).complete(
+        [Request([5] * n, most) for n, most in ((1, 3), (2, 500), (8, 500), (12, 500))]
+    )
+    assert [c.finish for c in done] == ["length", "stop", "eos", "capacity"]
+    assert [c.row.tolist()[c.prompt_length :] for c in done] == [[5] * 3, [5] * 4 + [7], [5, 119], [5] * 28]
+    assert done[3].held.max() == 40 == len(done[3].row)
+
+
+@pytest.mark.parametrize("scheme", [Scheme(method="vanilla"), Scheme(n_gist=3)], ids=["vanilla", "lightthinker"])
+def test_a_row_ends_at_the_last_position_whatever_else_is_asked(scheme, scripted):
+    """With an eviction, without, and with deaths recorded further or not at all; as vLLM's max_model_len."""
+    scripted[[25, 46, 48]] = 117  # closed; would need 5 indices of 50
+    scripted = None if scheme.method == "vanilla" else (25, 46)
+    model, budget = MODEL.replace(max_positions=50), published("knorm", 30, 16)
+    ways = [dict(), dict(eviction=budget), dict(eviction=budget, horizon=300), dict(eviction=budget, horizon=50)]
+    rows = []
+    for options in ways:
+        (c,) = scripted_engine(scheme, model, **options).complete([Request([5] * 20, 500)])
+        assert c.finish == "positions" and len(c.row) == (50 if scripted is None else 47)
+        assert c.compressions == (0 if scripted is None else 1)
+        rows.append(c.row)
+    assert all((row == rows[0]).all() for row in rows)
+    (short,) = scripted_engine(scheme, model, eviction=budget, horizon=40).complete([Request([5] * 20, 500)])
+    assert short.finish == "positions" and len(short.row) == 40
+    for options in ways:  # a prompt that leaves no room for one token
+        with pytest.raises(UserError, match="a prompt of 50 tokens leaves no room for a response within the 50 posit"):
+            scripted_engine(scheme, model, **options).complete([Request([5] * 50, 5)])
+
+
+@pytest.mark.parametrize("form", [None, "plain"])
+def test_logits_that_are_no_numbers_end_their_row_alone(form):
+    """In a prompt, in the middle of a response, and while a thought is closed; nor does the next request notice."""
+    model, scheme = MODEL.replace(tie_embeddings=False), Scheme(n_gist=3)
+    tree = parameters.init(jax.random.key(0), model)
+    config = DecodeConfig(2, 120, 8, Sampling(1.0), max_thought=6, implementation=form)
+    asked = [Request([1, 2, 3], 20, 0), Request([4, 5, 6], 20, 1), Request([10, 11, 12], 20, 2)]
+    whole = Engine(tree, model, scheme, SPECIAL, config).complete(asked)
+    mine, other = set(whole[1].tokens[1:6]), set(whole[0].tokens) | set(whole[2].tokens) | {*range(13), 99}
+    bad = int(min(mine - other))  # of the second row alone
+    at = int(np.flatnonzero(whole[1].tokens == bad)[0])
+    spoilt = tree | {"embed": tree["embed"].at[jnp.asarray([bad, 99])].set(jnp.nan)}
+    engine = Engine(spoilt, model, scheme, SPECIAL, config)
+    done = engine.complete([*asked[:2], Request([1, 99, 1], 20), *asked[2:], asked[0]])
+    assert [c.finish for c in done] == [whole[0].finish, "nan", "nan", whole[2].finish, whole[0].finish]
+    np.testing.assert_array_equal(done[1].tokens, whole[1].tokens[: at + 1])
+    assert len(done[2].tokens) == 0 and done[2].held.max(initial=0) == 0 and done[2].prompt_held == 3
+    for a, b in zip((done[0], done[3], done[4]), (whole[0], whole[2], whole[0]), strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+    spoilt = tree | {"embed": tree["embed"].at[111].set(jnp.inf)}  # a gist
+    for c in Engine(spoilt, model, scheme, SPECIAL, config).complete(asked[:2]):
+        assert c.finish == "nan" and c.compressions == 1 and c.closings[0] + 5 == len(c.tokens)
+
+
+def test_new_weights_take_the_place_of_the_old(vanilla, monkeypatch):
+    """While they are made, the engine holds none: two copies with the caller's, not three."""
+    old, seen = [weakref.ref(x) for x in jax.tree.leaves(vanilla.weights)], []
+    own = [ref for ref in old if not any(ref() is x for x in jax.tree.leaves(params()))]
+    assert own
+
+    def making(*arguments):
+        seen.append([ref() for ref in own])
+        return weights.prepare(*arguments)
+
+    monkeypatch.setattr(engine_module, "prepare", making)
+    vanilla.load(params())
+    assert seen == [[None] * len(own)]
+
+
+@pytest.mark.parametrize("length", [520, 1030])
+def test_no_pass_of_a_prompt_is_larger_than_allowed(length):
+    cut = pieces.pieces(Record(Request([1] * length), 0, None, 0.0).prompt_row, 4096, DecodeConfig())
+    groups = pieces.alike(dict.fromkeys(range(33), cut))
+    assert sorted(sum(groups, [])) == list(range(33))
+    assert max(len(group) for group in groups) * max(p.padded for p in cut) <= pieces.TOGETHER
+    short = pieces.pieces(Record(Request([1] * 16), 0, None, 0.0).prompt_row, 4096, DecodeConfig())
+    assert [len(g) for g in pieces.alike(dict.fromkeys(range(33), short))] == [32, 1] and pieces.group_size(short) == 32
+
+
+def test_replaced_configs_derive_anew():
+    config = DecodeConfig(rows=64)
+    assert (config.closing_rows, config.evicting_rows, config.most_keys) == (4, 8, 4096)
+    small = dataclasses.replace(config, rows=2, capacity=100)
+    assert (small.closing_rows, small.evicting_rows, small.most_keys) == (1, 1, 100)
+    cut = dataclasses.replace(small, eviction=published("full", 64, 16), horizon=20)
+    assert (cut.most_keys, cut.evicts, cut.recorded) == (80, None, 0)
+    assert dataclasses.replace(cut, eviction=None, horizon=0) == small
+    cut = dataclasses.replace(cut, eviction=published("rkv", 32, 16))
+    assert (cut.most_keys, cut.evicts.policy, cut.recorded) == (48, "rkv", 20)
+    assert MODEL.vocab_padded == 128 and MODEL.replace(vocab_size=500).vocab_padded == 512
 
 
 def test_the_callers_leave_is_no_harm(vanilla):
@@ -334,6 +433,18 @@ def test_streaming_marks_gists():
     assert text.count("[2 gists for 4 keys]") == c.compressions == 2
     assert text.replace("\n[2 gists for 4 keys]\n", "") == "".join(f"<{t}>" for t in written)
     assert len(blocks) > 1 and sum(blocks) == len(c.tokens)
+
+
+def test_streamed_and_returned_text_are_the_same():
+    """Where thoughts are ended by force with a token that is text, such as two line ends, and at a row's very end."""
+    for scheme, most in ((Scheme(n_gist=2), 9), (Scheme(n_gist=2), 8), (Scheme("memento"), 9)):
+        engine = Engine(params(), MODEL, scheme, SPECIAL, DecodeConfig(1, 120, 4, max_thought=3))
+        out = []
+        streamer = TextStreamer(lambda ids: "".join(f"<{i}>" for i in ids), out.append, mark=lambda gists, keys: "")
+        (c,) = engine.run([Request([1, 2, 3], most)], streamer)
+        assert "".join(out) == "".join(f"<{t}>" for t in c.tokens[c.written])
+        assert scheme.method == "memento" or (c.forced & c.written).sum() >= 2, "ended by force"
+        assert not (c.gist & c.written).any() and (c.written | c.forced).all()
 
 
 @pytest.mark.parametrize(

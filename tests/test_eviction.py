@@ -11,6 +11,7 @@ import pytest
 from lt_jax.cache.policies import POLICIES, Eviction, pyramid
 from lt_jax.decode import DecodeConfig, Engine, Request, control
 from lt_jax.errors import UserError
+from lt_jax.evaluation import metrics
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
 from lt_jax.lifetimes import NEVER, Lifetimes
@@ -144,6 +145,13 @@ def test_shared_choices_replay(share):
         check_replay(c)
 
 
+def _seen(c) -> np.ndarray:
+    """[N]: keys that each token of the response saw, the mean over layers and heads of the recorded deaths."""
+    index = np.arange(len(c.row))
+    alive = (index <= index[:, None]) & (np.minimum(c.evicted, c.death)[:, :, None] > index[:, None])
+    return alive.sum(-1).mean((0, 1))[c.prompt_length :]
+
+
 @pytest.mark.parametrize("order", ["birth", "reference"])
 def test_pyramid_and_the_order_of_the_release_replay(order):
     budgets = pyramid(3, 24, beta=2, least=8)
@@ -157,6 +165,14 @@ def test_pyramid_and_the_order_of_the_release_replay(order):
             for end in ends:  # just before and after each eviction
                 held = lambda at, died=died: int((died[: int(at)] > at).sum())
                 assert held(end) == budgets[layer] and held(end - 1) <= budgets[layer] + 8
+        seen = _seen(c)
+        np.testing.assert_allclose(c.visible, seen, rtol=1e-12)
+        np.testing.assert_allclose(c.held, seen, rtol=1e-12)
+        assert (c.visible < c.visible.max()).any() and c.held.max() == np.mean(budgets) + 8 == 32, "not the largest"
+        assert metrics.count(c).dependency == round(seen.sum())
+    long = Request(np.random.default_rng(0).integers(0, 100, 90), 3)
+    (c,) = engine(how("rkv", budget=budgets, order=order)).complete([long])
+    assert 24 < c.prompt_held <= 32, "the mean over layers: the largest alone holds 38 + 8"
     if order == "reference":
         plain = engine(how("rkv", budget=budgets)).complete(requests(3))
         assert any(not np.array_equal(a.evicted, b.evicted) for a, b in zip(found, plain, strict=True))
@@ -169,6 +185,7 @@ def test_lightthinker_composes_with_a_policy():
         check_replay(c)
         gist = np.flatnonzero(c.gist) + c.prompt_length
         assert (c.evicted[..., gist] == NEVER).all(), "gists are protected"
+        np.testing.assert_allclose(c.visible, _seen(c), rtol=1e-12)
     assert max(c.compressions for c in found) >= 3 and any((c.evicted < NEVER).any() for c in found)
 
 
@@ -308,7 +325,7 @@ def test_bad_input_is_one_line_before_anything_compiles():
         with pytest.raises(UserError, match=line):
             wrong()
     short = Engine(params(), MODEL.replace(max_positions=16), VANILLA, SPECIAL, DecodeConfig(eviction=how("rkv")))
-    with pytest.raises(UserError, match="longer than the 16 positions"):
+    with pytest.raises(UserError, match="no room for a response within the 16 positions"):
         short.complete([Request(range(30), 5)])
 
 

@@ -14,10 +14,10 @@ from safetensors import numpy as library
 
 from lt_jax.errors import UserError
 from lt_jax.models import huggingface, params, safetensors
-from lt_jax.models.config import Llama3Scaling, LoraConfig
+from lt_jax.models.config import Llama3Scaling, LoraConfig, YarnScaling
 from lt_jax.models.presets import PRESETS
 
-CONFIG = PRESETS["tiny"].replace(vocab_size=200, vocab_padded=256, tie_embeddings=False)
+CONFIG = PRESETS["tiny"].replace(vocab_size=200, vocab_rows=256, tie_embeddings=False)
 
 
 def make(config=CONFIG, dtype=jnp.float32, seed=0):
@@ -122,9 +122,49 @@ def test_config_is_read_in_the_forms_of_transformers_4_and_5(tmp_path):
         assert "rope_parameters" in new
         again = huggingface.from_hf(new)
         assert again.replace(extra="{}") == config
-        out = huggingface.to_hf(again, "bfloat16")
-        assert out["rope_parameters"] == new["rope_parameters"] and "rope_theta" not in out
+        for out in (raw, huggingface.to_hf(again, "bfloat16")):  # both forms, whichever it came in
+            assert out["rope_parameters"] == new["rope_parameters"] and out["dtype"] == out["torch_dtype"] == "bfloat16"
+            assert out["rope_theta"] == config.rope_theta and bool(out["rope_scaling"]) == bool(config.rope_scaling)
+            assert (out["rope_scaling"] or {}).items() <= out["rope_parameters"].items()
     assert PRESETS["llama-3.2-1b"].rope_scaling == Llama3Scaling(32.0, 1.0, 4.0, 8192)
+
+
+def read_rope(**said):
+    """Base, scaling and length of a tiny config.json that says this of RoPE."""
+    raw = {key: value for key, value in huggingface.to_hf(CONFIG, "float32").items() if not key.startswith("rope")}
+    config = huggingface.from_hf(raw | {"max_position_embeddings": 64} | said)
+    return config.rope_theta, config.rope_scaling, config.max_positions
+
+
+def test_rope_is_found_in_every_place_it_is_written():
+    """Nested for each type of layers too, as transformers 5 does it, as long as all are the same."""
+    yarn = YarnScaling(4.0, 64)
+    assert read_rope() == (1e4, None, 64)
+    assert read_rope(rope_parameters=BASE) == read_rope(rope_theta=1e6) == (1e6, None, 64)
+    assert read_rope(rope_parameters={"full_attention": BASE}) == (1e6, None, 64)
+    assert read_rope(rope_parameters={"full_attention": YARN | {"rope_theta": 1e6}}) == (1e6, yarn, 256)
+    both = {"full_attention": {"rope_type": "default"}, "sliding_attention": BASE, "rope_theta": 1e6}
+    assert read_rope(rope_parameters=both, rope_scaling=None) == (1e6, None, 64)
+    assert read_rope(rope_theta=1e6, rope_scaling=YARN) == (1e6, yarn, 256)
+    old = {"type": "yarn", "factor": 4}  # without the original length it is max_position_embeddings
+    assert read_rope(rope_scaling=old, rope_theta=1e6, rope_parameters=YARN | {"rope_theta": 1e6}) == (1e6, yarn, 256)
+    assert read_rope(rope_scaling=YARN, max_position_embeddings=1000) == (1e4, yarn, 1000)
+
+
+def test_yarn_goes_through_an_export_with_all_it_came_with(caplog):
+    """R1-0528-Qwen3-8B has a key that transformers does not use, and says so, and neither do we."""
+    full = {"attention_factor": 0.9, "beta_fast": 16.0, "beta_slow": 2.0, "mscale": 0.7, "mscale_all_dim": 0.3}
+    for said in (YARN | {"attn_factor": 0.8782488562869419}, YARN | full | {"truncate": False}):
+        raw = huggingface.to_hf(CONFIG, "float32") | {"rope_scaling": said}
+        del raw["rope_parameters"]
+        config = huggingface.from_hf(raw)
+        out = huggingface.to_hf(config, "float32")
+        assert out["rope_scaling"] == said and out["rope_parameters"] == said | {"rope_theta": 1e4}
+        again = huggingface.from_hf(json.loads(json.dumps(out)))
+        assert again.replace(extra="{}") == config.replace(extra="{}")
+    assert again.rope_scaling == YarnScaling(4.0, 64, *full.values(), truncate=False)
+    said = "config.json: attn_factor = 0.8782488562869419 of yarn rope is not used, as in transformers"
+    assert [record.message for record in caplog.records] == [said]
 
 
 def edit(folder, **changes):
@@ -142,6 +182,8 @@ def truncate(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+BASE = {"rope_type": "default", "rope_theta": 1e6}
 Q0 = "model.layers.0.self_attn.q_proj.weight"
 BAD = {
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: no such file"),
@@ -166,7 +208,53 @@ BAD = {
                                         "high_freq_factor": 4, "original_max_position_embeddings": 8192}),
         "factor is '8'; it must be a number above 0",
     ),
-    "rope": (lambda f: edit(f, rope_scaling={"rope_type": "yarn"}), "rope scaling 'yarn' is not supported"),
+    "rope": (
+        lambda f: edit(f, rope_scaling={"rope_type": "dynamic"}),
+        "rope scaling 'dynamic' is not supported; supported are default, llama3, yarn",
+    ),
+    "rope linear": (lambda f: edit(f, rope_scaling={"type": "linear"}), "rope scaling 'linear' is not supported"),
+    "rope longrope": (lambda f: edit(f, rope_parameters={"rope_type": "longrope"}), "'longrope' is not supported"),
+    "rope kind": (lambda f: edit(f, rope_scaling={"rope_type": ["yarn"]}), "rope scaling ['yarn'] is not supported"),
+    "yarn rope": (lambda f: edit(f, rope_scaling={"rope_type": "yarn"}), "yarn rope scaling has no factor"),
+    "yarn factor": (lambda f: edit(f, rope_scaling=YARN | {"beta_fast": "32"}), "beta_fast is '32'; it must be a numb"),
+    "yarn truncate": (lambda f: edit(f, rope_scaling=YARN | {"truncate": 1}), "truncate is 1; it must be true or"),
+    "two scalings": (
+        lambda f: edit(f, rope_scaling=YARN),
+        "rope_parameters and rope_scaling name different RoPE; transformers 4 and 5 would differ too",
+    ),
+    "two bases": (lambda f: edit(f, rope_theta=5e5), "rope_parameters.rope_theta and rope_theta name different RoPE"),
+    "two lengths": (
+        lambda f: edit(f, rope_parameters=YARN, rope_theta="absent", original_max_position_embeddings=128),
+        "original_max_position_embeddings is 128, and 64 for RoPE's scaling; they must be the same",
+    ),
+    "rope of layers": (
+        lambda f: edit(f, rope_parameters={"full_attention": BASE, "sliding_attention": BASE | {"rope_theta": 1e4}}),
+        "rope_parameters differs between full_attention and sliding_attention; supported is one RoPE for all layers",
+    ),
+    "rotated part": (lambda f: edit(f, partial_rotary_factor=0.5), "partial_rotary_factor = 0.5 is not supported"),
+    "rotated part of rope": (
+        lambda f: edit(f, rope_parameters=BASE | {"partial_rotary_factor": 0.5}, rope_theta="absent"),
+        "rope_parameters.partial_rotary_factor = 0.5 is not supported",
+    ),
+    "layers that slide": (
+        lambda f: edit(f, layer_types=["full_attention", "sliding_attention"]),
+        "layer_types = ['full_attention', 'sliding_attention'] is not supported",
+    ),
+    "layer types are a number": (lambda f: edit(f, layer_types=2), "layer_types = 2 is not supported"),
+    "attention bias": (lambda f: edit(f, attention_bias=True), "attention_bias = True is not supported"),
+    "MLP bias": (lambda f: edit(f, mlp_bias=True), "mlp_bias = True is not supported"),
+    "both directions": (lambda f: edit(f, is_causal=False), "is_causal = False is not supported"),
+    "quantized": (lambda f: edit(f, quantization_config={"bits": 4}), "quantization_config = {'bits': 4} is not supp"),
+    "layers of their own": (lambda f: edit(f, per_layer_config={"0": {"a": 1}}), "per_layer_config = {'0'"),
+    "end is text": (
+        lambda f: (f / "generation_config.json").write_text('{"eos_token_id": "<|im_end|>"}'),
+        "generation_config.json: eos_token_id is '<|im_end|>'; it must be the id of a token, or a list of ids",
+    ),
+    "end of the config is text": (lambda f: edit(f, eos_token_id=[1, "2"]), "config.json: eos_token_id is [1, '2'];"),
+    "end below 0": (lambda f: edit(f, eos_token_id=-1), "config.json: eos_token_id is -1; it must be the id"),
+    "generation no JSON": (
+        lambda f: (f / "generation_config.json").write_text("[]"), "generation_config.json: not a JSON object",
+    ),
     "llama3 rope": (lambda f: edit(f, rope_scaling={"rope_type": "llama3"}), "llama3 rope scaling has no factor"),
     "activation": (lambda f: edit(f, hidden_act="gelu"), "hidden_act = 'gelu' is not supported"),
     "sliding": (lambda f: edit(f, use_sliding_window=True), "use_sliding_window = True is not supported"),

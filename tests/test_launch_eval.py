@@ -1,10 +1,13 @@
 """generate, evaluate and what they say to bad input, with a random tiny model in an exported folder."""
 
+import dataclasses
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from lt_jax.data import answers
 from lt_jax.data.problem import Problem
 from lt_jax.decode import DecodeConfig, Request
 from lt_jax.errors import UserError
-from lt_jax.evaluation import generate, job, pictures, results, suites
+from lt_jax.evaluation import generate, job, notices, pictures, progress, report, results, suites, table
 from lt_jax.evaluation.folder import contender, open_folder, question, warm_up
 from lt_jax.evaluation.run import evaluate
 from lt_jax.evaluation.suites import Suite
@@ -234,12 +237,128 @@ def test_job_writes_everything(folder, tmp_path, capsys):
     assert not (tmp_path / "no").exists()
 
 
+def test_what_ran_is_kept_when_a_contender_fails(folder, tmp_path, monkeypatch, capsys):
+    """The third of four dies while it decodes: two are in the files, which say what is missing."""
+    names, real = ["vanilla", "lightthinker", "again", "last"], job.contender
+    each = {name: job.ContenderConfig(str(folder), "vanilla") for name in names}
+    suite = job.SuiteConfig(embedded=2, steps=(4, 5), families=("gcd",))
+
+    def failing(name, *given, **more):
+        made = real(name, *given, **more)
+        return dataclasses.replace(made, complete=broken) if name == "again" else made
+
+    def broken(prompts):
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(job, "contender", failing)
+    config = job.EvalConfig(suite, each, str(tmp_path), rows=2, capacity=256, buffer=8, max_new=4)
+    with pytest.raises(MemoryError):
+        job.run(config)
+    found = results.load(tmp_path / "results.json")
+    assert [m.name for m in found.methods] == names[:2] and found.missing == names[2:]
+    for name, words in (("table.txt", "incomplete, not run when this was written: again, last"),
+                        ("report.html", "Incomplete, not run when this was written: again, last")):  # fmt: skip
+        assert words in (tmp_path / name).read_text()
+    monkeypatch.setattr(job, "contender", real)
+    assert job.run(config).missing == [] and "incomplete" not in (tmp_path / "table.txt").read_text()
+
+
+def test_where_rows_end_does_not_depend_on_what_the_report_keeps(folder, tmp_path):
+    short = tmp_path / "short"
+    shutil.copytree(folder, short)
+    sizes = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(sizes | {"max_position_embeddings": 150}))
+    how = {"policy": "knorm", "budget": 64, "buffer": 16}
+    each = {"budget": job.ContenderConfig(str(short), "vanilla", eviction=how)}
+    suite = job.SuiteConfig(embedded=2, steps=(4, 5), families=("gcd",))
+    ends = []
+    for samples in (0, 1):
+        config = job.EvalConfig(suite, each, str(tmp_path / "out"), rows=2, buffer=8, max_new=300, samples=samples)
+        ends.append([(r.finish, r.text) for r in job.run(config).methods[0].records])
+    assert ends[0] == ends[1] and {finish for finish, _ in ends[0]} <= {"positions", "eos"}
+    assert any(finish == "positions" for finish, _ in ends[0])
+
+
+def test_an_answer_that_reaches_the_last_position_is_told_of(folder, capsys):
+    writer, lines, out = open_folder(folder), [], []
+    writer = dataclasses.replace(writer, model=writer.model.replace(max_positions=30))
+    asked = [("Sum 1)+006", ""), ("1", "")]
+    done = generate.generate(writer, asked, max_new=20, write=out.append, warn=lines.append)
+    late = sum(each.prompt_length + 20 > 30 for each in done)
+    assert late and len(lines) == 1
+    assert lines[0].startswith(f"warning: {late} of 2 prompts and max_new (20) together are longer than the 30 posit")
+    assert "positions" in {each.finish for each in done} and "made for no more positions" in "".join(out)
+    with pytest.raises(UserError, match="request 0: a prompt of .* leaves no room for a response within the 5 posi"):
+        generate.generate(dataclasses.replace(writer, model=writer.model.replace(max_positions=5)), asked)
+    assert notices.beyond([5, 9], 20, 29) == ""
+
+
+def test_logits_that_are_no_numbers_are_told_of(folder, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    tree, model = huggingface.load(broken)
+    tree["final_norm"] = tree["final_norm"] * np.nan
+    writer = dataclasses.replace(open_folder(folder), params=tree, model=model)
+    lines = []
+    (done,) = generate.generate(writer, [("1", "")], max_new=5, warn=lines.append)
+    assert done.finish == "nan" and len(done.tokens) == 0
+    assert lines[0].startswith("warning: 1 of 1 answers ended where the model's logits were NaN or infinite")
+    problems = Suite("one", (Problem("1", "1"),))
+    found = evaluate([contender("bad", writer, DecodeConfig(rows=1, capacity=64), max_new=5)], problems)
+    assert [r.finish for r in found.methods[0].records] == ["nan"]
+    assert "unfinished (cut off: logits NaN or infinite): bad 1" in table.table(found)
+    assert "nan" not in report.page(found).split("<script")[0].lower().replace("logits nan", "")
+
+
+def test_progress_is_there_at_once_and_once_for_each_contender(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("lt_jax.evaluation.progress.time.monotonic", lambda: now[0])
+    file = io.StringIO()
+    shown = progress.ProgressLine(file, every=3600)
+    with shown.contender("rkv", 40):
+        assert file.getvalue() == "rkv: loading and compiling\n"
+        now[0] = 48.0
+        assert shown.text(now[0]) == "rkv: loading and compiling, 48 s so far"
+        shown.answered(0)
+        now[0] = 78.0
+        shown.answered(1)
+        for done in range(2, 41):
+            now[0] += 1
+            shown.answered(done)
+    lines = file.getvalue().splitlines()
+    assert lines[1] == "rkv: 0 of 40 problems" and lines[2] == "rkv: 4 of 40 problems, 33 s so far, about 297 s left"
+    assert lines[-1] == "rkv: 40 of 40 problems in 69 s, after 48 s of loading and compiling"
+    assert len(lines) == 2 + 10 and not any(" 0 s" in line for line in lines)
+    file = io.StringIO()
+    with progress.ProgressLine(file, every=0.01).contender("slow", 2):
+        threading.Event().wait(0.2)
+    assert len(file.getvalue().splitlines()) > 2, "nothing is answered, and still something is shown"
+
+
+def test_compiling_has_a_clock_of_its_own_and_the_cache_of_a_row_its_need(folder):
+    writer = open_folder(folder)
+    config = DecodeConfig(rows=2, capacity=1000, buffer=8)
+    problems = Suite("two", (Problem("Sum 1)+006", "1"), Problem("1", "1")))
+    found = evaluate([contender("vanilla", writer, config, max_new=6)], problems).methods[0]
+    assert found.compile_seconds > 0
+    peak, model = max(r.counts.peak for r in found.records), writer.model
+    slot = 2 * 4 * model.layers * model.kv_heads * model.head_dim + 8  # keys, values, birth and death
+    assert found.cache_used == pytest.approx(peak * slot, abs=8)
+    assert found.cache_bytes == pytest.approx(1024 * slot, abs=8)
+
+
 def test_generate_streams_with_gists_marked(folder):
     writer, out = open_folder(folder), []
     done = generate.generate(writer, [("Sum 1)+006", "")], max_new=24, max_thought=9, write=out.append)
     text = "".join(out)
     assert text.count("[2 gists for 10 keys]") == done[0].compressions > 0
     assert "cut off at max_new" in text
+    size = done[0].prompt_length
+    assert f"\n-- {size} tokens of prompt and 24 of answer, " in text
+    out.clear()
+    both = generate.generate(writer, [("Sum 1)+006", ""), ("1", "")], max_new=8, write=out.append)
+    for each in both:
+        assert f"\n[{each.id}] -- {each.prompt_length} tokens of prompt and 8 of answer, " in "".join(out)
     line = json.loads(generate.as_jsonl(writer, [("Sum 1)+006", "")], done))
     assert line["question"] == "Sum 1)+006" and line["compressions"] == done[0].compressions
 
@@ -321,9 +440,10 @@ def test_policies_run_beside_the_baseline(tmp_path):
     assert not out.returncode, out.stderr[-2000:]
     lines = [line.split() for line in out.stdout.splitlines()]
     peaks = {line[0]: int(line[3]) for line in lines if line and line[0] in ("vanilla", "rkv", "streaming")
-             and line[-1] != "MB:" and len(line) > 6 and line[1][0].isdigit()}  # fmt: skip
+             and len(line) > 6 and line[2].startswith("(")}  # fmt: skip
     assert peaks["rkv"] == peaks["streaming"] == 96 < peaks["vanilla"]
-    assert "cache of one row, MB: vanilla" in out.stdout
+    assert "cache of one row, MB, most used (allocated): vanilla" in out.stdout
+    assert "loading and compiling before that time, s: vanilla" in out.stdout
     saved = json.loads((tmp_path / "results.json").read_text())
     assert [m["name"] for m in saved["methods"]] == ["vanilla", "rkv", "streaming"]
     assert saved["methods"][1]["cache_bytes"] < saved["methods"][0]["cache_bytes"] / 10

@@ -24,6 +24,7 @@ from lt_jax.models import huggingface
 from lt_jax.models.config import LoraConfig
 from lt_jax.training import export
 from lt_jax.training import sft as sft_module
+from lt_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
 from lt_jax.training.sft import SftConfig, SourceConfig, TokensConfig, new_rows, sft
 from tests.tiny_folder import make
 from tests.training_tools import config
@@ -262,3 +263,14 @@ def test_the_command_trains_and_exports(base, traces, tmp_path):
     assert "step 2/2  loss" in done.stderr and "exported to" in done.stdout
     assert json.loads((tmp_path / "run" / "final" / "lt_jax.json").read_text())["chat"] == "own"
     assert json.loads((tmp_path / "run" / "config.json").read_text())["lora"]["rank"] == 2
+
+
+def test_the_defaults_name_every_setting():
+    given = importlib.import_module("configs.defaults").get_config()
+    of = {"batches": PipelineConfig, "scheme": Scheme, "tokens": TokensConfig, "train": TrainConfig,
+          "optim": OptimizerConfig, "mesh": MeshConfig, "lora": LoraConfig, "data": SourceConfig}  # fmt: skip
+    filled_in = {"train.gist_rule", "lora.rows", "batches.epochs"}  # from the rest of the run
+    elsewhere = {"train.optim", "train.mesh", "data.paths"}
+    fields = {f"{group}.{field.name}" for group, kind in of.items() for field in dataclasses.fields(kind)}
+    keys = {f"{group}.{key}" for group in of for key in given[group]}
+    assert fields - keys <= filled_in | elsewhere and keys - fields <= {"data.path", "train.epochs"}

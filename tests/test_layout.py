@@ -37,7 +37,7 @@ def mask_of(row, scheme):
 
 def prompt_table(scheme):
     """T template or whole prompt, A a chunk, P its gists; written out by hand for CHAT."""
-    n = scheme.n_gist
+    n = scheme.gist_tokens
     if scheme.prompt is None:
         return [("T", -1, len(CHAT.text))]
     if scheme.prompt == "tokens":
@@ -60,7 +60,7 @@ def response_table(scheme, lengths):
     table = []
     for block, length in enumerate(lengths):
         table += [("S", block, length + scheme.has_trigger), ("I", block, len(scheme.instruction))]
-        table += [("C", block, scheme.n_gist), ("O", block, int(scheme.has_output))]
+        table += [("C", block, scheme.gist_tokens), ("O", block, int(scheme.has_output))]
     return [*table, ("E", -1, 1)]
 
 
@@ -306,9 +306,11 @@ def test_closing_of_vanilla_and_of_the_token_level():
 
 
 def test_scheme_fills_in_the_methods_own_values():
-    assert (Scheme().n_gist, Scheme().see_current) == (9, False)
-    assert (Scheme("anllm").n_gist, Scheme("anllm").see_current) == (1, True)
-    assert Scheme("vanilla").n_gist == 0 == Scheme("memento").n_gist
+    own = lambda scheme: (scheme.gist_tokens, scheme.current_only)
+    assert (own(Scheme()), own(Scheme("anllm"))) == ((9, False), (1, True))
+    assert own(Scheme("vanilla")) == (0, False) == own(Scheme("memento"))
+    assert own(dataclasses.replace(Scheme(), method="anllm")) == (1, True), "what follows from a method is not kept"
+    assert Scheme("anllm").explicit == Scheme("anllm", n_gist=1, see_current=True)
 
 
 @pytest.mark.parametrize(

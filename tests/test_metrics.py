@@ -27,8 +27,8 @@ def budgeted(prompt, seen):
     seen = np.asarray(seen, np.int32)
     n, blank = len(seen), np.zeros(prompt + len(seen), np.int32)
     nothing = np.zeros(n, bool)
-    return Completion(0, blank[:prompt], blank[prompt:], nothing, np.zeros(n, np.float32), seen, seen, nothing,
-                      np.zeros(0, int), blank, blank, blank, "eos", 1.0)  # fmt: skip
+    return Completion(0, blank[:prompt], blank[prompt:], nothing, ~nothing, np.zeros(n, np.float32), seen, seen,
+                      nothing, np.zeros(0, int), blank, blank, blank, "eos", 1.0)  # fmt: skip
 
 
 @pytest.mark.parametrize("prompt, out", [(300, 200), (7, 1), (1, 50)])

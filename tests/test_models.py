@@ -18,17 +18,26 @@ from lt_jax.errors import UserError
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
 from lt_jax.lifetimes import NEVER, Lifetimes
-from lt_jax.models import decoder, huggingface, lora, params
-from lt_jax.models.config import DecoderConfig, Llama3Scaling, LoraConfig
+from lt_jax.models import decoder, huggingface, lora, params, rope
+from lt_jax.models.config import DecoderConfig, Llama3Scaling, LoraConfig, YarnScaling
 from lt_jax.models.presets import PRESETS
 
 TINY = PRESETS["tiny"]
 SIZES = dict(vocab_size=200, hidden=48, intermediate=80, layers=2, heads=6, kv_heads=2, head_dim=8, rope_theta=1e4)
+WIDER = {**SIZES, "head_dim": 16}
 FAMILIES = {
     "qwen2": DecoderConfig(**SIZES, model_type="qwen2", qkv_bias=True),
     "qwen2 untied": DecoderConfig(**SIZES, model_type="qwen2", qkv_bias=True, tie_embeddings=False),
     "qwen3": DecoderConfig(**{**SIZES, "head_dim": 16}, model_type="qwen3", qk_norm=True, tie_embeddings=False),
     "llama": DecoderConfig(**SIZES, model_type="llama", rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 128), norm_eps=1e-5),
+    # 150 tokens are more than the original length, and more than the factor makes of it
+    "qwen3 yarn": DecoderConfig(**WIDER, model_type="qwen3", qk_norm=True, rope_scaling=YarnScaling(4.0, 32)),
+    "qwen2 yarn": DecoderConfig(
+        **WIDER, model_type="qwen2", qkv_bias=True, rope_scaling=YarnScaling(2.0, 64, 0.9, 16.0, 2.0, truncate=False)
+    ),
+    "llama yarn": DecoderConfig(
+        **WIDER, model_type="llama", rope_scaling=YarnScaling(8.0, 16, mscale=1.0, mscale_all_dim=0.3)
+    ),
 }
 
 
@@ -65,6 +74,23 @@ def test_logits_are_those_of_transformers(family, tmp_path):
     got = run(tree, config, tokens)
     assert np.ptp(want) > 5
     np.testing.assert_allclose(got[..., : config.vocab_size], want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("attention_factor, truncate", [(None, True), (0.8, False)])
+def test_yarn_of_published_sizes_is_that_of_transformers(attention_factor, truncate):
+    """Qwen2.5 and Qwen3 with 131,072 positions, and R1-0528-Qwen3-8B: frequencies and the factor of cos and sin."""
+    pytest.importorskip("torch")
+    from transformers import Qwen3Config
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = YarnScaling(4.0, 32768, attention_factor, truncate=truncate)
+    config = PRESETS["qwen3-8b"].replace(rope_scaling=scaling, max_positions=131_072)
+    theirs = Qwen3Config.from_dict(huggingface.to_hf(config, "bfloat16"))
+    want, factor = ROPE_INIT_FUNCTIONS["yarn"](theirs)
+    np.testing.assert_allclose(rope.frequencies(config), want.numpy(), rtol=1e-6)
+    plain = rope.frequencies(config.replace(rope_scaling=None))
+    assert 10 < (rope.frequencies(config) == plain).sum() < 50  # some are kept, some slowed
+    assert rope.attention_factor(config) == factor != 1
 
 
 @pytest.mark.real_model
@@ -209,7 +235,7 @@ def test_padding_is_never_predicted():
         (dict(head_dim=15), "RoPE needs an even one"),
         (dict(dtype="int8"), "dtype is 'int8'"),
         (dict(layers=0), "layers is 0"),
-        (dict(vocab_padded=128), "vocab_padded (128) is below vocab_size (256)"),
+        (dict(vocab_rows=128), "vocab_rows (128) is below vocab_size (256)"),
         (dict(lora=LoraConfig(rows=(250, 10))), "reach past the vocabulary"),
     ],
 )

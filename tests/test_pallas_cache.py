@@ -65,6 +65,8 @@ def test_every_bit_moves_to_its_slot_and_other_rows_stay(dtype, each, slots, row
     for new, plain, old in zip(got, want, (k, v), strict=True):
         assert new.dtype == old.dtype
         new, plain, old = map(bits, (new, plain, old))
+        place = np.broadcast_to(order, must.shape)[..., None]
+        np.testing.assert_array_equal(plain[:, who], np.take_along_axis(old[:, who], place, 3), err_msg="plain")
         np.testing.assert_array_equal(new[:, who][must], plain[:, who][must])
         others = [row for row in range(B) if row not in who]
         np.testing.assert_array_equal(new[:, others], old[:, others])

@@ -146,7 +146,7 @@ def test_copies_are_as_long_as_the_keys_and_never_race(imitation, how):
     want = np.broadcast_to(-(-np.asarray(lengths) // granule) * granule, (len(q), keys.shape[2]))
     found = np.zeros((2, *want.shape), int)
     every = [reads for (space, *_), reads in races().reads.items() if space == "hbm" and reads]
-    sides = [[at for *_, at, _ in reads] for reads in every if len(reads[0][3]) == 5]
+    sides = [[at for *_, at, _ in reads] for reads in every if len(reads[0][-2]) == 5]
     assert len(sides) == 2  # keys and values
     for side, reads in enumerate(sides):
         for layer, row, heads, copied, _ in reads:

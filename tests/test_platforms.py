@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from lt_jax import native
 from lt_jax.cache.policies import published
 from lt_jax.decode import DecodeConfig
 from lt_jax.decode.ahead import lower
@@ -40,11 +41,23 @@ def test_a_training_step_has_nothing_of_the_cpu_in_it(platform):
         assert "tpu_custom_call" in training_step(platform, "pallas")
 
 
+def decode_block(platform, policy):
+    eviction = None if policy is None else published(policy, 64, 64)
+    scheme = Scheme(method="lightthinker", n_gist=2) if policy is None else Scheme(method="vanilla")
+    config = DecodeConfig(rows=4, capacity=256, eviction=eviction)
+    return lower(MODEL, scheme, SPECIAL, config, platforms=(platform,))[0].as_text()
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("policy", [None, "rkv", "h2o"])
 def test_a_decode_block_has_nothing_of_the_cpu_in_it(platform, policy):
-    eviction = None if policy is None else published(policy, 64, 64)
-    scheme = Scheme(method="lightthinker", n_gist=2) if policy is None else Scheme(method="vanilla")
-    config = DecodeConfig(rows=4, capacity=256, eviction=eviction, implementation="plain")
-    text = lower(MODEL, scheme, SPECIAL, config, platforms=(platform,))[0].as_text()
+    """Nobody names an implementation: the choice falls by the platform, though this process has another."""
+    text = decode_block(platform, policy)
     assert "custom_call @lt_" not in text and "stablehlo.while" in text
+    assert ("tpu_custom_call" in text) == (platform == "tpu")
+
+
+@pytest.mark.skipif(not native.available(), reason="no native kernels here")
+def test_a_decode_block_for_a_cpu_has_the_native_kernels_in_it():
+    """What the test above looks for is there to be found."""
+    assert "custom_call @lt_" in decode_block("cpu", None)

@@ -11,10 +11,11 @@ import pytest
 
 from lt_jax.errors import UserError
 from lt_jax.evaluation import pictures, report, results, table
-from lt_jax.evaluation.run import evaluate
-from lt_jax.evaluation.svg import Scale, spread, ticks
+from lt_jax.evaluation.run import evaluate, kept
+from lt_jax.evaluation.svg import Scale, labels, spread, ticks
 from lt_jax.layout.build import build_row
 from lt_jax.layout.scheme import Scheme
+from lt_jax.lifetimes import NEVER
 from tests.scripted import SPECIAL, encode, matrix, three
 
 
@@ -87,7 +88,7 @@ def test_table_tells_how_many_were_cut_off(found):
     light = found.methods[1]
     cut = [dataclasses.replace(r, finish="length" if r.problem < 3 else r.finish) for r in light.records]
     changed = results.Results(found.suite, [found.methods[0], dataclasses.replace(light, records=cut)])
-    assert "\n\nunfinished (cut off at max_new or capacity): LightThinker 3\n\n" in table.table(changed)
+    assert "\n\nunfinished (cut off: max_new): LightThinker 3\n\n" in table.table(changed)
 
 
 def test_table_cuts_long_names_not_numbers():
@@ -135,6 +136,49 @@ def test_pictures_are_whole_svg(found):
         assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.find("{*}title").text
         assert "nan" not in text and "inf" not in text
     assert "vanilla" in drawn["visible_keys.svg"] and "keys visible to the newest token" in drawn["visible_keys.svg"]
+
+
+def test_the_sample_shown_shows_the_method(found):
+    """Not the first one, an answer of three tokens in which nothing dies; nor one too long to be drawn."""
+    vanilla, light, _ = found.methods
+    good = light.samples[1]
+    tiny = dataclasses.replace(good, **{name: getattr(good, name)[:3] for name in (
+        "pieces", "role", "death", "since", "gist", "thought", "forced", "visible")})  # fmt: skip
+    tiny = dataclasses.replace(tiny, problem=0, death=[9, 9, 9])
+    long = dataclasses.replace(good, problem=2, **{name: getattr(good, name) * 9 for name in (
+        "pieces", "role", "death", "since", "gist", "thought", "forced", "visible")})  # fmt: skip
+    changed = dataclasses.replace(light, samples=[tiny, long, good])
+    assert not tiny.dies and long.dies and len(long.death) > 600
+    method, sample = pictures.shown(results.Results(found.suite, [vanilla, changed]))
+    assert method is changed and sample is good
+    assert "data-method=1 data-sample=2>" in report.page(results.Results(found.suite, [vanilla, changed]))
+    assert pictures.shown(results.Results(found.suite, [vanilla]))[1] in vanilla.samples
+
+
+def test_a_sample_in_which_keys_die_is_kept():
+    """The first completions stay, but for the last if nothing dies in any."""
+    contenders, suite = three(size=6)
+    done = list(contenders[1].complete([contenders[1].encode(p) for p in suite.problems]))
+    alive = [dataclasses.replace(c, death=np.full(len(c.death), NEVER)) for c in done]
+    assert kept(done, 2) == done[:2]
+    assert kept(alive, 2) == alive[:2] and kept(alive, 0) == []
+    assert kept([*alive[:3], done[3], *alive[4:]], 2) == [alive[0], done[3]]
+
+
+def test_labels_lie_over_nothing():
+    points = [(100.0, 100.0), (102.0, 101.0), (104.0, 100.0), (101.0, 99.0), (590.0, 50.0)]
+    words = ["vanilla", "lightthinker", "rkv", "streaming", "h2o at the edge"]
+    placed = labels(points, words, 12.5, (60, 40, 620, 290))
+    boxes = [(x, y - 10, x + 7.5 * len(word), y + 3) for (x, y), word in zip(placed, words, strict=True)]
+    boxes += [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    bar = (150.0, 0.0, 152.0, 290.0)
+    again = labels(points[:3], words[:3], 12.5, (60, 40, 620, 290), [bar])
+    assert all(x + 7.5 * len(word) <= bar[0] or x >= bar[2] for (x, _), word in zip(again, words[:3], strict=True))
+    for i, a in enumerate(boxes):
+        assert 60 <= a[0] and a[2] <= 620 or i >= len(words)
+        for b in boxes[i + 1 :]:
+            apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+            assert apart or (i >= len(words)), (a, b)
 
 
 class Reader(HTMLParser):

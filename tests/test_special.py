@@ -12,6 +12,7 @@ from lt_jax.layout.chat import llama
 from lt_jax.layout.encode import encoder
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens, default_table, reference_table
+from lt_jax.layout.tokenizer import load_tokenizer
 from tests.layout_tools import with_end, word_tokenizer
 
 WORDS = "continue to output according previous content compress 0 1 2 a b c . block start end summary"
@@ -140,3 +141,36 @@ def test_no_bos_slips_into_segments(wrap):
     encode = encoder(PreTrainedTokenizerFast(tokenizer_object=tokenizer) if wrap else tokenizer)
     row = build_row(scheme, special, llama("a b", "c"), ["a b .", "c ."], encode)
     assert (row.tokens == bos).sum() == 1 and row.tokens[0] == bos
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_saved_padding_and_truncation_spoil_no_start_rows_and_no_texts(wrap, tmp_path):
+    """Somebody's batches were cut to 3 tokens and filled up to 4: no text that we encode is."""
+    tokenizer = small()
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=4, pad_id=tokenizer.token_to_id("<eos>"), pad_token="<eos>", direction="left")
+    if wrap:
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(tmp_path / "saved")
+        tokenizer.save(str(tmp_path / "saved" / "tokenizer.json"))
+        tokenizer = load_tokenizer(tmp_path / "saved")
+    want = default_table(small(), Scheme(n_gist=2), "<eos>")
+    assert default_table(tokenizer, Scheme(n_gist=2), "<eos>") == want and want.pieces[2] != want.pieces[3]
+    assert encoder(tokenizer)("a b c . a") == encoder(small())("a b c . a")
+    if wrap:
+        tokenizer.save_pretrained(tmp_path / "again")
+        saved = Tokenizer.from_file(str(tmp_path / "again" / "tokenizer.json"))
+        assert saved.padding is None and saved.truncation is None
+    again = small()
+    again.enable_truncation(1)
+    assert len(encoder(again)("a b")) == 3
+
+
+def test_the_tokenizer_names_the_tokens_that_rows_are_ended_with():
+    """But for ordinary tokens: naming them would cut them out of every text."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=with_end(small(), "<end>", "<pad>"), eos_token="<eos>")
+    table = default_table(tokenizer, Scheme("vanilla"), "<end>")
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<end>", None) and table.special.pad == table.special.eos
+    default_table(tokenizer, Scheme("vanilla"), "<end>", pad="<pad>")
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<end>", "<pad>")
+    table = default_table(tokenizer, Scheme("vanilla"), ".")
+    assert tokenizer.eos_token == "<end>" and table.special.eos == tokenizer.convert_tokens_to_ids(".")

@@ -62,14 +62,14 @@ def test_chunked_loss_is_the_plain_loss_with_its_gradients(tied, chunk):
 
 
 def test_chunk_never_holds_all_logits_of_a_large_vocabulary():
-    real = MODEL.replace(vocab_size=151_936, vocab_padded=0)
+    real = MODEL.replace(vocab_size=151_936)
     assert losses.chunk_size(32_768, real) == 384
     assert losses.chunk_size(100, real) == 100
     assert losses.chunk_size(32_768, MODEL) == 32_768
 
 
 def test_no_logits_array_in_the_compiled_step():
-    model = MODEL.replace(vocab_size=4096, vocab_padded=0)
+    model = MODEL.replace(vocab_size=4096)
     params = parameters.init(jax.random.key(1), model)
     run_step = jax.jit(lambda p, b: step.gradients(p, {}, model, config(loss_chunk=16), b))
     text = run_step.lower(params, batch()).compile().as_text()

@@ -26,7 +26,7 @@ def make(folder: Path, scheme: Scheme | None = None, seed: int = 0) -> Path:
     if scheme is not None:
         special = default_table(tokenizer, scheme, eos="<|end|>", pad="<|pad|>").special
         files[card.NAME] = card.Card(scheme, special).to_json(tokenizer)
-    config = dataclasses.replace(TINY, vocab_size=len(tokenizer), vocab_padded=0)
+    config = dataclasses.replace(TINY, vocab_size=len(tokenizer))
     params = parameters.init(jax.random.key(seed), config)
     huggingface.save(folder, params, config, tokenizer, files=files)
     return folder

@@ -154,6 +154,13 @@ def cleared(cache: KVCache, rows) -> KVCache:
     return dataclasses.replace(cache, k=zero(cache.k), v=zero(cache.v), queries=zero(cache.queries))
 
 
+@functools.partial(jax.jit, donate_argnums=0)
+def cleared(cache: KVCache, rows) -> KVCache:
+    """Zeros for what the given rows [R] left in their slots: where that was NaN, no mask would hide it."""
+    zero = lambda x: None if x is None else x.at[:, rows].set(0)
+    return dataclasses.replace(cache, k=zero(cache.k), v=zero(cache.v), queries=zero(cache.queries))
+
+
 def append(cache: KVCache, rows, first, count, death=None, mark=None) -> tuple[KVCache, jax.Array]:
     """Gives `count` new keys with births first, first + 1, ... the slots after each row's last one.
 
@@ -329,14 +336,20 @@ def moved(k, v, order, count, rows=None) -> tuple[jax.Array, jax.Array]:
 
 
 def gathered(k, v, order, count, rows=None) -> tuple[jax.Array, jax.Array]:
-    """`moved` in plain JAX, the definition: all slots move. Layer by layer; the extra memory is one layer's keys."""
+    """`moved` in plain JAX, the definition: all slots move. Layer by layer; the extra memory is one layer's keys.
+
+    Every bit arrives as it was. An order names slots that are there, so nothing is filled in, and the gather must not
+    offer to: that is a select, and since jax 0.12 a fused select of bfloat16 on a CPU turns some subnormal numbers
+    into 0.
+    """
 
     def one(layer, kv):
         place = order[jnp.minimum(layer, order.shape[0] - 1)]
 
         def gather(x):
             old = x[layer] if rows is None else slices(x, layer, rows)
-            new = jnp.take_along_axis(old, jnp.broadcast_to(place, old.shape[:3])[..., None], 2)
+            place_of = jnp.broadcast_to(place, old.shape[:3])[..., None]
+            new = jnp.take_along_axis(old, place_of, 2, mode="promise_in_bounds")
             return x.at[layer].set(new) if rows is None else x.at[layer, rows].set(new)
 
         return tuple(gather(x) for x in kv)

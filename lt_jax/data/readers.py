@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lt_jax.data.traces import Trace, convert, detect
+from lt_jax.data.trace import Trace
+from lt_jax.data.traces import convert, detect
 from lt_jax.errors import UserError
 
 JSONL = (".jsonl", ".jsonl.gz", ".ndjson")

@@ -1,12 +1,14 @@
-"""A reasoning trace, and how the records of public data sets become one.
+"""How the records of public data sets become traces.
 
-    Bespoke-Stratos, Sky-T1    {"system", "conversations": [{"from", "value"}, ...]}
-    chat                       {"messages": [{"role", "content"}, ...]}
+    Bespoke-Stratos, Sky-T1    {"system", "conversations": [turn, ...]}       turns: see `turns`
+    chat, agents               {"messages": [turn, ...], "tools"}
     OpenMementos, default      {"problem", "response", "domain", "source", "difficulty"}
     OpenMementos, full         the same and {"sentences", "blocks", "block_summaries"}
     LightThinker's train.jsonl {"question", "system_prompt", "thoughts_list", "gt_output", "add_eos", ...}
-    plain                      {"question", "response" or "thoughts", "answer", "system"}
+    plain                      {"question", "response" or "thoughts", "answer", "system", "reasoning", ...}
 
+Reasoning that stands beside a response (`turns.REASONING`) is kept apart in the trace; `rows` joins the two as the
+model's own chat template does.
 LightThinker's `system_list` and `question_list` are not read: `layout` cuts a prompt into sentences itself.
 The format of a file is seen from the fields of its first record, or given by name.
 """
@@ -14,10 +16,14 @@ The format of a file is seen from the fields of its first record, or given by na
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lt_jax.data.choices import options
+from lt_jax.data.trace import Trace, exchange
+from lt_jax.data.turns import REASONING, read_turn, reasoning_text
 from lt_jax.errors import UserError
 
 BLOCK_START, BLOCK_END = "<|block_start|>", "<|block_end|>"
@@ -27,35 +33,6 @@ _MARKED = re.compile(
     + re.escape(SUMMARY_START) + r"(.*?)" + re.escape(SUMMARY_END),
     re.DOTALL,
 )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Trace:
-    """One question and the whole text a model is to write after it.
-
-    Attributes:
-        question: the user's turn.
-        response: the whole output as text; Memento traces keep their block and summary markers. Empty only for records
-            that are read for evaluation.
-        system: the system turn, empty if there is none.
-        history: earlier turns (role, text), oldest first, of a conversation of more than one exchange.
-        segments: the output cut into thoughts, where the data come ready cut; their concatenation need not equal
-            `response` (LightThinker's thoughts_list leaves the separators out). Empty: to be cut by a segmenter.
-        answer: the gold answer, empty if unknown.
-        source: where the trace comes from.
-        add_eos: whether the output ends with an EOS token.
-        extra: small JSON values kept as they are (domain, difficulty, id, a task's metadata).
-    """
-
-    question: str
-    response: str = ""
-    system: str = ""
-    history: tuple[tuple[str, str], ...] = ()
-    segments: tuple[str, ...] = ()
-    answer: str = ""
-    source: str = ""
-    add_eos: bool = True
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def convert(record: Mapping, format: str | None = None, where: str = "record", evaluation: bool = False) -> Trace:
@@ -76,7 +53,7 @@ def convert(record: Mapping, format: str | None = None, where: str = "record", e
     trace = FORMATS[name](record, where, evaluation)
     if not trace.question.strip():
         raise UserError(f"{where}: the question is empty")
-    if not evaluation and not trace.response.strip() and not any(part.strip() for part in trace.segments):
+    if not evaluation and not trace.answered:
         raise UserError(f"{where}: the output is empty; a training trace needs one")
     return trace
 
@@ -147,47 +124,55 @@ def _extra(record: Mapping, *fields: str) -> dict[str, Any]:
     return {field: record[field] for field in fields if record.get(field) is not None}
 
 
-_ROLES = {role: role for role in ("user", "assistant", "system", "tool")} | {"human": "user", "gpt": "assistant"}
-
-
-def _dialogue(record: Mapping, field: str, role_key: str, text_key: str, where: str, evaluation: bool) -> Trace:
+def _dialogue(record: Mapping, field: str, where: str, evaluation: bool) -> Trace:
     """The last exchange of a conversation is the trace, what went before is its history."""
     listed = record.get(field)
     if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
         raise UserError(f"{where}: field {field!r} must be a list of turns")
-    turns = []
-    for number, turn in enumerate(listed):
-        spot = f"{where}: turn {number} of {field!r}"
-        if not isinstance(turn, Mapping):
-            raise UserError(f"{spot} must be an object with {role_key!r} and {text_key!r}")
-        role = _text(turn, role_key, spot)
-        if role not in _ROLES:
-            raise UserError(f"{spot}: unknown role {role!r}; known are {', '.join(_ROLES)}")
-        turns.append((_ROLES[role], _text(turn, text_key, spot)))
+    turns, unread = [], [name for name, value in record.items() if name not in _DIALOGUE and value not in _NOTHING]
+    for number, given in enumerate(listed):
+        turn, left = read_turn(given, f"{where}: turn {number} of {field!r}")
+        turns.append(turn)
+        unread += left
     system = _text(record, "system", where, "")
-    if turns[0][0] == "system":
-        system = turns.pop(0)[1]
-    response = turns.pop()[1] if turns and turns[-1][0] == "assistant" else ""
-    if not response and not evaluation:
+    if turns[0].role == "system":
+        system = turns.pop(0).text
+    if not evaluation and (not turns or turns[-1].role != "assistant"):
         raise UserError(f"{where}: the last turn of {field!r} must be the assistant's")
-    if turns and turns[-1][0] == "tool":
-        raise UserError(f"{where}: the last answer of {field!r} follows a tool's turn; a trace must answer the user's")
-    if not turns or turns[-1][0] != "user":
+    if not any(turn.role == "user" for turn in turns):
         raise UserError(f"{where}: {field!r} needs a user turn before the assistant's")
-    *history, (_, question) = turns
-    return Trace(
-        question, response, system, tuple(history),
-        answer=_text(record, "answer", where, ""), source=_text(record, "source", where, ""),
-        extra=_extra(record, "id", "domain", "difficulty"),
+    while not evaluation and len(turns) > 1 and (turns[-1].role != "assistant" or turns[-1].train is False):
+        turns.pop()
+    if not evaluation and turns[-1].role != "assistant":
+        raise UserError(f"{where}: no assistant turn of {field!r} is to be trained, as its own flags say")
+    trace = exchange(turns)
+    return dataclasses.replace(
+        trace, system=system, answer=_text(record, "answer", where, ""), source=_text(record, "source", where, ""),
+        tools=_tools(record, where), extra=_extra(record, "id", "domain", "difficulty"),
+        unread=tuple(dict.fromkeys(unread)),
     )  # fmt: skip
 
 
+def _tools(record: Mapping, where: str) -> tuple[Mapping[str, Any], ...]:
+    given = record.get("tools")
+    if isinstance(given, str):
+        try:
+            given = json.loads(given) if given.strip() else None
+        except ValueError:
+            raise UserError(f"{where}: field 'tools' is a text that is not JSON") from None
+    if given is None:
+        return ()
+    if not isinstance(given, Sequence) or not all(isinstance(tool, Mapping) for tool in given):
+        raise UserError(f"{where}: field 'tools' must be a list of objects, each the description of a tool")
+    return tuple(given)
+
+
 def _conversations(record: Mapping, where: str, evaluation: bool) -> Trace:
-    return _dialogue(record, "conversations", "from", "value", where, evaluation)
+    return _dialogue(record, "conversations", where, evaluation)
 
 
 def _messages(record: Mapping, where: str, evaluation: bool) -> Trace:
-    return _dialogue(record, "messages", "role", "content", where, evaluation)
+    return _dialogue(record, "messages", where, evaluation)
 
 
 def _memento(record: Mapping, where: str, evaluation: bool) -> Trace:
@@ -239,29 +224,32 @@ def _reference(record: Mapping, where: str, evaluation: bool) -> Trace:
 
 def _plain(record: Mapping, where: str, evaluation: bool) -> Trace:
     segments = _texts(record, "thoughts", where)
-    if not segments and not evaluation and record.get("response") is None:
+    reasoning = [reasoning_text(record[name], f"{where}: field {name!r}") for name in _APART if record.get(name)]
+    if not segments and not evaluation and record.get("response") is None and not reasoning:
         raise UserError(f"{where}: missing field 'response' or 'thoughts' (fields here: {', '.join(sorted(record))})")
-    if evaluation:
-        _check_choices(record, where)
+    extra = {key: value for key, value in record.items() if key not in _PLAIN and value is not None}
+    answer = _text(record, "answer", where, "")
+    if evaluation and (found := options(record, where)) is not None:
+        extra["choices"], answer = found
     return Trace(
         _text(record, "question", where), _text(record, "response", where, "") or "\n\n".join(segments),
-        _text(record, "system", where, ""), segments=segments,
-        answer=_text(record, "answer", where, ""), source=_text(record, "source", where, ""),
-        extra={key: value for key, value in record.items() if key not in _PLAIN and value is not None},
+        _text(record, "system", where, ""), segments=segments, answer=answer,
+        source=_text(record, "source", where, ""), reasoning=_joined_reasoning(reasoning, where),
+        tools=_tools(record, where), extra=extra,
     )  # fmt: skip
 
 
-def _check_choices(record: Mapping, where: str) -> None:
-    """Raises UserError if `choices`, the options of a multiple choice, is not a list of texts or numbers."""
-    value = record.get("choices")
-    if value is None:
-        return
-    listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    if not listed or not value or not all(isinstance(option, str | int | float) for option in value):
-        raise UserError(f"{where}: field 'choices' must be a list of texts or numbers, the options A, B, ...")
+def _joined_reasoning(found: list[str], where: str) -> str:
+    different = list(dict.fromkeys(text.strip() for text in found if text.strip()))
+    if len(different) > 1:
+        raise UserError(f"{where}: two different reasonings beside one response; keep one of {', '.join(_APART)}")
+    return different[0] if different else ""
 
 
-_PLAIN = ("question", "response", "thoughts", "system", "answer", "source")
+_NOTHING = (None, "", [], {}, ())
+_APART = tuple(name for name in REASONING if name != "thoughts")  # `thoughts` of a plain record are its segments
+_PLAIN = ("question", "response", "thoughts", "system", "answer", "source", "tools", *_APART)
+_DIALOGUE = ("messages", "conversations", "system", "answer", "source", "tools", "id", "domain", "difficulty")
 
 FORMATS: dict[str, Callable[[Mapping, str, bool], Trace]] = {
     "reference": _reference,

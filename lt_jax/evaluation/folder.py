@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lt_jax.cache.policies import Eviction, published
 from lt_jax.data.problem import Problem
-from lt_jax.data.rows import Prompter, prompter
+from lt_jax.data.rows import Prompter
 from lt_jax.decode import DecodeConfig, Engine, Request
-from lt_jax.decode.admit import check_request
 from lt_jax.decode.control import Rules
-from lt_jax.decode.pieces import TOGETHER
-from lt_jax.decode.setup import cache_bytes, check, rules_of
+from lt_jax.decode.pieces import group_size
+from lt_jax.decode.record import Record
+from lt_jax.decode.setup import cache_bytes, check, check_request, rules_of
 from lt_jax.errors import UserError
 from lt_jax.evaluation.run import Contender
 from lt_jax.layout.card import NAME, Card, read_card
@@ -28,6 +27,7 @@ from lt_jax.layout.special import SpecialTokens
 from lt_jax.layout.tokenizer import load_tokenizer
 from lt_jax.models import huggingface
 from lt_jax.models.config import DecoderConfig
+from lt_jax.models.hf_ends import read_ends
 
 WARM_TOKENS = 2
 
@@ -40,9 +40,9 @@ class Writer:
         params, model: weights and their config.
         scheme, special: how it writes.
         tokenizer: a `transformers` tokenizer.
-        prompt: (question, system, history) -> chat prompt, see `data.rows.prompter`.
+        prompt: (question, system, history) -> chat prompt, see `data.rows.Prompter`.
         origin: where the weights came from.
-        stop: ids that end an answer besides `special.eos`.
+        stop: ids that end an answer besides `special.eos`, see `models.hf_ends`.
     """
 
     params: dict
@@ -103,7 +103,7 @@ class Writer:
         rules = self.rules(config)
         check(self.scheme, self.model, config, rules)
         for number, prompt in enumerate(prompts):
-            check_request(Request(prompt, max_new), number, self.model, config, rules)
+            check_request(Record(Request(prompt, max_new), number, rules, 0.0), self.model, config, rules)
 
 
 def open_folder(folder: str | Path, method: str | None = None, *, dtype: str = "float32", chat: str | None = None,
@@ -134,19 +134,9 @@ def open_folder(folder: str | Path, method: str | None = None, *, dtype: str = "
         raise UserError(f"{folder}: trained for {card.scheme.method}; it can be decoded as {able}, not as {method}")
     params, model = weights or huggingface.load(folder, dtype, compute_dtype=dtype)
     own = lambda given, otherwise: otherwise if given is None else given
-    ask = prompter(own(chat, card.chat), tokenizer, own(system, card.system), own(prefix, card.prefix))
-    stop = _stops(Path(folder)) - {card.special.eos}
-    return Writer(params, model, card.scheme, card.special, tokenizer, ask, str(folder), tuple(sorted(stop)))
-
-
-def _stops(folder: Path) -> set[int]:
-    """The end tokens of generation_config.json; Qwen's chat models have two."""
-    path = folder / "generation_config.json"
-    try:
-        eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a JSON object ({error})") from None
-    return {int(i) for i in (eos if isinstance(eos, list) else [eos]) if i is not None}
+    ask = Prompter(own(chat, card.chat), tokenizer, own(system, card.system), own(prefix, card.prefix))
+    stop = tuple(i for i in read_ends(folder, tokenizer) if i != card.special.eos)
+    return Writer(params, model, card.scheme, card.special, tokenizer, ask, str(folder), stop)
 
 
 def _plain(folder, tokenizer, method: str | None) -> Card:
@@ -156,10 +146,14 @@ def _plain(folder, tokenizer, method: str | None) -> Card:
             f"{folder}: has no {NAME}, so its tokenizer has no special tokens for {method}; train it with "
             "launch/train.py, or describe a released checkpoint with launch/convert.py --table"
         )
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{folder}: the tokenizer names no eos_token, so an answer would never end")
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    special = SpecialTokens(eos=tokenizer.eos_token_id, pad=pad)
+    ends = read_ends(folder, tokenizer)
+    if not ends:
+        raise UserError(
+            f"{folder}: generation_config.json and config.json name no eos_token_id and the tokenizer no eos_token, so "
+            "an answer would never end"
+        )
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0]
+    special = SpecialTokens(eos=eos, pad=eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
     return Card(Scheme("vanilla"), special, "own" if tokenizer.chat_template else "plain")
 
 
@@ -186,7 +180,7 @@ def contender(name: str, writer: Writer, config: DecodeConfig, *, max_new: int, 
     def warm(prompts):
         warm_up(engine(), prompts, min(WARM_TOKENS, max_new))
 
-    row_bytes = round(cache_bytes(writer.model, config, writer.rules(config)))
+    row_bytes = lambda keys: round(cache_bytes(writer.model, config, writer.rules(config), keys))
     return Contender(
         name, writer.origin, writer.scheme, writer.special, complete, lambda problem: _ask(writer, problem),
         writer.text, writer.pieces, writer.tokenize, warm, row_bytes,
@@ -202,7 +196,7 @@ def warm_up(engine: Engine, prompts: Sequence[Row], max_new: int = WARM_TOKENS) 
     made = set()
     for prompt in prompts:
         cut = engine.cut(prompt)
-        size, most = 1, min(engine.config.rows, max(1, TOGETHER // cut[-1].padded))
+        size, most = 1, min(engine.config.rows, group_size(cut))
         while size <= most:
             programs = {(size, each.padded, each.evict, place == len(cut) - 1) for place, each in enumerate(cut)}
             if not programs <= made:

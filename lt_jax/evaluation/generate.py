@@ -9,7 +9,9 @@ from pathlib import Path
 from lt_jax.data.readers import JSONL, read_records
 from lt_jax.decode import Completion, DecodeConfig, Request, Sampling, TextStreamer
 from lt_jax.errors import UserError
+from lt_jax.evaluation import metrics, notices
 from lt_jax.evaluation.folder import Writer
+from lt_jax.evaluation.notices import to_stderr
 
 GREEDY = Sampling()
 SPARE = 64  # keys beyond prompt and answer, for the last gists
@@ -57,6 +59,7 @@ def generate(
     max_thought: int | None = None,
     seed: int = 0,
     write: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] = to_stderr,
 ) -> list[Completion]:
     """Answers every prompt.
 
@@ -67,28 +70,37 @@ def generate(
         capacity: most keys a row may hold; 0 is enough for the longest prompt and an answer that is never compressed.
         seed: prompt i is decoded with seed + i.
         write: takes text as it comes, gists marked; None streams nothing.
+        warn: takes lines about answers that cannot be what was asked for, see `notices`.
     """
     asked = [writer.ask(question, system) for question, system in prompts]
     room = capacity or max(len(row) for row in asked) + max_new + SPARE
     config = DecodeConfig(rows=min(rows, len(asked)), capacity=room, sampling=sampling, max_thought=max_thought)
+    if line := notices.beyond([len(row) for row in asked], max_new, writer.model.max_positions):
+        warn(line)
     engine = writer.engine(config)
     streamer = None if write is None else TextStreamer(writer.text, write, prefix=len(asked) > 1)
     done = []
     for each in engine.run((Request(row, max_new, seed + i, i) for i, row in enumerate(asked)), streamer):
         if streamer is not None:
             streamer.close(each.id)
-            write(f"\n{_ending(each)}\n")
+            write(f"\n{f'[{each.id}] ' if len(asked) > 1 else ''}{_ending(each)}\n")
         done.append(each)
+    if line := notices.broken(each.finish for each in done):
+        warn(line)
     return sorted(done, key=lambda each: each.id)
 
 
 def _ending(done: Completion) -> str:
     sampled = int((~done.forced).sum())
-    peak = max(int(done.held.max(initial=0)), done.prompt_held)
-    reasons = {"length": ", cut off at max_new", "capacity": ", cut off: the cache is full"}
+    peak = metrics.count(done).peak
+    reasons = {
+        "length": ", cut off at max_new", "capacity": ", cut off: the cache is full",
+        "positions": ", cut off: the model was made for no more positions",
+        "nan": ", cut off: the model's logits are NaN or infinite",
+    }  # fmt: skip
     return (
-        f"-- {done.prompt_length} + {sampled} tokens, {done.compressions} thoughts compressed, peak {peak} of "
-        f"{done.prompt_length + sampled} keys, {done.seconds:.1f} s{reasons.get(done.finish, '')}"
+        f"-- {done.prompt_length} tokens of prompt and {sampled} of answer, {done.compressions} thoughts compressed, "
+        f"peak {peak} of {done.prompt_length + sampled} keys, {done.seconds:.1f} s{reasons.get(done.finish, '')}"
     )
 
 
@@ -96,11 +108,11 @@ def as_jsonl(writer: Writer, prompts: Sequence[tuple[str, str]], done: Sequence[
     """One JSON object per completion."""
     lines = []
     for (question, _), each in zip(prompts, done, strict=True):
+        cost = metrics.count(each)
         record = {
-            "question": question, "text": writer.text(each.tokens[~each.forced]), "finish": each.finish,
-            "prompt_tokens": each.prompt_length, "generated": int((~each.forced).sum()),
-            "compressions": each.compressions, "peak": max(int(each.held.max(initial=0)), each.prompt_held),
-            "dependency": int(each.visible[~each.forced].sum()),
+            "question": question, "text": writer.text(each.tokens[each.written]), "finish": each.finish,
+            "prompt_tokens": cost.prompt, "generated": cost.generated, "compressions": cost.compressions,
+            "peak": cost.peak, "dependency": cost.dependency,
         }  # fmt: skip
         lines.append(json.dumps(record, ensure_ascii=False))
     return "\n".join(lines) + "\n"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from lt_jax.decode import DecodeConfig, Sampling
 from lt_jax.errors import UserError
-from lt_jax.evaluation import pictures, report, results, suites, table
+from lt_jax.evaluation import notices, pictures, report, results, suites, table
 from lt_jax.evaluation.folder import Writer, contender, open_folder, question
+from lt_jax.evaluation.progress import ProgressLine
 from lt_jax.evaluation.run import Contender, evaluate
 from lt_jax.layout.closing import closing
 
@@ -100,11 +100,15 @@ class EvalConfig:
 
 
 def run(config: EvalConfig, say=print) -> results.Results:
-    """Evaluates, prints the table and writes the files; every folder and the suite are opened before the first run."""
+    """Evaluates, prints the table and writes the files; every folder and the suite are opened before the first run.
+
+    The files are written after each contender, so that one that fails does not take the others with it; until the last
+    they say which are missing.
+    """
     suite = config.suite.open()
     if not config.contenders:
         raise UserError("contenders: there must be at least one")
-    opened, weights, ready = {}, {}, []
+    opened, weights, ready, late = {}, {}, [], []
     for name, each in config.contenders.items():
         if not each.path:
             raise UserError(f"contenders.{name}: which model? give model.path or contenders.{name}.path")
@@ -119,10 +123,19 @@ def run(config: EvalConfig, say=print) -> results.Results:
                               sampling=config.sampling, max_thought=each.max_thought or None, eviction=eviction,
                               horizon=horizon(opened[key], suite, config.max_new) if recorded else 0)  # fmt: skip
         ready.append(contender(name, opened[key], decode, max_new=config.max_new, seed=config.seed))
-        check_fits(ready[-1], opened[key], suite, decode, config.max_new)
-    found = evaluate(ready, suite, samples=config.samples, note=config.note, progress=Progress())
+        lengths = check_fits(ready[-1], opened[key], suite, decode, config.max_new)
+        late.append(notices.beyond(lengths, config.max_new, opened[key].model.max_positions))
+    for line in dict.fromkeys(filter(None, late)):
+        notices.to_stderr(line)
+
+    def after(found: results.Results) -> None:
+        write(found, config.out)
+        if line := notices.broken([r.finish for r in found.methods[-1].records], found.methods[-1].name):
+            notices.to_stderr(line)
+
+    found = evaluate(ready, suite, samples=config.samples, note=config.note, progress=ProgressLine(sys.stderr),
+                     after=after)  # fmt: skip
     say("\n" + table.table(found))
-    write(found, config.out)
     say(f"\nwritten to {config.out}: results.json, table.txt, report.html and the pictures")
     return found
 
@@ -134,8 +147,10 @@ def horizon(writer: Writer, suite: suites.Suite, max_new: int) -> int:
     return prompt + max_new * (1 if rule is None else 1 + len(rule)) + 1
 
 
-def check_fits(each: Contender, writer: Writer, suite: suites.Suite, decode: DecodeConfig, max_new: int) -> None:
-    """Raises UserError now, not hours later, for a prompt that the engine would refuse."""
+def check_fits(
+    each: Contender, writer: Writer, suite: suites.Suite, decode: DecodeConfig, max_new: int
+) -> list[int]:
+    """The tokens of each prompt; raises UserError now, not hours later, for one that the engine would refuse."""
     prompts = [each.encode(problem) for problem in suite.problems]
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
     if decode.eviction is None and len(prompts[longest]) >= decode.capacity:
@@ -147,6 +162,7 @@ def check_fits(each: Contender, writer: Writer, suite: suites.Suite, decode: Dec
         writer.check(decode, prompts, max_new)
     except UserError as error:
         raise UserError(f"{each.name}: {suite.name}: {error}") from None
+    return [len(prompt) for prompt in prompts]
 
 
 def write(found: results.Results, out: str | Path) -> None:
@@ -157,21 +173,3 @@ def write(found: results.Results, out: str | Path) -> None:
     report.write(found, out / "report.html")
     for name, picture in pictures.all_pictures(found).items():
         results.write_whole(out / name, picture)
-
-
-class Progress:
-    """One line that is rewritten on a terminal; a line per tenth of the work elsewhere. Goes to stderr."""
-
-    def __init__(self, file=None):
-        self.file, self.started, self.name = file or sys.stderr, 0.0, None
-
-    def __call__(self, name: str, answered: int, total: int) -> None:
-        now = time.monotonic()
-        if name != self.name:
-            self.name, self.started, self.first = name, now, answered
-        left = (now - self.started) / max(answered - self.first, 1) * (total - answered)
-        line = f"{name}: {answered:,} of {total:,} problems, {left:.0f} s left"
-        if self.file.isatty():
-            print(f"\r\x1b[K{line}", end="\n" if answered == total else "", file=self.file, flush=True)
-        elif answered == total or answered % max(total // 10, 1) == 0:
-            print(line, file=self.file, flush=True)

@@ -21,6 +21,7 @@ import numpy as np
 
 from lt_jax.decode import Completion
 
+FINISHED = ("eos", "stop")
 Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 
 
@@ -42,8 +43,8 @@ class Counts:
         generated: sampled tokens (EOS included); the trigger is one of them, gists and `[o]` are not.
         forced: tokens fed, not sampled.
         compressions: thoughts that were compressed.
-        peak: most tokens in context at once.
-        dependency: sum over sampled tokens of the keys each saw.
+        peak: most tokens in context at once; where layers and heads keep different keys, of their mean, rounded.
+        dependency: sum over sampled tokens of the keys each saw, of that mean likewise.
         seconds: wall time from entering the batch to the last token; rows of one batch share the machine.
     """
 
@@ -63,8 +64,8 @@ def count(done: Completion) -> Counts:
         generated=int((~done.forced).sum()),
         forced=int(done.forced.sum()),
         compressions=done.compressions,
-        peak=max(int(done.held.max(initial=0)), done.prompt_held),
-        dependency=int(done.visible[~done.forced].sum(dtype=np.int64)),
+        peak=round(max(float(done.held.max(initial=0)), done.prompt_held)),
+        dependency=round(float(done.visible[~done.forced].sum(dtype=np.float64))),
         seconds=float(done.seconds),
     )
 
@@ -157,7 +158,8 @@ class Summary:
 
     `saving` is the dependency the same lengths would cost with every key kept, over the dependency measured: 1 for
     vanilla. `tokens_per_second` is sampled tokens over the wall time of the whole run, None for a part of one.
-    `unfinished` is the share that ran out of tokens or of capacity.
+    `unfinished` is the share that did not end by itself: out of tokens, of capacity, of the model's positions, or of
+    logits that are numbers.
     """
 
     problems: int
@@ -192,5 +194,5 @@ def summarise(records: Sequence, seconds: float | None = None) -> Summary:
         saving=whole / spent if spent else math.nan,
         seconds=seconds,
         tokens_per_second=tokens / seconds if seconds else None,
-        unfinished=sum(record.finish in ("length", "capacity") for record in records) / max(len(records), 1),
+        unfinished=sum(record.finish not in FINISHED for record in records) / max(len(records), 1),
     )

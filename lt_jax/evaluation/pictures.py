@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from lt_jax.evaluation import metrics
-from lt_jax.evaluation.results import MethodResult, Results, Sample
-from lt_jax.evaluation.svg import FAINT, INK, SOFT, Scale, axes, path, picture, spread, tag, text
+from lt_jax.evaluation.results import MethodResult, Results, Sample, drawable
+from lt_jax.evaluation.svg import FAINT, INK, SOFT, Scale, axes, labels, path, picture, spread, tag, text
 from lt_jax.layout.row import Role
 from lt_jax.lifetimes import visible
 
@@ -161,7 +161,9 @@ def _runs(indices: np.ndarray, role: np.ndarray, death: np.ndarray) -> list[np.n
 
 def over_time(results: Results, problem: int | None = None, width: float = 1100) -> str:
     """Visible keys against sampled tokens: one sample on the left, all problems (mean, 10 to 90 %) on the right."""
-    problem = results.methods[0].samples[0].problem if problem is None and results.methods[0].samples else problem
+    if problem is None and (drawn := shown(results)):
+        kept = [sample.problem for sample in results.methods[0].samples] or [drawn[1].problem]
+        problem = drawn[1].problem if drawn[1].problem in kept else kept[0]
     singles, means = [], []
     for number, method in enumerate(results.methods):
         sample = next((s for s in method.samples if s.problem == problem), None)
@@ -210,27 +212,38 @@ def accuracy_peak(results: Results, width: float = 620) -> str:
     x, y = Scale(0, reach * 1.06, 62, width - 70), Scale(floor, ceiling, 290, 54)
     parts = [axes(x, y, "peak: most tokens in context at once, mean over problems", "accuracy, %",
                   y_label=lambda value: f"{100 * value:.0f}")]  # fmt: skip
-    for name, shade, right, peak in points:
+    places, intervals = [], []
+    for _, _, right, peak in points:
+        px, py = x(peak.value), y(right.value)
+        places.append((px, py))
+        intervals.append((px - 2, y(right.high), px + 2, y(right.low)))
+        if math.isfinite(peak.low):
+            intervals.append((x(peak.low), py - 2, x(peak.high), py + 2))
+    names = labels(places, [name for name, *_ in points], 12.5, (x.start, y.stop - 8, width, y.start), intervals)
+    for (name, shade, right, peak), (left, base) in zip(points, names, strict=True):
         cx, cy = x(peak.value), y(right.value)
         parts.append(tag("path", d=f"M{cx:.1f} {y(right.low):.1f}V{y(right.high):.1f}", stroke=shade, stroke_width=2))
         if math.isfinite(peak.low):
             parts.append(tag("path", d=f"M{x(peak.low):.1f} {cy:.1f}H{x(peak.high):.1f}", stroke=shade, stroke_width=2))
         parts.append(tag("circle", cx=cx, cy=cy, r=5, fill=shade, stroke="#fff", stroke_width=1.5))
-        parts.append(text(cx + 10, cy - 8, name, 12.5, shade, font_weight=600))
+        parts.append(text(left, base, name, 12.5, shade, font_weight=600))
     return picture(width, 340, *parts, title="Accuracy against peak")
 
 
 def all_pictures(results: Results) -> dict[str, str]:
-    """File name -> SVG, for a page of one's own. The sample is the first one of the last method that compresses."""
+    """File name -> SVG, for a page of one's own."""
     drawn = {"visible_keys.svg": over_time(results), "accuracy_peak.svg": accuracy_peak(results)}
-    method = compressing(results)
-    if method is not None:
-        drawn["lifetimes.svg"], drawn["lifetime_bars.svg"] = lifetimes(method.samples[0]), bars(method.samples[0])
+    found = shown(results)
+    if found is not None:
+        drawn["lifetimes.svg"], drawn["lifetime_bars.svg"] = lifetimes(found[1]), bars(found[1])
     return drawn
 
 
-def compressing(results: Results) -> MethodResult | None:
-    """The first method with a sample in which a key dies, else the first with a sample."""
-    sampled = [method for method in results.methods if method.samples]
-    dies = [m for m in sampled if min(m.samples[0].death) < len(m.samples[0].death)]
-    return (dies or sampled or [None])[0]
+def shown(results: Results) -> tuple[MethodResult, Sample] | None:
+    """The sample that pictures show, with its method: the first method with one in which a key dies, if there is such;
+    of its samples one of a size that can be drawn, and of those the one that sees the smallest share of its past."""
+    sampled = [(method, sample) for method in results.methods for sample in method.samples]
+    dies = [method for method, sample in sampled if sample.dies]
+    own = [pair for pair in sampled if not dies or (pair[0] is dies[0] and pair[1].dies)]
+    share = lambda sample: sum(sample.visible) / len(sample.visible) ** 2
+    return min(own, key=lambda pair: (not drawable(len(pair[1].death)), share(pair[1])), default=None)

@@ -16,7 +16,7 @@
   // The picture of lifetimes: crosshair, and the tokens in words.
   const frame = document.getElementById("lifetimes"), readout = document.getElementById("readout");
   const matrix = frame.querySelector("#matrix"), cross = frame.querySelector("#cross");
-  const pictured = data.methods[+frame.dataset.method].samples[0], unit = +matrix.dataset.unit;
+  const pictured = data.methods[+frame.dataset.method].samples[+frame.dataset.sample], unit = +matrix.dataset.unit;
   const kind = (s, i) => s.thought[i] < 0 ? data.roles[s.role[i]]
     : s.role[i] === THOUGHT ? `thought ${s.thought[i] + 1}` : `${data.roles[s.role[i]]} of thought ${s.thought[i] + 1}`;
   const lifetime = (s, i) => s.death[i] === null ? `alive from ${i} to the end` : `alive from ${i} to ${s.death[i] - 1}`;
@@ -37,7 +37,7 @@
 
   // Samples, token by token.
   const controls = document.getElementById("controls"), place = document.getElementById("sample");
-  let method = +frame.dataset.method, number = 0, spans = [], slider, output;
+  let method = +frame.dataset.method, number = +frame.dataset.sample, spans = [], slider, output;
   const current = () => data.methods[method].samples[number];
   const choices = (names, chosen, pick) => make("span", { className: "group" }, ...names.map((name, i) => {
     const button = make("button", { textContent: name, onclick: () => { pick(i); draw(); } });

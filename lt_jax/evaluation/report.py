@@ -41,6 +41,8 @@ def _header(results: Results) -> str:
     count = len(results.methods[0].records)
     lines = "".join(f"<p class=lead>{_headline(each, results.methods[0])}</p>" for each in results.methods[1:])
     note = f"<p class=note>{_text(results.note)}</p>" if results.note else ""
+    if results.missing:
+        note += f"<p class=note>Incomplete, not run when this was written: {_text(', '.join(results.missing))}</p>"
     return (
         f"<header><p class=kicker>Evaluation &middot; {count:,} problem{'s' * (count != 1)}</p>"
         f"<h1>{_text(results.suite)}</h1>{lines}{note}</header>"
@@ -61,22 +63,27 @@ def _headline(method: MethodResult, base: MethodResult) -> str:
 
 def _methods(results: Results) -> str:
     base = metrics.summarise(results.methods[0].records)
-    head = ["method", "accuracy, %", "95 %", "peak", "of base", "dependency", "of base", "tokens", "compressions",
-            "unfinished", "cache of a row, MB", "time, s", "tokens/s"]  # fmt: skip
+    head = ["method", "accuracy, %", "peak", "dependency", "tokens", "compressions", "unfinished", "cache of a row, MB",
+            "time, s", "tokens/s"]  # fmt: skip
+    small = lambda value, words: f"{value}<small>{words}</small>"
     body = []
     for number, each in enumerate(results.methods):
         s = metrics.summarise(each.records, each.seconds)
         body.append([
-            _name(number, each), f"{100 * s.accuracy.value:.1f}", _interval(s.accuracy), table.number(s.peak.value),
-            table.share(s.peak.value, base.peak.value), table.number(s.dependency.value),
-            table.share(s.dependency.value, base.dependency.value), table.number(s.generated.value),
-            f"{s.compressions:.1f}", f"{100 * s.unfinished:.1f} %", table.megabytes(each.cache_bytes),
-            table.number(each.seconds), table.number(s.tokens_per_second),
+            _name(number, each), small(f"{100 * s.accuracy.value:.1f}", _interval(s.accuracy)),
+            small(table.number(s.peak.value), table.share(s.peak.value, base.peak.value)),
+            small(table.number(s.dependency.value), table.share(s.dependency.value, base.dependency.value)),
+            table.number(s.generated.value), f"{s.compressions:.1f}", f"{100 * s.unfinished:.1f} %",
+            small(table.megabytes(each.cache_used), f"of {table.megabytes(each.cache_bytes)}"),
+            small(table.number(each.seconds), f"after {table.number(each.compile_seconds)}"),
+            table.number(s.tokens_per_second),
         ])  # fmt: skip
     words = (
         "Means over the problems. <b>Peak</b>: the most tokens in context at once. <b>Dependency</b>: the sum, over "
-        "the tokens sampled, of the keys each could see, the area under the curves below. <b>Time</b>: wall time of "
-        "the whole run, batched."
+        "the tokens sampled, of the keys each could see, the area under the curves below. Small figures: the 95 % "
+        "interval of the accuracy; shares of the first method. <b>Cache</b>: what the row with the most keys used, of "
+        "what is allocated. <b>Time</b>: wall time of decoding all problems, batched, after loading and compiling, "
+        "which tokens/s leaves out."
     )
     return f"<section><h2>Methods</h2>{_table(head, body)}<p class=note>{words}</p></section>"
 
@@ -125,22 +132,23 @@ def _trade(results: Results) -> str:
 
 
 def _samples(results: Results) -> str:
-    shown = pictures.compressing(results)
+    shown = pictures.shown(results)
     if shown is None:
         return ""
+    method, sample = shown
     data = {
         "methods": [{"name": each.name, "samples": [_sample(each, sample) for sample in each.samples]}
                     for each in results.methods],
         "roles": {int(role): name for role, name in pictures.ROLE_NAMES.items()},
     }  # fmt: skip
-    first = results.methods.index(shown)
-    sample = shown.samples[0]
+    first, place = results.methods.index(method), method.samples.index(sample)
     script = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return (
-        f"<section><h2>One sample, {_text(shown.name)}: who sees whom</h2><p>Every row of the picture is a token "
-        "looking back, every column a token being seen, coloured while it is alive. Where full attention would still "
-        "see a token that is dead here, it is grey. Point at the picture to read the tokens.</p>"
-        f'<div class=two><div id=lifetimes data-method={first}>{pictures.lifetimes(sample)}</div>'
+        f"<section><h2>One sample, {_text(method.name)}: who sees whom</h2><p>Problem "
+        f"{sample.problem + 1}. Every row of the picture is a token looking back, every column a token being seen, "
+        "coloured while it is alive. Where full attention would still see a token that is dead here, it is grey. "
+        "Point at the picture to read the tokens.</p>"
+        f'<div class=two><div id=lifetimes data-method={first} data-sample={place}>{pictures.lifetimes(sample)}</div>'
         f"<div>{pictures.bars(sample)}<p id=readout class=readout>&nbsp;</p></div></div></section>"
         "<section><h2>Samples, token by token</h2><p>Struck out: tokens that are dead at the chosen moment. "
         "<i class=gist></i> gist token, <i class=out></i> output token, <i class=cut></i> trigger. Move the slider, or "

@@ -43,7 +43,8 @@ class Sample:
         gist: gist block ids, -1 outside.
         thought: thought numbers, -1 outside.
         forced: fed, not sampled; also True for the prompt.
-        visible: keys the token's query saw; the prompt's are its own index + 1.
+        visible: keys the token's query saw (a mean under an eviction, see `Completion`); the prompt's are its own
+            index + 1.
         gist_rule: see `lifetimes.Lifetimes`.
     """
 
@@ -55,8 +56,18 @@ class Sample:
     gist: list[int]
     thought: list[int]
     forced: list[bool]
-    visible: list[int]
+    visible: list[float]
     gist_rule: str = "causal"
+
+    @property
+    def dies(self) -> bool:
+        """Whether any key dies before the row ends."""
+        return min(self.death, default=0) < len(self.death)
+
+
+def drawable(tokens: int) -> bool:
+    """Whether a picture of who sees whom in a row of so many tokens shows something and can be read."""
+    return 40 <= tokens <= 600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +98,10 @@ class MethodResult:
         records: one per problem, in the order of the suite.
         curve: visible keys over time.
         samples: the first few completions in full.
-        seconds: wall time of the run, the judging of answers not included.
-        cache_bytes: of the cache, for one row, from the arrays themselves; 0 where nobody knew.
+        seconds: wall time of decoding all problems, after `compile_seconds`; the judging of answers is not included.
+        cache_bytes: allocated for the cache of one row, from the arrays themselves; 0 where nobody knew.
+        cache_used: what of it the row with the most keys took.
+        compile_seconds: wall time of loading and compiling before that.
     """
 
     name: str
@@ -99,15 +112,21 @@ class MethodResult:
     samples: list[Sample]
     seconds: float
     cache_bytes: int = 0
+    cache_used: int = 0
+    compile_seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """An evaluation: the methods, all on the same problems of one suite. The first method is the baseline."""
+    """An evaluation: the methods, all on the same problems of one suite. The first method is the baseline.
+
+    `missing` names those that had not run when this was written: it is written after each.
+    """
 
     suite: str
     methods: list[MethodResult]
     note: str = ""
+    missing: list[str] = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
         asked = [[record.problem for record in method.records] for method in self.methods]
@@ -137,7 +156,7 @@ def load(path: str | Path) -> Results:
         method["curve"] = Curve(**method["curve"])
         method["samples"] = [Sample(**sample) for sample in method["samples"]]
         methods.append(MethodResult(**method))
-    return Results(data["suite"], methods, data["note"])
+    return Results(data["suite"], methods, data["note"], data.get("missing", []))
 
 
 def write_whole(path: str | Path, text: str) -> None:

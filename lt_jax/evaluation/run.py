@@ -12,7 +12,8 @@ from lt_jax.data import answers
 from lt_jax.data.problem import Problem
 from lt_jax.decode import Completion
 from lt_jax.evaluation import metrics
-from lt_jax.evaluation.results import Curve, MethodResult, Record, Results, Sample
+from lt_jax.evaluation.progress import ProgressLine
+from lt_jax.evaluation.results import Curve, MethodResult, Record, Results, Sample, drawable
 from lt_jax.evaluation.suites import Suite
 from lt_jax.evaluation.trace import outline
 from lt_jax.layout.closing import Closing, closing
@@ -36,8 +37,9 @@ class Contender:
         decode: ids as text, special tokens left out.
         pieces: ids as one text per id, special tokens written out.
         tokenize: text -> ids, for a scheme with an instruction.
-        warm: called with the prompts before the clock starts, to compile.
-        cache_bytes: of the cache, for one row; 0 where nobody knows.
+        warm: called with the prompts before the clock starts, to load and compile; it has a clock of its own.
+        cache_bytes: bytes of the cache of one row that holds so many keys, or (None) of all that is allocated for it;
+            None where nobody knows.
     """
 
     name: str
@@ -50,48 +52,83 @@ class Contender:
     pieces: Callable[[Sequence[int]], list[str]]
     tokenize: Callable | None = None
     warm: Callable[[Sequence], None] | None = None
-    cache_bytes: int = 0
+    cache_bytes: Callable[[float | None], int] | None = None
 
 
 def evaluate(contenders: Sequence[Contender], suite: Suite, *, samples: int = 4, note: str = "",
-             progress: Callable[[str, int, int], None] = lambda *_: None) -> Results:  # fmt: skip
+             progress: ProgressLine | None = None,
+             after: Callable[[Results], None] = lambda _: None) -> Results:  # fmt: skip
     """Every contender on every problem of the suite.
 
     Args:
         contenders: the first is the baseline others are compared with.
-        samples: completions per method kept in full, for pictures.
+        samples: completions per method kept in full, for pictures, see `kept`.
         note: a line for the reader of the results.
-        progress: called as (name, answered so far, total) after each completion.
+        progress: what shows how far it is; None shows nothing.
+        after: called after each contender with the results so far, which say what is still missing.
     """
-    return Results(suite.name, [_run(each, suite, samples, progress) for each in contenders], note)
+    progress = ProgressLine(None) if progress is None else progress
+    found = Results(suite.name, [], note, [each.name for each in contenders])
+    for each in contenders:
+        with progress.contender(each.name, len(suite)):
+            method = _run(each, suite, samples, progress)
+        found = dataclasses.replace(found, methods=[*found.methods, method], missing=found.missing[1:])
+        after(found)
+    return found
 
 
-def _run(contender: Contender, suite: Suite, samples: int, progress) -> MethodResult:
+def _run(contender: Contender, suite: Suite, samples: int, progress: ProgressLine) -> MethodResult:
     prompts = [contender.encode(problem) for problem in suite.problems]
     rule = closing(contender.scheme, contender.special, contender.tokenize)
+    compiling = 0.0
     if contender.warm is not None:
+        began = time.perf_counter()
         contender.warm(prompts)
+        compiling = time.perf_counter() - began
     completed: dict[int, Completion] = {}
+    progress.answered(0)
     started = time.perf_counter()
     for done in contender.complete(prompts):
         if done.id in completed:
             raise ValueError(f"{contender.name}: completion {done.id} came twice")
         completed[done.id] = done
-        progress(contender.name, len(completed), len(prompts))
+        progress.answered(len(completed))
     seconds = time.perf_counter() - started  # answers are judged off the clock: an engine works while it is asked
     if len(completed) != len(prompts):
         raise ValueError(f"{contender.name}: {len(prompts) - len(completed)} prompts were not completed")
     order = [completed[i] for i in range(len(prompts))]
+    records = [_record(contender, problem, done) for problem, done in zip(suite.problems, order, strict=True)]
+    used, allocated = 0, 0
+    if contender.cache_bytes is not None:
+        used = contender.cache_bytes(max(record.counts.peak for record in records))
+        allocated = contender.cache_bytes(None)
     return MethodResult(
-        contender.name, contender.model, dataclasses.asdict(contender.scheme),
-        [_record(contender, problem, done) for problem, done in zip(suite.problems, order, strict=True)],
-        curve([done.visible[~done.forced] for done in order]),
-        [_sample(contender, done, rule) for done in order[:samples]], seconds, contender.cache_bytes,
+        contender.name, contender.model, dataclasses.asdict(contender.scheme.explicit),
+        records, curve([done.visible[~done.forced] for done in order]),
+        [_sample(contender, done, rule) for done in kept(order, samples)], seconds, allocated, used, compiling,
     )  # fmt: skip
 
 
+def kept(order: Sequence[Completion], samples: int) -> list[Completion]:
+    """The completions that are kept in full: the first ones, so that methods show the same problems.
+
+    Where no key dies in any of those, the last of them gives way to the first one that shows the method: one in which
+    something is put away, of a length that can be drawn if there is such.
+    """
+    first = list(order[:samples])
+    showing = [done for done in order if (_deaths(done) < len(done.row)).any()]
+    if first and showing and not any(done is other for done in first for other in showing):
+        first[-1] = min(showing, key=lambda done: not drawable(len(done.row)))
+    return first
+
+
+def _deaths(done: Completion) -> np.ndarray:
+    """[P + N], those of the first head of the first layer where an eviction gave each its own."""
+    return done.death if done.evicted is None else np.minimum(done.death, done.evicted[0, 0])
+
+
 def _record(contender: Contender, problem: Problem, done: Completion) -> Record:
-    text = contender.decode(done.tokens[~done.forced].tolist())
+    text = contender.decode(done.tokens[done.written].tolist())
     given, correct = answers.judge(problem, text)
     return Record(done.id, problem.family, problem.question, problem.answer, text, given, correct, done.finish,
                   metrics.count(done))  # fmt: skip
@@ -99,7 +136,7 @@ def _record(contender: Contender, problem: Problem, done: Completion) -> Record:
 
 def _sample(contender: Contender, done: Completion, rule: Closing | None) -> Sample:
     role, thought = outline(done, rule)
-    death = done.death if done.evicted is None else np.minimum(done.death, done.evicted[0, 0])
+    death = _deaths(done)
     index = np.arange(done.prompt_length)
     alive = (index <= index[:, None]) & (index[:, None] < death[: done.prompt_length])
     # A prompt that the scheme compresses is read whole; one over a budget is cut down while it is read.
@@ -113,7 +150,7 @@ def _sample(contender: Contender, done: Completion, rule: Closing | None) -> Sam
         since=done.since.tolist(),
         gist=done.block.tolist(),
         forced=[True] * done.prompt_length + done.forced.tolist(),
-        visible=[*seen.tolist(), *done.visible.tolist()],
+        visible=[*seen.tolist(), *np.round(done.visible, 2).tolist()],
         gist_rule=done.gist_rule,
     )
 

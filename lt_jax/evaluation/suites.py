@@ -14,7 +14,8 @@ from lt_jax.data.problem import Problem
 from lt_jax.data.readers import read_placed
 from lt_jax.data.tasks import FAMILIES, Problems
 from lt_jax.data.tasks.worked import Worked
-from lt_jax.data.traces import Trace, convert
+from lt_jax.data.trace import Trace
+from lt_jax.data.traces import convert
 from lt_jax.errors import UserError
 
 ENDLESS = 2**40  # problems are made up from their number

@@ -98,3 +98,26 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
         placed[i] = min(placed[i], ceiling)
         ceiling = placed[i] - gap
     return placed
+
+
+def labels(points: Sequence[tuple[float, float]], words: Sequence[str], size: float,
+           box: tuple[float, float, float, float], avoid: Sequence[tuple[float, float, float, float]] = (),
+           ) -> list[tuple[float, float]]:  # fmt: skip
+    """Where to write a word beside each point, left end and base line, so that nothing lies over anything else.
+
+    Each takes the first free place of: right above, right below, left above, left below, and then further up and down;
+    if none is free within the box (left, top, right, bottom), right above. `avoid`: boxes that are taken besides.
+    """
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in points] + list(avoid)
+    found = []
+    for (x, y), word in zip(points, words, strict=True):
+        wide = 0.6 * size * len(word)
+        shifts = [(side, y + up) for step in range(8) for side in (x + 10, x - 10 - wide)
+                  for up in (-8 - step * size, size + 4 + step * size)]  # fmt: skip
+        area = lambda left, base, wide=wide: (left, base - 0.8 * size, left + wide, base + 0.25 * size)
+        free = lambda a: not any(a[0] < t[2] and t[0] < a[2] and a[1] < t[3] and t[1] < a[3] for t in taken)
+        inside = lambda a: a[0] >= box[0] and a[1] >= box[1] and a[2] <= box[2] and a[3] <= box[3]
+        place = next((s for s in shifts if inside(area(*s)) and free(area(*s))), shifts[0])
+        taken.append(area(*place))
+        found.append(place)
+    return found

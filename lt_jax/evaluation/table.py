@@ -10,17 +10,18 @@ from lt_jax.evaluation import metrics
 from lt_jax.evaluation.results import MethodResult, Results
 
 WIDTH = 100
-FINISHED = ("eos", "stop")
+CUT = {  # why an answer did not end by itself
+    "length": "max_new", "capacity": "capacity", "positions": "the model's positions", "nan": "logits NaN or infinite",
+}  # fmt: skip
 
 
 def table(results: Results) -> str:
     """The whole evaluation: methods, comparisons with the first one, and accuracy by family."""
     count = len(results.methods[0].records)
     blocks = [f"{results.suite}: {count:,} problem{'s' * (count != 1)}", methods(results)]
-    if caches := cache_bytes(results):
-        blocks.append(caches)
-    if cut := unfinished(results):
-        blocks.append(cut)
+    if results.missing:
+        blocks.append(textwrap.fill(f"incomplete, not run when this was written: {', '.join(results.missing)}", WIDTH))
+    blocks += filter(None, (cache_bytes(results), compile_seconds(results), unfinished(results)))
     if len(results.methods) > 1:
         blocks.append("\n".join(compared(each, results.methods[0]) for each in results.methods[1:]))
     if len(families(results)) > 1:
@@ -44,20 +45,33 @@ def methods(results: Results) -> str:
 
 
 def cache_bytes(results: Results) -> str:
-    """A line on the memory that a row's cache takes; empty where it is not known."""
-    told = ", ".join(f"{each.name} {megabytes(each.cache_bytes)}" for each in results.methods if each.cache_bytes)
-    return textwrap.fill(f"cache of one row, MB: {told}", WIDTH) if told else ""
+    """A line on the memory that a row's cache needs and takes; empty where it is not known."""
+    known = [each for each in results.methods if each.cache_bytes]
+    told = ", ".join(f"{each.name} {megabytes(each.cache_used)} ({megabytes(each.cache_bytes)})" for each in known)
+    return textwrap.fill(f"cache of one row, MB, most used (allocated): {told}", WIDTH) if told else ""
+
+
+def compile_seconds(results: Results) -> str:
+    """A line on what the times of the table leave out; empty where nothing was compiled."""
+    told = ", ".join(f"{each.name} {number(each.compile_seconds)}" for each in results.methods if each.compile_seconds)
+    return textwrap.fill(f"loading and compiling before that time, s: {told}", WIDTH) if told else ""
 
 
 def megabytes(n: int) -> str:
-    return f"{n / 1e6:,.1f}" if n else "-"
+    if not n:
+        return "-"
+    return f"{n / 1e6:,.1f}" if n >= 1e6 else f"{n / 1e6:.2g}"
 
 
 def unfinished(results: Results) -> str:
     """A line on problems whose answer was cut off, which count as wrong; empty if there are none."""
-    counts = [(each.name, sum(r.finish not in FINISHED for r in each.records)) for each in results.methods]
+    counts = [(each.name, sum(r.finish not in metrics.FINISHED for r in each.records)) for each in results.methods]
     told = ", ".join(f"{name} {number:,}" for name, number in counts if number)
-    return textwrap.fill(f"unfinished (cut off at max_new or capacity): {told}", WIDTH) if told else ""
+    if not told:
+        return ""
+    found = {r.finish for each in results.methods for r in each.records}
+    why = [words for finish, words in CUT.items() if finish in found]
+    return textwrap.fill(f"unfinished (cut off: {', '.join(why)}): {told}", WIDTH)
 
 
 def compared(first: MethodResult, second: MethodResult) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lt_jax.errors import UserError
 from lt_jax.layout.closing import Closing, closing
 from lt_jax.layout.memento import write_memento
 from lt_jax.layout.prompt import Prompt, Tokenize, refuse_control, write_prompt
@@ -94,6 +95,29 @@ def build_row(
         _thought_level(writer, close, scheme, special, segments, tokenize)
     if add_eos:
         writer.write([special.eos], Role.EOS, trained=True)
+    return writer.row()
+
+
+def build_conversation(
+    special: SpecialTokens, spans: Sequence[tuple[str, bool]], tokenize: Tokenize, *, add_eos: bool = True
+) -> Row:
+    """A vanilla row of several exchanges: (text, trained) in turn, an EOS after every trained text.
+
+        letters   x x t e x x t t e        x: prompt, t: text of an answer, e: its EOS
+
+    Args:
+        add_eos: whether the last answer ends with one; those before it always do.
+
+    Raises:
+        UserError: the first span is trained, or empty.
+    """
+    writer = Writer()
+    for number, (text, trained) in enumerate(spans):
+        writer.write(tokenize(text), Role.TEXT if trained else Role.PROMPT, trained=trained)
+        if not number and (trained or not len(writer)):
+            raise UserError("the prompt is empty; the first token of a response needs at least one token before it")
+        if trained and (add_eos or number < len(spans) - 1):
+            writer.write([special.eos], Role.EOS, trained=True)
     return writer.row()
 
 

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 from lt_jax.errors import UserError
+from lt_jax.layout.encode import core
 from lt_jax.layout.scheme import Scheme
-from lt_jax.layout.special import SpecialTokens, _core
+from lt_jax.layout.special import SpecialTokens
 
 NAME = "lt_jax.json"
 VERSION = 1
@@ -20,7 +21,7 @@ class Card:
 
     Attributes:
         scheme, special: of its training rows.
-        chat: the chat template, see `data.rows.prompter`.
+        chat: the chat template, see `data.rows.Prompter`.
         system: system turn of questions that have none.
         prefix: text before every question.
     """
@@ -33,8 +34,8 @@ class Card:
 
     def to_json(self, tokenizer) -> str:
         """The text of `lt_jax.json`; the tokens are also written out, so that a wrong tokenizer is noticed."""
-        core = _core(tokenizer)
-        tokens = {str(i): core.id_to_token(i) for i in _ids(self.special)}
+        inner = core(tokenizer)
+        tokens = {str(i): inner.id_to_token(i) for i in _ids(self.special)}
         values = {
             "version": VERSION, "scheme": dataclasses.asdict(self.scheme), "special": self.special.to_dict(),
             "tokens": tokens, "chat": self.chat, "system": self.system, "prefix": self.prefix,
@@ -62,9 +63,9 @@ def read_card(folder: str | Path, tokenizer) -> Card | None:
         if isinstance(error, UserError):
             raise UserError(f"{path}: {error}") from None
         raise UserError(f"{path}: not what an export writes ({type(error).__name__}: {error})") from None
-    core = _core(tokenizer)
+    inner = core(tokenizer)
     for number, token in tokens.items():
-        if core.id_to_token(int(number)) != token:
+        if inner.id_to_token(int(number)) != token:
             raise UserError(
                 f"{folder}: the tokenizer has no token {token!r} with id {number}, which {NAME} names; "
                 "it is not the tokenizer the model was trained with"

@@ -16,9 +16,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken
 
 from lt_jax.errors import UserError
+from lt_jax.layout.encode import core
 
 TRIGGER, OUTPUT, GIST = "<|splitter|>", "<|continue|>", "<|o_{}|>"
 MEMENTO = ("<|block_start|>", "<|block_end|>", "<|summary_start|>", "<|summary_end|>")
@@ -97,7 +98,7 @@ def default_table(
     Args:
         tokenizer: a `tokenizers.Tokenizer` or `transformers` fast tokenizer.
         scheme: a `Scheme`; its method, level and gists decide which tokens there are.
-        eos, pad: texts of existing tokens; `pad` is `eos` if None.
+        eos, pad: texts of existing tokens, which `tokenizer` gets as its own, see `name_ends`; `pad` is `eos` if None.
         trigger: a native token to end thoughts with, such as "\\n\\n"; None adds `<|splitter|>`. A native trigger takes
             the place of a thought's trailing newlines (`SpecialTokens.ending` is "").
         add: False looks the tokens up only, for a checkpoint that should have them.
@@ -127,6 +128,7 @@ def default_table(
         memento=tuple(ids[text] for text in MEMENTO) if scheme.method == "memento" else None,
         ending="\n" if native is None else "",
     )
+    name_ends(tokenizer, eos_id, None if pad is None else pad_id)
     return Table(special, new, pieces)
 
 
@@ -165,48 +167,56 @@ def reference_table(tokenizer, family: str, n_gist: int | None = None, add: bool
     n_gist = released if n_gist is None else n_gist
     wanted = [*_REFERENCE_ORDER, *((GIST.format(i), f"compress output {i}") for i in range(n_gist))]
     eos_id = one_token(tokenizer, eos, "eos")
-    missing = [text for text, _ in wanted if _core(tokenizer).token_to_id(text) is None]
-    before = _core(tokenizer).get_vocab_size() - (len(wanted) - len(missing))
+    missing = [text for text, _ in wanted if core(tokenizer).token_to_id(text) is None]
+    before = core(tokenizer).get_vocab_size() - (len(wanted) - len(missing))
     if before != base:
         raise UserError(f"the tokenizer has {before:,} tokens; the reference table {family!r} needs one with {base:,}")
     ids, new, pieces = _register(tokenizer, wanted, add)
     if list(ids.values()) != list(range(base, base + len(wanted))):
         raise UserError(f"the tokenizer has some of the reference's tokens at other ids than {base:,} onwards")
     gists = tuple(ids[GIST.format(i)] for i in range(n_gist))
+    name_ends(tokenizer, eos_id)
     return Table(SpecialTokens(eos_id, eos_id, ids[TRIGGER], ids[OUTPUT], gists), new, pieces)
 
 
 def _register(tokenizer, wanted, add):
     """Looks (text, description) tokens up and adds the missing; describes them before any is added."""
-    core = _core(tokenizer)
-    missing = [(text, description) for text, description in wanted if core.token_to_id(text) is None]
+    inner = core(tokenizer)
+    missing = [(text, description) for text, description in wanted if inner.token_to_id(text) is None]
     if missing and not add:
         raise UserError(
             f"the tokenizer has no token {missing[0][0]!r} (and {len(missing) - 1} more are missing); "
             "it is not the tokenizer of a model trained with this scheme"
         )
-    pieces = tuple(tuple(core.encode(description, add_special_tokens=False).ids) for _, description in missing)
+    pieces = tuple(tuple(inner.encode(description, add_special_tokens=False).ids) for _, description in missing)
     for text, _ in missing:
         token = AddedToken(text, special=True, normalized=False)
-        tokenizer.add_special_tokens([token]) if core is tokenizer else tokenizer.add_tokens([token])
-    core = _core(tokenizer)
-    ids = {text: core.token_to_id(text) for text, _ in wanted}
+        tokenizer.add_special_tokens([token]) if inner is tokenizer else tokenizer.add_tokens([token])
+    inner = core(tokenizer)
+    ids = {text: inner.token_to_id(text) for text, _ in wanted}
     return ids, tuple((ids[text], description) for text, description in missing), pieces
 
 
-def _core(tokenizer) -> Tokenizer:
-    """The `tokenizers.Tokenizer` inside."""
-    core = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
-    if not isinstance(core, Tokenizer):
-        raise UserError(f"{type(tokenizer).__name__} is no fast tokenizer; one with a tokenizer.json is needed")
-    return core
+def name_ends(tokenizer, eos: int, pad: int | None = None) -> None:
+    """Makes `eos` and `pad` (None leaves it) the `eos_token` and `pad_token` of a `transformers` tokenizer.
+
+    Chat templates and exports then name the tokens that rows are really ended and filled up with. An ordinary token of
+    the vocabulary, such as ".", is left unnamed: when transformers opens the export, it would make of every named token
+    one that is cut out of the text first. Those that read a folder find its id in generation_config.json.
+    """
+    if core(tokenizer) is tokenizer:
+        return
+    added = tokenizer.added_tokens_decoder
+    for name, token in (("eos_token", eos), ("pad_token", pad)):
+        if token in added and getattr(tokenizer, f"{name}_id") != token:
+            setattr(tokenizer, name, str(added[token]))
 
 
 def one_token(tokenizer, text: str, name: str) -> int:
     """The id of `text`. UserError, calling it `name`, if it is not one token of `tokenizer`."""
-    core = _core(tokenizer)
-    known = core.token_to_id(text)
-    ids = [known] if known is not None else core.encode(text, add_special_tokens=False).ids
+    inner = core(tokenizer)
+    known = inner.token_to_id(text)
+    ids = [known] if known is not None else inner.encode(text, add_special_tokens=False).ids
     if len(ids) != 1:
         raise UserError(f"{name} {text!r} is {len(ids)} tokens of this tokenizer; it must be one")
     return ids[0]

@@ -1,4 +1,4 @@
-"""Opening the tokenizer of a checkpoint folder, exactly as its tokenizer.json says."""
+"""Opening the tokenizer of a checkpoint folder, which splits text exactly as its tokenizer.json says."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from lt_jax.errors import UserError
+from lt_jax.layout.encode import core
 
 
 def load_tokenizer(folder: str | Path):
@@ -23,9 +24,11 @@ def load_tokenizer(folder: str | Path):
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder}: no tokenizer.json; a checkpoint folder needs its tokenizer")
     try:
-        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # any file of the tokenizer may be broken in any way
         raise UserError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())[:200]}") from None
+    core(tokenizer)
+    return tokenizer
 
 
 def tokenizer_hash(folder: str | Path) -> str:

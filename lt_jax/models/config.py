@@ -22,6 +22,29 @@ class Llama3Scaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class YarnScaling:
+    """RoPE scaling of YaRN (Peng et al. 2023), as `transformers` computes it.
+
+    Pairs that turn more than `beta_fast` times within `original_max_positions` keep their frequency, those that turn
+    less than `beta_slow` times are slowed by `factor`, and those between are blended.
+
+    Attributes:
+        attention_factor: multiplies cos and sin; None takes what `factor`, `mscale` and `mscale_all_dim` give.
+        mscale, mscale_all_dim: used together, or None.
+        truncate: the blend begins and ends at whole pairs.
+    """
+
+    factor: float
+    original_max_positions: int
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters (Hu et al. 2021): y = x W + (alpha / rank) x A B on every linear map named in `targets`.
 
@@ -52,7 +75,7 @@ class DecoderConfig:
         vocab_size: real number of token ids; ids at or above it exist only as padding and get logit -inf.
         vocab_rows: rows of the embedding, a multiple of 128; None means `vocab_size` rounded up, see `vocab_padded`.
         hidden, intermediate, layers, heads, kv_heads, head_dim: sizes; `heads` is a multiple of `kv_heads`.
-        rope_theta, rope_scaling: rotary base, and Llama 3 scaling or None.
+        rope_theta, rope_scaling: rotary base, and Llama 3 or YaRN scaling, or None.
         qkv_bias: q, k and v have biases (Qwen2). qk_norm: RMS norm of q and k per head (Qwen3).
         tie_embeddings: the head is the embedding transposed.
         max_positions: length the model was made for. The forward pass does not depend on it; decoding ends a row there
@@ -72,7 +95,7 @@ class DecoderConfig:
     head_dim: int
     vocab_rows: int | None = None
     rope_theta: float = 10000.0
-    rope_scaling: Llama3Scaling | None = None
+    rope_scaling: Llama3Scaling | YarnScaling | None = None
     norm_eps: float = 1e-6
     qkv_bias: bool = False
     qk_norm: bool = False

@@ -20,16 +20,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from lt_jax.errors import UserError
-from lt_jax.models import lora, safetensors
+from lt_jax.models import hf_ends, hf_tokenizer, lora, safetensors
 from lt_jax.models import params as parameters
-from lt_jax.models.config import DecoderConfig, Llama3Scaling
+from lt_jax.models.config import DecoderConfig
+from lt_jax.models.hf_config import from_hf, read_config, to_hf
 
-# What a family adds to the plain Llama decoder.
-FAMILIES = {
-    "llama": ("LlamaForCausalLM", {}),
-    "qwen2": ("Qwen2ForCausalLM", {"qkv_bias": True}),
-    "qwen3": ("Qwen3ForCausalLM", {"qk_norm": True}),
-}
+__all__ = ["from_hf", "load", "names", "read_config", "save", "to_hf"]
+
 MODULES = {
     "attn_norm": "input_layernorm",
     "mlp_norm": "post_attention_layernorm",
@@ -37,152 +34,7 @@ MODULES = {
     **{name: f"self_attn.{name}" for name in ("q_norm", "k_norm")},
     **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")},
 }
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
-)  # fmt: skip
 MAX_FILE_BYTES = 5 * 10**9
-
-
-def read_config(folder: str | os.PathLike, dtype: str = "float32") -> DecoderConfig:
-    """The config of a checkpoint folder; `dtype` is the compute dtype it shall have.
-
-    Raises:
-        UserError: no such folder, no readable config.json, or a model that this decoder is not.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; a checkpoint folder has a config.json")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return from_hf(raw, dtype, str(path))
-
-
-def from_hf(raw: dict, dtype: str = "float32", where: str = "config.json") -> DecoderConfig:
-    """The values of a config.json, of transformers 4 or 5, as a `DecoderConfig`; `where` goes into error messages."""
-    family = raw.get("model_type")
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise UserError(f"{where}: model_type {family!r} is not supported; supported are {', '.join(FAMILIES)}")
-    refused = {
-        "hidden_act": raw.get("hidden_act", "silu") != "silu",
-        "attention_bias": bool(raw.get("attention_bias")),
-        "mlp_bias": bool(raw.get("mlp_bias")),
-        "use_sliding_window": bool(raw.get("use_sliding_window")),
-        "quantization_config": bool(raw.get("quantization_config")),
-    }
-    for key, bad in refused.items():
-        if bad:
-            raise UserError(f"{where}: {key} = {raw[key]!r} is not supported")
-
-    size = lambda key, default=None: _size(raw, key, default, where)
-    rope = _rope(raw, where)
-    heads, hidden = size("num_attention_heads"), size("hidden_size")
-    return DecoderConfig(
-        vocab_size=size("vocab_size"),
-        hidden=hidden,
-        intermediate=size("intermediate_size"),
-        layers=size("num_hidden_layers"),
-        heads=heads,
-        kv_heads=size("num_key_value_heads", heads),
-        head_dim=size("head_dim", 128 if family == "qwen3" else max(1, hidden // heads)),
-        rope_theta=_number(rope, "rope_theta", where),
-        rope_scaling=_scaling(rope, where),
-        norm_eps=_number(raw, "rms_norm_eps", where),
-        tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        max_positions=size("max_position_embeddings", 32768),
-        dtype=dtype,
-        model_type=family,
-        extra=json.dumps(raw, sort_keys=True),
-        **FAMILIES[family][1],
-    )
-
-
-def _size(raw: dict, key: str, default: int | None, where: str) -> int:
-    """A whole number of 1 or more; null and absent are the default, if there is one."""
-    value = raw.get(key)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{where}: {key} is {value!r}; it must be a whole number of 1 or more")
-    return value
-
-
-def _number(raw: dict, key: str, where: str) -> float:
-    value = raw.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise UserError(f"{where}: {key} is {value!r}; it must be a number above 0")
-    return float(value)
-
-
-def _rope(raw: dict, where: str) -> dict:
-    """What config.json says of RoPE, in the form of transformers 5: with its base."""
-    for key in ("rope_parameters", "rope_scaling"):
-        if not isinstance(raw.get(key) or {}, dict):
-            raise UserError(f"{where}: {key} is {raw[key]!r}; it must be an object")
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    bases = [values["rope_theta"] for values in (rope, raw) if values.get("rope_theta") is not None]
-    return rope | {"rope_theta": bases[0] if bases else 10000.0}
-
-
-def _scaling(rope: dict, where: str) -> Llama3Scaling | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise UserError(f"{where}: rope scaling {kind!r} is not supported; supported are default and llama3")
-    keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    if missing := [key for key in keys if key not in rope]:
-        raise UserError(f"{where}: llama3 rope scaling has no {missing[0]}")
-    return Llama3Scaling(*(_number(rope, key, where) for key in keys[:3]), _size(rope, keys[3], None, where))
-
-
-def to_hf(config: DecoderConfig, dtype: str) -> dict:
-    """The config.json of an export: what the model came with, brought up to date. `vocab_size` is the real one."""
-    raw = json.loads(config.extra)
-    if config.model_type not in FAMILIES:
-        raise UserError(f"model_type {config.model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
-    architecture, adds = FAMILIES[config.model_type]
-    if (config.qkv_bias, config.qk_norm) != (adds.get("qkv_bias", False), adds.get("qk_norm", False)):
-        raise UserError(
-            f"a model with qkv_bias={config.qkv_bias} and qk_norm={config.qk_norm} is no {config.model_type}; "
-            "Hugging Face has no family for it"
-        )
-    rope = {"rope_theta": config.rope_theta}
-    if s := config.rope_scaling:
-        scaling = {
-            "rope_type": "llama3",
-            "factor": s.factor,
-            "low_freq_factor": s.low_freq_factor,
-            "high_freq_factor": s.high_freq_factor,
-            "original_max_position_embeddings": s.original_max_positions,
-        }
-    if "rope_parameters" in raw:
-        rope = {"rope_parameters": {"rope_type": "default", **rope, **(scaling if s else {})}}
-    else:
-        rope |= {"rope_scaling": scaling if s else None}
-    return raw | rope | {
-        "architectures": [architecture],
-        "model_type": config.model_type,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden,
-        "intermediate_size": config.intermediate,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        "max_position_embeddings": config.max_positions,
-        "dtype" if "dtype" in raw else "torch_dtype": dtype,
-    }
 
 
 def names(config: DecoderConfig) -> dict[tuple[str, ...], tuple[str, bool]]:
@@ -296,8 +148,11 @@ def save(
     overwrite: bool = False,
     max_file_bytes: int = MAX_FILE_BYTES,
     files: dict[str, str] | None = None,
+    source: str | os.PathLike | None = None,
+    eos: int | None = None,
+    pad: int | None = None,
 ) -> Path:
-    """Writes a checkpoint folder that `transformers` loads: LoRA merged, vocabulary without its padding.
+    """Writes a checkpoint folder that `transformers` 4 and 5 load: LoRA merged, vocabulary without its padding.
 
     The folder appears complete or not at all: it is written beside its place and then renamed. With several processes
     all must call this, and the first writes.
@@ -308,6 +163,9 @@ def save(
         overwrite: replace a checkpoint folder that is there; a folder that is no checkpoint is never replaced.
         max_file_bytes: above this the tensors are spread over numbered files with an index.
         files: name -> text of further files to put in the folder.
+        source: the folder the model came from; its generation_config.json goes along.
+        eos, pad: ids that ended and filled up the rows the model was trained on, see `hf_ends`; None leaves those of
+            `source`.
 
     Raises:
         UserError: the folder is in the way, there is no tokenizer where it should be, or the disk is full.
@@ -318,8 +176,18 @@ def save(
     host = jax.tree.map(_fetch, params)
     if jax.process_index() == 0:
         dtype = np.dtype(dtype or params["embed"].dtype)
+
+        def write(partial: Path) -> None:
+            raw = hf_ends.aligned(to_hf(config, dtype.name), eos, pad)
+            (partial / "config.json").write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            hf_ends.write_generation(partial, source, raw, eos, pad)
+            hf_tokenizer.write(partial, tokenizer)
+            for name, text in (files or {}).items():
+                (partial / name).write_text(text, encoding="utf-8")
+            safetensors.write_folder(partial, _tensors(host, config, dtype), max_file_bytes)
+
         try:
-            _write(folder, host, config, tokenizer, dtype, max_file_bytes, files or {})
+            _whole(folder, write)
         except OSError as error:
             raise UserError(f"{folder}: could not be written ({error.strerror or error}); nothing was left") from None
     if jax.process_count() > 1:
@@ -343,17 +211,13 @@ def _fetch(x) -> np.ndarray:
     return np.asarray(x)
 
 
-def _write(folder: Path, host: dict, config: DecoderConfig, tokenizer, dtype, max_file_bytes: int, files: dict) -> None:
+def _whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a folder beside the place of `folder`, and then moves it there, over an older one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
     try:
         os.chmod(partial, 0o755)
-        text = json.dumps(to_hf(config, dtype.name), indent=2, sort_keys=True) + "\n"
-        (partial / "config.json").write_text(text, encoding="utf-8")
-        _write_tokenizer(partial, tokenizer)
-        for name, text in files.items():
-            (partial / name).write_text(text, encoding="utf-8")
-        safetensors.write_folder(partial, _tensors(host, config, dtype), max_file_bytes)
+        write(partial)
         old = None
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old-", dir=folder.parent))
@@ -376,28 +240,3 @@ def _tensors(host: dict, config: DecoderConfig, dtype: np.dtype):
             order = i if stacked else math.inf if path[0] in ("final_norm", "head") else -1
             out.append((order, (name.format(i), value.shape, dtype, lambda v=value: v.astype(dtype, copy=False))))
     return [tensor for _, tensor in sorted(out, key=lambda entry: entry[0])]
-
-
-def _write_tokenizer(folder: Path, tokenizer) -> None:
-    if tokenizer is None:
-        return
-    if hasattr(tokenizer, "save_pretrained"):
-        tokenizer.save_pretrained(folder)
-        _keep_tokenizer_class(folder / "tokenizer_config.json", Path(tokenizer.name_or_path) / "tokenizer_config.json")
-        return
-    source = Path(tokenizer)
-    if not (source / "tokenizer.json").is_file():
-        raise UserError(f"{source / 'tokenizer.json'}: no such file; the export would have no tokenizer")
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-
-
-def _keep_tokenizer_class(written: Path, source: Path) -> None:
-    """Names the source's class again: transformers 5 writes one that transformers 4 does not know."""
-    config = json.loads(written.read_text(encoding="utf-8"))
-    before = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {}
-    config["tokenizer_class"] = before.get("tokenizer_class", "PreTrainedTokenizerFast")
-    for key in ("backend", "is_local", "local_files_only"):
-        config.pop(key, None)
-    written.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from lt_jax.errors import UserError
 from lt_jax.layout.card import NAME, Card, read_card
 from lt_jax.layout.chat import BOXED
 from lt_jax.layout.scheme import Scheme
-from lt_jax.layout.special import reference_table
+from lt_jax.layout.special import name_ends, reference_table
 from lt_jax.layout.tokenizer import load_tokenizer, tokenizer_hash
 from lt_jax.models import huggingface
 from lt_jax.models.config import LoraConfig
@@ -61,8 +61,13 @@ def convert(source: str | Path, target: str | Path, *, dtype: str | None = None,
             f"{source}: the model has rows for {model.vocab_size:,} tokens and the tokenizer has {len(tokens):,}; "
             "it is another model's, or the checkpoint was not trained with this table"
         )
-    files = {} if card is None else {NAME: card.to_json(tokens)}
-    return huggingface.save(target, params, model, tokens, dtype=dtype, overwrite=overwrite, files=files)
+    if card is None:
+        return huggingface.save(target, params, model, tokens, dtype=dtype, overwrite=overwrite, source=source)
+    name_ends(tokens, card.special.eos)
+    return huggingface.save(
+        target, params, model, tokens, dtype=dtype, overwrite=overwrite, source=source,
+        files={NAME: card.to_json(tokens)}, eos=card.special.eos, pad=tokens.pad_token_id,
+    )  # fmt: skip
 
 
 def export_run(run: Path, target: str | Path, *, dtype: str | None = None, overwrite: bool = False) -> Path:
@@ -84,7 +89,7 @@ def export_run(run: Path, target: str | Path, *, dtype: str | None = None, overw
     card = Card(config.scheme, table.special, source.chat, source.system, source.prefix)
     return huggingface.save(
         target, params, model, tokenizer, dtype=dtype or config.export_dtype, overwrite=overwrite,
-        files={NAME: card.to_json(tokenizer)},
+        files={NAME: card.to_json(tokenizer)}, source=config.model, eos=table.special.eos, pad=tokenizer.pad_token_id,
     )  # fmt: skip
 
 

@@ -19,17 +19,18 @@ import jax
 
 from lt_jax.data.builder import open_prepared, prepare
 from lt_jax.data.pipeline import evaluation_batches, train_batches
-from lt_jax.data.rows import RowMaker, prompter
+from lt_jax.data.rows import Prompter, RowMaker
 from lt_jax.data.sources import Mapped, hold_out, worked
 from lt_jax.data.stats import measure
 from lt_jax.data.tasks import FAMILIES, Problems
 from lt_jax.errors import UserError
 from lt_jax.layout.card import NAME, Card, read_card
-from lt_jax.layout.special import SpecialTokens, Table, default_table, one_token, reference_table
+from lt_jax.layout.special import SpecialTokens, Table, default_table, name_ends, one_token, reference_table
 from lt_jax.layout.tokenizer import load_tokenizer, tokenizer_hash
 from lt_jax.models import huggingface, lora, vocabulary
 from lt_jax.models import params as parameters
 from lt_jax.models.config import DecoderConfig
+from lt_jax.models.hf_ends import read_ends
 from lt_jax.training import mesh as meshes
 from lt_jax.training import metrics, run
 from lt_jax.training.checkpoint import fingerprint
@@ -71,7 +72,7 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
     card = Card(config.scheme, table.special, source.chat, source.system, source.prefix)
     final = huggingface.save(
         folder / "final", result.params, model, tokenizer, dtype=config.export_dtype, overwrite=True,
-        files={NAME: card.to_json(tokenizer)},
+        files={NAME: card.to_json(tokenizer)}, source=config.model, eos=table.special.eos, pad=tokenizer.pad_token_id,
     )  # fmt: skip
     say(f"exported to {final}")
     return final
@@ -85,7 +86,7 @@ def special_tokens(tokenizer, config: SftConfig) -> Table:
     """
     tokens, scheme = config.tokens, config.scheme
     card = read_card(config.model, tokenizer)
-    if card is not None and card.scheme == scheme:
+    if card is not None and card.scheme.explicit == scheme.explicit:
         for name in ("trigger", "eos", "pad"):
             text, own = getattr(tokens, name), getattr(card.special, name)
             if text is not None and one_token(tokenizer, text, name) != own:
@@ -93,12 +94,16 @@ def special_tokens(tokenizer, config: SftConfig) -> Table:
                     f"tokens.{name} is {text!r}, but model.path {config.model} was trained with "
                     f"{tokenizer.convert_ids_to_tokens(own)!r}, which {NAME} there says; leave tokens.{name} out"
                 )
+        name_ends(tokenizer, card.special.eos)
         return Table(card.special)
     if tokens.table == "reference":
-        return reference_table(tokenizer, tokens.family, scheme.n_gist)
+        return reference_table(tokenizer, tokens.family, scheme.gist_tokens)
     eos = tokens.eos or tokenizer.eos_token
     if eos is None:
-        raise UserError(f"{config.model}: the tokenizer names no eos_token; give one with --config.tokens.eos")
+        ends = read_ends(config.model)
+        if not ends or ends[0] >= len(tokenizer):
+            raise UserError(f"{config.model}: the tokenizer names no eos_token; give one with --config.tokens.eos")
+        eos = tokenizer.convert_ids_to_tokens(ends[0])
     return default_table(tokenizer, scheme, eos, tokens.pad or tokenizer.pad_token, tokens.trigger)
 
 
@@ -109,7 +114,8 @@ def open_source(source: SourceConfig, folder: Path) -> tuple[Sequence, str]:
         problems = Problems(source.embedded, steps=tuple(source.steps), families=families)
         name = f"problems of {source.steps[0]} to {source.steps[1]} steps: {', '.join(families)}"
         return Mapped(problems, worked), name
-    prepared = prepare(source.paths, source.data_dir or folder / "data", source.format)
+    where = source.data_dir or folder / "data"
+    prepared = prepare(source.paths, where, source.format, each=source.turns == "each")
     return open_prepared(prepared), "/".join(prepared.parts[-2:])
 
 
@@ -118,7 +124,8 @@ def row_maker(config: SftConfig, tokenizer, special: SpecialTokens) -> RowMaker:
     source = config.source
     return RowMaker(
         scheme=config.scheme, special=special, tokenizer=tokenizer, segment=source.segment, minimum=source.minimum,
-        maximum=source.maximum, prompt=prompter(source.chat, tokenizer, source.system, source.prefix),
+        maximum=source.maximum, prompt=Prompter(source.chat, tokenizer, source.system, source.prefix),
+        turns=source.turns,
     )  # fmt: skip
 
 

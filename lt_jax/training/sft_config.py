@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from lt_jax.data.pipeline import PipelineConfig
-from lt_jax.data.rows import check_cutting
+from lt_jax.data.rows import check_cutting, check_turns
 from lt_jax.errors import UserError
 from lt_jax.layout.scheme import Scheme
 from lt_jax.models.config import LoraConfig
@@ -50,7 +50,8 @@ class SourceConfig:
             steps[0] to steps[1], of `families` in turn (empty: all; a family named twice comes twice as often).
         held_out: samples kept for eval_loss; 0 measures none.
         data_dir: where prepared data sets are kept; None is `data` in the run folder.
-        chat, system, prefix: see `data.rows.prompter`. segment, minimum, maximum: see `data.rows.RowMaker`.
+        chat, system, prefix: see `data.rows.Prompter`. segment, minimum, maximum, turns: see
+            `data.rows.RowMaker`.
     """
 
     paths: tuple[str, ...]
@@ -66,6 +67,7 @@ class SourceConfig:
     embedded: int = 0
     steps: tuple[int, int] = (6, 12)
     families: tuple[str, ...] = ()
+    turns: str = "last"
 
     def __post_init__(self):
         if any(self.paths) == bool(self.embedded):
@@ -108,6 +110,7 @@ class SftConfig:
             raise UserError("folder is empty; give the run a folder, --config.folder=runs/NAME")
         scheme, source = self.scheme, self.source
         check_cutting(scheme, source.segment, source.minimum, source.maximum)
+        check_turns(source.turns, scheme, source.chat)
         if self.tokens.trigger is not None and not scheme.has_trigger:
             key = "method" if scheme.level == "thought" else "level"
             raise UserError(

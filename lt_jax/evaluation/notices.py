@@ -1,0 +1,41 @@
+"""Lines about answers that cannot be what was asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+
+def to_stderr(line: str) -> None:
+    """Shows a line to whoever started the program, apart from what it was asked to print."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def beyond(lengths: Sequence[int], max_new: int, positions: int) -> str:
+    """A line on prompts whose answers may reach the end of the positions that the model was made for; empty if none.
+
+    There a row ends, as in vLLM with its `max_model_len`; transformers warns, and goes on.
+
+    Args:
+        lengths: tokens of each prompt.
+        max_new: most tokens sampled for one; gists and output tokens come on top.
+    """
+    late = sum(length + max_new > positions for length in lengths)
+    if not late:
+        return ""
+    return (
+        f"warning: {late:,} of {len(lengths):,} prompts and max_new ({max_new:,}) together are longer than the "
+        f"{positions:,} positions that the model was made for; an answer that reaches them is cut off there"
+    )
+
+
+def broken(finishes: Iterable[str], name: str = "") -> str:
+    """A line on answers that ended because the model's logits were not numbers; empty if there are none."""
+    finishes = list(finishes)
+    bad = finishes.count("nan")
+    if not bad:
+        return ""
+    return (
+        f"warning: {name + ': ' if name else ''}{bad:,} of {len(finishes):,} answers ended where the model's logits "
+        "were NaN or infinite; the weights may be broken, or their dtype too narrow"
+    )
