@@ -73,8 +73,17 @@ def test_greedy_and_independence_of_the_batch():
     assert later.tolist() != alone
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0), Sampling(0.7, top_k=5), Sampling(1.0, top_p=0.5)])
+def test_log_probs_are_nan_exactly_where_logits_are_no_numbers(sampling):
+    logits = np.random.default_rng(3).normal(size=(7, V)).astype(np.float32)
+    logits[:, 200:] = -np.inf
+    logits[1, 7], logits[2, 7], logits[3], logits[5, 199], logits[6] = np.nan, np.inf, -np.inf, np.nan, 3e38
+    _, logp = DRAW(jnp.asarray(logits), jnp.arange(7, dtype=jnp.uint32), jnp.full(7, 3), alike(7, sampling))
+    assert np.isnan(logp).tolist() == [False, True, True, True, False, True, False]
+
+
 def test_rows_that_differ_share_a_program():
-    """Each row of a mixed batch draws what it would draw in a batch of its kind, and what is never to be drawn is not."""
+    """Each row of a mixed batch draws what it would draw in a batch of its kind, and what is never to be is not."""
     rng = np.random.default_rng(3)
     kinds = [Sampling(), Sampling(0.5), Sampling(1.0, top_k=3), Sampling(2.0, top_p=0.6), Sampling(1.2, 30, 0.9)]
     n = 100

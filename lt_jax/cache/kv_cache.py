@@ -83,6 +83,16 @@ def empty(layers, rows, kv_heads, capacity, head_dim, dtype=jnp.float32, *, each
     return KVCache(keys(), keys(), fill("birth"), fill("death"), jnp.zeros(own[:2], jnp.int32))
 
 
+def grown(cache: KVCache, capacity: int) -> KVCache:
+    """The same keys in the same slots, with empty ones behind them up to `capacity`, a multiple of `SLOTS`."""
+    more = capacity - cache.capacity
+    wider = lambda x, axis, blank: jnp.pad(
+        x, [(0, more if i == axis else 0) for i in range(x.ndim)], constant_values=blank
+    )
+    new = {name: wider(x, 3, blank) for name, blank in BLANK.items() if (x := getattr(cache, name)) is not None}
+    return dataclasses.replace(cache, k=wider(cache.k, 3, 0), v=wider(cache.v, 3, 0), **new)
+
+
 def pick(x: jax.Array, rows, axis: int = 1) -> jax.Array:
     """The given rows of x along `axis`; None is all of them."""
     return x if rows is None else jnp.take(x, rows, axis=axis)
@@ -116,7 +126,8 @@ def truncated(cache: KVCache, rows, first) -> KVCache:
     kept = (birth >= 0) & (birth < column)
     new = {name: jnp.where(kept, pick(x, rows), jnp.asarray(blank, x.dtype))
            for name, blank in BLANK.items() if (x := getattr(cache, name)) is not None}  # fmt: skip
-    new["length"] = jnp.max(jnp.sum(kept, -1, dtype=jnp.int32), -1)
+    # Not how many there are: a head may have empty slots between its keys.
+    new["length"] = jnp.max(jnp.where(kept, jnp.arange(1, cache.capacity + 1, dtype=jnp.int32), 0), (2, 3))
     if cache.asked is not None:
         asked = cache.asked[rows]
         new["asked"] = cache.asked.at[rows].set(jnp.where(asked < first[:, None], asked, -1))
@@ -131,27 +142,28 @@ def truncated(cache: KVCache, rows, first) -> KVCache:
 def copied(cache: KVCache, origin, rows, count) -> KVCache:
     """The first `count` [] of `rows` get all that the rows `origin` hold, one after the other; both [B] int32.
 
-    Row by row and in place: beside the cache there is never more than one row's keys.
+    In place, in blocks of `SLOTS` slots and no further than there are keys.
     """
-    axis = {name: 0 for name in ("asked", "record")}
+    at = {"asked": 0, "record": 0}  # the axis of the rows, 1 for all others
+    arrays = {field.name: x for field in dataclasses.fields(cache) if (x := getattr(cache, field.name)) is not None}
 
-    def one(i, cache):
-        new = {}
-        for field in dataclasses.fields(cache):
-            if (x := getattr(cache, field.name)) is not None:
-                at = axis.get(field.name, 1)
-                own = lax.dynamic_index_in_dim(x, origin[i], at)
-                new[field.name] = lax.dynamic_update_index_in_dim(x, own, rows[i], at)
-        return dataclasses.replace(cache, **new)
+    def one(i, arrays):
+        moved = {}
+        for name, x in arrays.items():
+            if name not in ("k", "v"):
+                own = lax.dynamic_index_in_dim(x, origin[i], at.get(name, 1))
+                moved[name] = lax.dynamic_update_index_in_dim(x, own, rows[i], at.get(name, 1))
+        blocks = (jnp.max(arrays["length"][:, origin[i]]) + SLOTS - 1) // SLOTS
+        keys = lax.fori_loop(0, blocks, functools.partial(block, i), (arrays["k"], arrays["v"]))
+        return moved | dict(zip(("k", "v"), keys, strict=True))
 
-    return lax.fori_loop(0, count, one, cache)
+    def block(i, b, keys):
+        layers, _, heads, _, size = keys[0].shape
+        place = lambda row: (0, row, 0, b * SLOTS, 0)
+        cut = lambda x: lax.dynamic_slice(x, place(origin[i]), (layers, 1, heads, SLOTS, size))
+        return tuple(lax.dynamic_update_slice(x, cut(x), place(rows[i])) for x in keys)
 
-
-@functools.partial(jax.jit, donate_argnums=0)
-def cleared(cache: KVCache, rows) -> KVCache:
-    """Zeros for what the given rows [R] left in their slots: where that was NaN, no mask would hide it."""
-    zero = lambda x: None if x is None else x.at[:, rows].set(0)
-    return dataclasses.replace(cache, k=zero(cache.k), v=zero(cache.v), queries=zero(cache.queries))
+    return dataclasses.replace(cache, **lax.fori_loop(0, count, one, arrays))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -65,11 +65,9 @@ def _check_prompt(name: str, prompt: Row, model: DecoderConfig, config: DecodeCo
             f"{model.vocab_size}"
         )
     if length >= rules.row_limit:
-        whole = rules.row_limit == model.max_positions
-        what = "positions that the model was made for" if whole else "of decode.horizon"
-        raise UserError(
-            f"{name}: a prompt of {length} tokens leaves no room for a response within the {rules.row_limit} {what}"
-        )
+        own = rules.row_limit == model.max_positions
+        what = f"{rules.row_limit} positions that the model was made for" if own else f"horizon of {rules.row_limit}"
+        raise UserError(f"{name}: a prompt of {length} tokens leaves no room for a response within the {what}")
     if rules.eviction is not None:
         _check_budget(name, prompt, rules)
     elif length + 1 > room:

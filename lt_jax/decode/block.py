@@ -63,7 +63,7 @@ def decode_block(
     weights, state: State, cache: KVCache, how: Settings, enough, *, model: DecoderConfig, rules: Rules,
     config: DecodeConfig,
 ):  # fmt: skip
-    """Runs until `buffer` steps are done, no row can go on, or `enough` [] rows have finished.
+    """Runs until `buffer` steps are done, no row can go on, `enough` [] rows have finished, or one needs more slots.
 
     Args:
         how: what the request of each row asks for.
@@ -75,8 +75,10 @@ def decode_block(
     begun = jnp.sum(state.alive)
     lines = log_lines(rules, config)
     room = lambda p: p.written + rules.longest <= lines
-    ready = lambda p: control.pending(rules, p.state) & room(p) & ~full(p)
-    lanes = lambda p: p.state.alive & ~control.pending(rules, p.state) & room(p) & ~full(p)
+    tight = lambda p: control.tight(rules, p.state, p.cache.length, cache.capacity - slack(rules))
+    able = lambda p: room(p) & ~full(p) & ~tight(p)
+    ready = lambda p: control.pending(rules, p.state) & able(p)
+    lanes = lambda p: p.state.alive & ~control.pending(rules, p.state) & able(p)
 
     def full(p):
         if rules.eviction is None:
@@ -90,7 +92,8 @@ def decode_block(
 
     def more(p):
         finished = begun - jnp.sum(p.state.alive)
-        return (p.step < config.buffer) & jnp.any(p.state.alive & room(p)) & (finished < enough)
+        goes_on = jnp.any(p.state.alive & room(p)) & ~jnp.any(tight(p))
+        return (p.step < config.buffer) & goes_on & (finished < enough)
 
     def step(p):
         if rules.eviction is not None:

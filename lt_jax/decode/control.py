@@ -158,6 +158,19 @@ def full(rules: Rules, state: State, length) -> jax.Array:
     return goes_on & jnp.any(length + need > limit, 0)
 
 
+def tight(rules: Rules, state: State, length, room: int) -> jax.Array:
+    """[B] bool: rows that can only go on in a cache of more slots, though they may have more keys.
+
+    Args:
+        length: [Lb, B] keys held.
+        room: slots of a row that keys may take.
+    """
+    if rules.eviction is not None or room >= rules.capacity:
+        return jnp.zeros_like(state.alive)
+    need = jnp.where(pending(rules, state), rules.longest, 1)
+    return state.alive & (jnp.max(length, 0) + need > room)
+
+
 def marks(rules: Rules, tokens, gist=False) -> jax.Array | None:
     """The classes of new keys for an eviction, int8, see `KVCache.mark`; None where there is but one class.
 

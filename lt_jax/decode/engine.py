@@ -27,15 +27,15 @@ import numpy as np
 from lt_jax import cache as slots
 from lt_jax.decode import control
 from lt_jax.decode.admit import check_request
-from lt_jax.decode.block import decode_block, prefill
+from lt_jax.decode.block import decode_block, prefill, slack
 from lt_jax.decode.completion import Completion, refused
 from lt_jax.decode.config import DecodeConfig
 from lt_jax.decode.event import Event, Usage
-from lt_jax.decode.pieces import TOGETHER, Piece, alike, feed_of, last_apart, living, most_held, pieces, powers
+from lt_jax.decode.pieces import PIECES, TOGETHER, Piece, alike, feed_of, last_apart, living, most_held, pieces, powers
 from lt_jax.decode.placing import Rows, Start
 from lt_jax.decode.record import Record
 from lt_jax.decode.request import Request, sample_seed
-from lt_jax.decode.setup import check, empty_cache, products, rules_of, settings_of
+from lt_jax.decode.setup import capacity, check, empty_cache, products, rules_of, settings_of
 from lt_jax.decode.weights import prepare
 from lt_jax.errors import UserError
 from lt_jax.layout.row import Row
@@ -47,8 +47,9 @@ from lt_jax.models.config import DecoderConfig
 class Engine:
     """Decodes requests with one model under one scheme.
 
-    Compiles one decode block, and one prefill for each (piece length, number of rows) it meets. One owner at a time:
-    either `run` and what stands on it, or `submit` and `step`.
+    Compiles one decode block for each capacity that its rows come to need (`setup.capacity`), and one prefill for each
+    (piece length, number of rows) that it meets. One owner at a time: either `run` and what stands on it, or `submit`
+    and `step`.
 
     Attributes:
         usage: tokens of all prompts so far.
@@ -82,11 +83,13 @@ class Engine:
             functools.partial(prefill, **fixed), static_argnames=("final", "compress", "evict"), donate_argnums=(1, 2)
         )
         self.copy = jax.jit(slots.copied, donate_argnums=0)
+        self.grow = jax.jit(slots.grown, static_argnums=1)
         self.load(params)
         self.state = control.idle(config.rows, config.top_logps)
-        self.cache = empty_cache(model, config, self.rules)
+        self.cache = empty_cache(model, config, self.rules, need=0)
         self.settings = settings_of([Request(())] * config.rows, config, self.rules)
-        self.rows = Rows(config.rows, self.rules, self.cache.capacity - self.rules.longest)
+        self.rows = Rows(config.rows, self.rules)
+        self.rows.slots = self.cache.capacity - self.rules.longest
         self.waiting: collections.deque[Record] = collections.deque()
         self.said: list[Event] = []  # refusals and cancellations, told at the next step
         self.sent: tuple | None = None  # records by row, log, most probable tokens, lines written
@@ -228,8 +231,9 @@ class Engine:
         return [found[key] for key in sorted(found)]
 
     def cut(self, prompt: Row, begin: int = 0) -> list[Piece]:
-        """The pieces in which a prompt is fed, from the token `begin` on."""
-        return pieces(prompt, self.cache.capacity, self.config, begin)
+        """The pieces in which a prompt is fed, from the token `begin` on, when there is room for it."""
+        room = capacity(self.config, self.rules, len(prompt) + PIECES[0] + self.rules.longest + slack(self.rules))
+        return pieces(prompt, max(room, self.cache.capacity), self.config, begin)
 
     def _check_owner(self, owner) -> None:
         if self.closed:
@@ -269,6 +273,7 @@ class Engine:
         alive, finish = np.asarray(self.state.alive), np.asarray(self.state.finish)  # waits for the block
         done = {row: self._evicted(row) for row in then if not alive[row]}
         now = time.perf_counter()
+        self._make_room(1 + int(np.where(alive, np.asarray(self.cache.length).max(0), 0).max()))
         if not self.waiting:  # nothing is to be decided by what the block wrote
             self._send(besides=done)
         log, written, *tops = map(np.asarray, (log, written, *tops))
@@ -288,6 +293,13 @@ class Engine:
             self._fill()
             self._send()
         return events
+
+    def _make_room(self, keys: int) -> None:
+        """Gives every row more slots if one of them is to hold so many keys, and what closing a thought adds."""
+        need = keys + self.rules.longest + slack(self.rules)
+        if (more := capacity(self.config, self.rules, need)) > self.cache.capacity:
+            self.cache = self.grow(self.cache, more)
+            self.rows.slots = more - self.rules.longest
 
     def _silence(self, rows: list[int]) -> None:
         """Ends rows that have not ended by themselves; a block that is under way still goes on with them."""
@@ -313,6 +325,7 @@ class Engine:
     def _fill(self) -> None:
         """Feeds waiting prompts into free rows, wave by wave."""
         while self.waiting and (wave := self.rows.wave(self.waiting)):
+            self._make_room(max(len(start.record.prompt) for start in wave) + PIECES[0])
             new = [row for start in wave for row, _ in start.members]
             # A weight of zero does not hide a value of NaN from the next request.
             if spoilt := sorted(self.rows.spoilt.intersection(new)):

@@ -40,11 +40,11 @@ class Rows:
         live: records of the rows under way.
         past: what free rows still hold, the longest finished first. Rows that are in neither hold nothing of use.
         spoilt: free rows in whose slots there may be NaN.
+        slots: of a finished row, into which nothing is written until it is taken again.
     """
 
-    def __init__(self, count: int, rules: Rules, slots: int):
-        """slots: those of a finished row that nothing is written into until it is taken again."""
-        self.count, self.rules, self.slots = count, rules, slots
+    def __init__(self, count: int, rules: Rules):
+        self.count, self.rules, self.slots = count, rules, 0
         self.live: dict[int, Record] = {}
         self.past: dict[int, Held] = {}
         self.spoilt: set[int] = set()

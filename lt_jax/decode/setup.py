@@ -10,6 +10,7 @@ import jax
 from lt_jax import cache as slots
 from lt_jax import native
 from lt_jax.cache import KVCache
+from lt_jax.cache.kv_cache import SLOTS
 from lt_jax.decode.block import slack
 from lt_jax.decode.config import DecodeConfig
 from lt_jax.decode.control import Rules
@@ -73,14 +74,33 @@ def never(scheme: Scheme, special: SpecialTokens, config: DecodeConfig) -> tuple
     return tuple(sorted(ids - sampled))
 
 
-def empty_cache(model: DecoderConfig, config: DecodeConfig, rules: Rules) -> KVCache:
-    """The cache of an engine, without keys."""
-    capacity = config.most_keys + slack(rules)
+def empty_cache(model: DecoderConfig, config: DecodeConfig, rules: Rules, need: int | None = None) -> KVCache:
+    """The cache of an engine, without keys.
+
+    Args:
+        need: slots that rows need for now, see `capacity`; None for all that they may come to need.
+    """
     if rules.eviction is None:
-        return slots.empty(model.layers, config.rows, model.kv_heads, capacity, model.head_dim, model.dtype)
-    return slots.empty_evicting(
-        model, config.rows, capacity, rules.eviction, config.recorded, rules.close is not None
-    )
+        room = capacity(config, rules, need)
+        return slots.empty(model.layers, config.rows, model.kv_heads, room, model.head_dim, model.dtype)
+    room = config.most_keys + slack(rules)
+    return slots.empty_evicting(model, config.rows, room, rules.eviction, config.recorded, rules.close is not None)
+
+
+def capacity(config: DecodeConfig, rules: Rules, need: int | None = None) -> int:
+    """Slots of a row: the first of 256, 384, 512, 768, 1024 ... that has `need`, or all that a row may come to need.
+
+    A row is given what it needs when it needs it, so that one which puts its thoughts away takes less memory, and not
+    only fewer keys. There are few sizes, because the decode block is compiled for each. Under an eviction the budget
+    says how many there are.
+    """
+    most = -(-(config.most_keys + slack(rules)) // SLOTS) * SLOTS
+    if need is None or rules.eviction is not None:
+        return most
+    size = 256
+    while size < need:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return min(size, most)
 
 
 def settings_of(requests: Sequence[Request], config: DecodeConfig, rules: Rules) -> Settings:
@@ -91,10 +111,19 @@ def settings_of(requests: Sequence[Request], config: DecodeConfig, rules: Rules)
     return settings(list(map(of, requests)), len(rules.never) + config.listed, len(rules.stop) + config.listed)
 
 
-def cache_bytes(model: DecoderConfig, config: DecodeConfig, rules: Rules) -> float:
-    """Bytes of one row's cache, from the arrays' shapes, without the record of deaths (which nobody decodes from)."""
+def cache_bytes(model: DecoderConfig, config: DecodeConfig, rules: Rules, keys: float | None = None) -> float:
+    """Bytes of one row's cache, from the arrays' shapes, without the record of deaths (which nobody decodes from).
+
+    Args:
+        keys: count slots for so many keys in each layer, what a row used, in place of all that are allocated.
+    """
     cache = jax.eval_shape(lambda: empty_cache(model, dataclasses.replace(config, horizon=0), rules))
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)) / config.rows
+    size = lambda x: 0 if x is None else x.size * x.dtype.itemsize
+    total = sum(map(size, jax.tree.leaves(cache)))
+    if keys is not None:
+        slots_of = (cache.k, cache.v, cache.birth, cache.death, cache.mark, cache.received)
+        total -= sum(map(size, slots_of)) * (1 - keys / cache.capacity)
+    return total / config.rows
 
 
 def check(scheme: Scheme, model: DecoderConfig, config: DecodeConfig, rules: Rules) -> None:
