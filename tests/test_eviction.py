@@ -37,6 +37,9 @@ def params():
     return tree
 
 
+OVER = (30,)  # prompts longer than the budget, of one length: two programs fewer for every engine
+
+
 def requests(n=5, seed=0, lengths=(5, 30), max_new=(40, 70)):
     """Prompts of few lengths, so that few shapes are compiled."""
     rng = np.random.default_rng(seed)
@@ -138,8 +141,9 @@ def test_the_engine_evicts_whom_the_formulas_evict(policy):
 
 @pytest.mark.parametrize("share", ["heads", "layers"])
 def test_shared_choices_replay(share):
-    alone = engine(how("rkv")).complete(requests(3))
-    for c, other in zip(engine(how("rkv", share=share)).complete(requests(3)), alone, strict=True):
+    asked = requests(3, lengths=OVER)
+    alone = engine(how("rkv")).complete(asked)
+    for c, other in zip(engine(how("rkv", share=share)).complete(asked), alone, strict=True):
         assert (c.evicted < NEVER).any() and not np.array_equal(c.evicted[0, 0], other.evicted[0, 0])
         assert c.evicted.shape[:2] == (1 if share == "layers" else MODEL.layers, 1)
         check_replay(c)
@@ -155,7 +159,8 @@ def _seen(c) -> np.ndarray:
 @pytest.mark.parametrize("order", ["birth", "reference"])
 def test_pyramid_and_the_order_of_the_release_replay(order):
     budgets = pyramid(3, 24, beta=2, least=8)
-    found = engine(how("rkv", budget=budgets, order=order)).complete(requests(3))
+    asked = requests(3, lengths=OVER)
+    found = engine(how("rkv", budget=budgets, order=order)).complete(asked)
     for c in found:
         check_replay(c)
         for layer, head in np.ndindex(MODEL.layers, MODEL.kv_heads):
@@ -174,13 +179,14 @@ def test_pyramid_and_the_order_of_the_release_replay(order):
     (c,) = engine(how("rkv", budget=budgets, order=order)).complete([long])
     assert 24 < c.prompt_held <= 32, "the mean over layers: the largest alone holds 38 + 8"
     if order == "reference":
-        plain = engine(how("rkv", budget=budgets)).complete(requests(3))
+        plain = engine(how("rkv", budget=budgets)).complete(asked)
         assert any(not np.array_equal(a.evicted, b.evicted) for a, b in zip(found, plain, strict=True))
 
 
 def test_lightthinker_composes_with_a_policy():
     scheme = Scheme(n_gist=3)
-    found = engine(how("rkv", budget=32, buffer=16), scheme=scheme, max_thought=10).complete(requests(5))
+    asked = requests(5, lengths=OVER)
+    found = engine(how("rkv", budget=32, buffer=16), scheme=scheme, max_thought=10).complete(asked)
     for c in found:
         check_replay(c)
         gist = np.flatnonzero(c.gist) + c.prompt_length
@@ -229,16 +235,18 @@ def test_prompts_are_read_for_their_deaths_alone():
 
 
 def test_a_budget_above_the_length_changes_nothing():
-    plain = engine(None, capacity=160).complete(requests())
+    asked = requests(3, lengths=OVER)
+    plain = engine(None, capacity=160).complete(asked)
     for policy in ("rkv", "h2o", "sepllm"):
-        for a, b in zip(plain, engine(how(policy, budget=150)).complete(requests()), strict=True):
+        for a, b in zip(plain, engine(how(policy, budget=150)).complete(asked), strict=True):
             np.testing.assert_array_equal(a.tokens, b.tokens)
             np.testing.assert_array_equal(a.visible, b.visible)
             np.testing.assert_allclose(a.logp, b.logp, atol=1e-5)
 
 
-@pytest.mark.parametrize("policy", ["rkv", "h2o", "tova", "random", "sepllm"])
+@pytest.mark.parametrize("policy", ["rkv", "h2o", "random"])
 def test_a_batch_is_its_rows_alone_in_any_order(policy):
+    """With a ring of queries, with sums of what was received, with numbers drawn: what the rows keep apart."""
     asked = requests(5)
     batch, single = engine(how(policy)), engine(how(policy), rows=1)
     together = batch.complete(asked)
@@ -285,11 +293,9 @@ def test_nobody_reads_what_lies_behind_the_keys():
 
 
 def test_plain_and_native_forms_evict_alike():
-    for a, b in zip(
-        engine(how("rkv")).complete(requests(3)),
-        engine(how("rkv"), implementation="plain").complete(requests(3)),
-        strict=True,
-    ):
+    asked = requests(3, lengths=OVER)
+    native, plain = (engine(how("rkv"), **form).complete(asked) for form in ({}, dict(implementation="plain")))
+    for a, b in zip(native, plain, strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens)
         np.testing.assert_array_equal(a.evicted, b.evicted)
 

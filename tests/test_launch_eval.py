@@ -304,10 +304,13 @@ def test_logits_that_are_no_numbers_are_told_of(folder, tmp_path, capsys):
     assert done.finish == "nan" and len(done.tokens) == 0
     assert lines[0].startswith("warning: 1 of 1 answers ended where the model's logits were NaN or infinite")
     problems = Suite("one", (Problem("1", "1"),))
-    found = evaluate([contender("bad", writer, DecodeConfig(rows=1, capacity=64), max_new=5)], problems)
+    bad = contender("bad", writer, DecodeConfig(rows=1, capacity=64), max_new=5)
+    found = evaluate([bad, dataclasses.replace(bad, name="worse")], problems)
     assert [r.finish for r in found.methods[0].records] == ["nan"]
-    assert "unfinished (cut off: logits NaN or infinite): bad 1" in table.table(found)
-    assert "nan" not in report.page(found).split("<script")[0].lower().replace("logits nan", "")
+    printed = table.table(found)
+    assert "unfinished (cut off: logits NaN or infinite): bad 1, worse 1" in printed and "nan%" not in printed
+    pictures.all_pictures(found)
+    assert "nan" not in report.page(found).split("<script")[0]
 
 
 def test_progress_is_there_at_once_and_once_for_each_contender(monkeypatch):
@@ -354,7 +357,8 @@ def test_generate_streams_with_gists_marked(folder):
     assert text.count("[2 gists for 10 keys]") == done[0].compressions > 0
     assert "cut off at max_new" in text
     size = done[0].prompt_length
-    assert f"\n-- {size} tokens of prompt and 24 of answer, " in text
+    sampled = int((~done[0].forced).sum())
+    assert f"\n-- {size} tokens of prompt and {sampled} of answer, " in text
     out.clear()
     both = generate.generate(writer, [("Sum 1)+006", ""), ("1", "")], max_new=8, write=out.append)
     for each in both:

@@ -81,9 +81,9 @@ def oracle(scheme, table):
                 seen &= same and q_kind in "SIC"
             if k_kind == "A":
                 seen &= (same and q_kind in "AP") if inside else q < output_begins
-            if scheme.see_current and q_kind == "C":
+            if scheme.current_only and q_kind == "C":
                 seen &= k >= first.get(("S", q_block), first[("C", q_block)])
-            if scheme.see_current and q_kind == "P" and inside:
+            if scheme.current_only and q_kind == "P" and inside:
                 seen &= k >= first[("A", q_block)]
             if scheme.exclude_continue and k_kind == "O" and ("O", k_block + 1) in first:
                 seen &= q < first[("O", k_block + 1)]

@@ -171,8 +171,8 @@ def test_labels_lie_over_nothing():
     placed = labels(points, words, 12.5, (60, 40, 620, 290))
     boxes = [(x, y - 10, x + 7.5 * len(word), y + 3) for (x, y), word in zip(placed, words, strict=True)]
     boxes += [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
-    bar = (150.0, 0.0, 152.0, 290.0)
-    again = labels(points[:3], words[:3], 12.5, (60, 40, 620, 290), [bar])
+    bar = (330.0, 0.0, 332.0, 290.0)
+    again = labels([(x + 200, y) for x, y in points[:3]], words[:3], 12.5, (60, 40, 620, 290), [bar])
     assert all(x + 7.5 * len(word) <= bar[0] or x >= bar[2] for (x, _), word in zip(again, words[:3], strict=True))
     for i, a in enumerate(boxes):
         assert 60 <= a[0] and a[2] <= 620 or i >= len(words)

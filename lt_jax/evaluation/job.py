@@ -144,7 +144,7 @@ def horizon(writer: Writer, suite: suites.Suite, max_new: int) -> int:
     """Indices that no row of the suite grows beyond: every token sampled may close a thought."""
     rule = closing(writer.scheme, writer.special, writer.tokenize)
     prompt = max(len(writer.ask(question(problem), problem.system)) for problem in suite.problems)
-    return prompt + max_new * (1 if rule is None else 1 + len(rule)) + 1
+    return min(prompt + max_new * (1 if rule is None else 1 + len(rule)) + 1, writer.model.max_positions)
 
 
 def check_fits(

@@ -172,6 +172,7 @@ def over_time(results: Results, problem: int | None = None, width: float = 1100)
             singles.append((method.name, colour(number), list(range(1, len(seen) + 1)), seen, None))
         c = method.curve
         means.append((method.name, colour(number), c.at, c.mean, (c.low, c.high)))
+    singles, means = ([line for line in lines if line[2]] for lines in (singles, means))  # empty answers have none
     half = width / 2
     count = len(results.methods[0].records)
     wanted = [(singles, 0.0, "one problem"), (means, half, f"mean of {count:,} problems, shaded 10 to 90 %")]

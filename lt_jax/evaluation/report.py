@@ -56,8 +56,8 @@ def _headline(method: MethodResult, base: MethodResult) -> str:
     return (
         f"<b>{_text(method.name)}</b> solves {100 * right[0]:.1f}&nbsp;% where {_text(base.name)} solves "
         f"{100 * right[1]:.1f}&nbsp;% ({100 * d.value:+.1f} points, 95&nbsp;% interval {100 * d.low:+.1f} to "
-        f"{100 * d.high:+.1f}), with {100 * p.peak.value:.0f}&nbsp;% of the peak and "
-        f"{100 * p.dependency.value:.0f}&nbsp;% of the dependency."
+        f"{100 * d.high:+.1f}), with {table.share(p.peak.value, 1)} of the peak and "
+        f"{table.share(p.dependency.value, 1)} of the dependency."
     )
 
 

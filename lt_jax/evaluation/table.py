@@ -81,7 +81,7 @@ def compared(first: MethodResult, second: MethodResult) -> str:
     return (
         f"{first.name} - {second.name}: accuracy {100 * d.value:+.1f} points (95%: {100 * d.low:+.1f} to "
         f"{100 * d.high:+.1f})\n    solved by {first.name} only {p.only_first}, by {second.name} only {p.only_second}; "
-        f"peak {100 * p.peak.value:.0f}%, dependency {100 * p.dependency.value:.0f}%"
+        f"peak {share(p.peak.value, 1)}, dependency {share(p.dependency.value, 1)}"
     )
 
 
@@ -117,7 +117,7 @@ def accuracy(interval: metrics.Interval) -> str:
 
 
 def share(value: float, whole: float) -> str:
-    return f"{100 * value / whole:.0f}%" if whole else "-"
+    return f"{100 * value / whole:.0f}%" if whole and math.isfinite(value) else "-"
 
 
 def number(value: float | None) -> str:

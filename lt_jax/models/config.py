@@ -78,8 +78,8 @@ class DecoderConfig:
         rope_theta, rope_scaling: rotary base, and Llama 3 or YaRN scaling, or None.
         qkv_bias: q, k and v have biases (Qwen2). qk_norm: RMS norm of q and k per head (Qwen3).
         tie_embeddings: the head is the embedding transposed.
-        max_positions: length the model was made for. The forward pass does not depend on it; decoding ends a row there
-            and refuses a prompt that leaves no room before it.
+        max_positions: length the model was made for, or is scaled to. The forward pass does not depend on it; decoding
+            ends a row there and refuses a prompt that leaves no room before it.
         dtype: compute dtype; norms, softmax and logits are float32 whatever it is.
         lora: adapters, or None.
         model_type: Hugging Face family, "qwen2", "qwen3" or "llama".

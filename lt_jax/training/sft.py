@@ -81,6 +81,8 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
 def special_tokens(tokenizer, config: SftConfig) -> Table:
     """The special tokens of the run, added to `tokenizer`. A folder trained here before keeps its own.
 
+    The end token is `tokens.eos`, else the tokenizer's, else the first that the folder's other files name.
+
     Raises:
         UserError: there is no eos; the config names tokens other than those the folder was trained with.
     """
