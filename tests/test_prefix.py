@@ -1,6 +1,7 @@
 """Rows that start from the longest prefix that is there: exact wherever they do, and not at all where they must not."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from lt_jax.cache.policies import Eviction
-from lt_jax.decode import DecodeConfig, Engine, Request, Sampling, control
+from lt_jax.decode import DecodeConfig, Engine, Request, Sampling, Usage, control
 from lt_jax.decode.prefix import WORTH, Held, reusable
 from lt_jax.decode.record import as_row
 from lt_jax.decode.sample import sample
@@ -25,9 +26,9 @@ SYSTEM, QUESTIONS = RNG.integers(0, 100, 60), RNG.integers(0, 100, (6, 12))
 RKV = Eviction("rkv", 64, 32, window=8)
 
 
-@pytest.fixture
-def logits(monkeypatch):
-    """Every logits row that is sampled from, by (seed, index)."""
+@pytest.fixture(scope="module", autouse=True)
+def spied():
+    """Every logits row that is sampled from, by (seed, index). For all tests here, so that they share their engines."""
     found = {}
 
     def store(*arrays):
@@ -38,11 +39,28 @@ def logits(monkeypatch):
         jax.debug.callback(store, logits, seeds, index, ordered=True)
         return sample(logits, seeds, index, how)
 
-    monkeypatch.setattr(control, "sample", spying)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(control, "sample", spying)
+        yield found
+        compiled.cache_clear()
+
+
+@pytest.fixture
+def logits(spied):
+    spied.clear()
+    return spied
+
+
+def engine(*args, **more):
+    """An engine that holds no prefix of before, with the program of an earlier one where there is one."""
+    found = compiled(*args, **more)
+    found.rows.forget()
+    found.usage = Usage()
     return found
 
 
-def engine(scheme=VANILLA, rows=4, eviction=None, **more):
+@functools.cache
+def compiled(scheme=VANILLA, rows=2, eviction=None, **more):
     thoughts = dict(max_thought=7) if scheme.method == "lightthinker" else {}
     config = DecodeConfig(rows, 190, 8, sampling=Sampling(1.0), eviction=eviction, **thoughts, **more)
     return Engine(params(), MODEL, scheme, SPECIAL, config)
@@ -59,7 +77,7 @@ def check_exact(logits, done):
 
 @pytest.mark.parametrize("scheme", [VANILLA, THOUGHTS], ids=lambda s: s.method)
 def test_samples_share_their_prompt(scheme, logits):
-    """Eight samples over four rows: the prompt is read once, and once more for none of them."""
+    """Eight samples over two rows: the prompt is read once, and once more for none of them."""
     one = engine(scheme)
     prompt = np.concatenate([SYSTEM, QUESTIONS[0]])
     done = one.complete([Request(prompt, 12, n=8, seed=5)])
@@ -78,7 +96,7 @@ def test_a_common_system_prompt_is_read_once(scheme, logits):
 
 def test_the_next_turn_of_a_chat_and_an_edited_one(logits):
     """A conversation goes on from all that was said; one whose middle was edited from what is before the edit."""
-    one = engine(rows=2)
+    one = engine()
     (first,) = one.complete([Request(np.concatenate([SYSTEM, QUESTIONS[0]]), 15, seed=1)])
     turn = np.concatenate([first.row, QUESTIONS[1]])
     (second,) = one.complete([Request(turn, 15, seed=2)])
@@ -94,7 +112,7 @@ def test_the_next_turn_of_a_chat_and_an_edited_one(logits):
 
 
 def test_a_live_row_is_gone_on_from_while_it_writes(logits):
-    one = engine(rows=2)
+    one = engine()
     prompt = np.concatenate([SYSTEM, QUESTIONS[0]])
     one.submit(Request(prompt, 60, seed=1))
     one.step()
@@ -108,7 +126,7 @@ def test_a_live_row_is_gone_on_from_while_it_writes(logits):
 
 def test_thoughts_that_were_closed_are_not_gone_on_from_as_text(logits):
     """The keys of closed thoughts are gone: plain text of them is read again, gists with their lifetimes are not."""
-    one = engine(THOUGHTS, rows=2)
+    one = engine(THOUGHTS)
     (first,) = one.complete([Request(np.concatenate([SYSTEM, QUESTIONS[0]]), 20, seed=1)])
     assert first.compressions >= 2
     plain = np.concatenate([first.row, QUESTIONS[1]])
@@ -121,7 +139,7 @@ def test_thoughts_that_were_closed_are_not_gone_on_from_as_text(logits):
         plain.astype(np.int32), fill(Role.PROMPT, np.int8), fill(False, bool), np.arange(n + new, dtype=np.int32),
         own("death", NEVER), own("since", 0), own("block", -1), fill(-1),
     )  # fmt: skip
-    fresh = engine(THOUGHTS, rows=1)
+    fresh = engine(THOUGHTS)
     (first_again,) = fresh.complete([Request(np.concatenate([SYSTEM, QUESTIONS[0]]), 20, seed=1)])
     np.testing.assert_array_equal(first_again.tokens, first.tokens)
     (kept,) = fresh.complete([Request(lived, 9, seed=3)])
@@ -134,12 +152,10 @@ def test_samples_share_a_prompt_that_is_evicted(policy):
     """Each gives what it gives alone, read whole: the same tokens, and the same deaths."""
     how = dataclasses.replace(RKV, policy=policy, budget=32, buffer=16)
     prompt = np.concatenate([SYSTEM, QUESTIONS[0]])
-    together = engine(eviction=how, horizon=160)
-    done = together.complete([Request(prompt, 40, n=4, seed=9)])
-    assert sorted(c.read for c in done) == [1, 1, 1, 72]
-    single = engine(rows=1, eviction=how, horizon=160)
+    done = engine(eviction=how, horizon=160).complete([Request(prompt, 40, n=2, seed=9)])
+    assert sorted(c.read for c in done) == [1, 72]
     for c in done:
-        (want,) = single.complete([Request(prompt, 40, seed=c.seed)])
+        (want,) = engine(eviction=how, horizon=160).complete([Request(prompt, 40, seed=c.seed)])
         assert want.read == 72
         np.testing.assert_array_equal(c.tokens, want.tokens)
         np.testing.assert_allclose(c.logp, want.logp, atol=1e-5)
@@ -148,10 +164,11 @@ def test_samples_share_a_prompt_that_is_evicted(policy):
 
 def test_under_a_budget_rows_are_gone_on_from_until_they_evict():
     """The first eviction of a row that took a prefix over is the one of a row that read it whole."""
-    one, fresh = engine(rows=2, eviction=RKV, horizon=180), engine(rows=2, eviction=RKV, horizon=180)
-    (first,) = one.complete([Request(SYSTEM, 10, seed=1)])
     asked = Request(np.concatenate([SYSTEM[:55], QUESTIONS[0]]), 80, seed=2)
-    (second,), (want,) = one.complete([asked]), fresh.complete([asked])
+    (want,) = engine(eviction=RKV, horizon=180).complete([asked])
+    one = engine(eviction=RKV, horizon=180)
+    (first,) = one.complete([Request(SYSTEM, 10, seed=1)])
+    (second,) = one.complete([asked])
     assert second.reused == 55 and want.reused == 0
     np.testing.assert_array_equal(second.tokens, want.tokens)
     np.testing.assert_array_equal(second.evicted, want.evicted)
@@ -167,6 +184,7 @@ def test_new_weights_forget_every_prefix():
     other = jax.tree.map(lambda x: x * 1.01, params())
     one.load(other)
     (c,) = one.complete([Request(prompt, 5, seed=1)])
+    one.load(params())  # it is the engine of other tests too
     assert c.reused == 0
     hidden = decoder.forward(other, MODEL, jnp.asarray(np.pad(c.row, (0, LONGEST - len(c.row)))[None]))
     logps = jax.nn.log_softmax(decoder.logits(other, MODEL, hidden)[0, :, : SPECIAL.pad])[len(prompt) - 1]
