@@ -95,7 +95,7 @@ def read(params, ids, death):
 
 def measure(writer: Writer, documents, eviction, length: int) -> dict:
     """The three figures under an eviction, or under full attention (None)."""
-    shape = MODEL.layers, 1, MODEL.kv_heads, length
+    shape = 1, MODEL.layers, MODEL.kv_heads, length
     engine = None
     if eviction is not None:
         config = DecodeConfig(rows=1, eviction=eviction, horizon=length + 2)
@@ -104,7 +104,7 @@ def measure(writer: Writer, documents, eviction, length: int) -> dict:
     for ids, at in documents:
         death = np.full(shape, NEVER, np.int32)
         if engine is not None:
-            (death[:, 0, :, : len(ids)],) = engine.read([Request(ids)])
+            (death[0, :, :, : len(ids)],) = engine.read([Request(ids)])
         logp, first = map(np.asarray, read(writer.params, np.pad(ids, (0, length - len(ids))), death))
         for kind, places in at.items():
             sums[kind] += (-logp if kind == "solution" else first)[places - 1].tolist()

@@ -51,4 +51,4 @@ def recorded(length: int, kv_heads: int) -> Lifetimes:
     prompt = np.random.default_rng(0).integers(1, 256, PROMPT)
     done = next(iter(engine.run([Request(prompt, length - PROMPT, seed=0)])))
     death = np.asarray(done.lifetimes().death)
-    return Lifetimes(jnp.asarray(death[1, :, :, :length]))
+    return Lifetimes(jnp.asarray(death[:, 1, :, :length]))

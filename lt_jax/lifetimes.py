@@ -28,7 +28,9 @@ class Lifetimes:
     """Lifetimes of the keys of a batch of rows, for queries that are the rows' own tokens.
 
     Attributes:
-        death: [B, S], or [B, Hkv, S] where every kv head ends its own keys; int32.
+        death: [B, S]; [B, Hkv, S] where every kv head ends its own keys; [B, L, Hkv, S] where every layer does too, as
+            a rollout records it (L or Hkv is 1 where layers or heads agree; for `models.decoder.forward`, which hands
+            each layer its own). int32.
         since: [B, S] int32 or None (every query may look back to 0).
         gist: [B, S] int32, the id of the gist block a token belongs to, -1 outside; None if `gist_rule` is "causal".
         gist_rule: "causal", "bidirectional" (the tokens of a gist block all see each other) or "diagonal" (each

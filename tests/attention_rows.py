@@ -87,7 +87,7 @@ def recorded(policy, length=150):
     engine = Engine(params, model, Scheme(method="vanilla"), SpecialTokens(eos=-1, pad=0), config)
     random = np.random.default_rng(0)
     done = engine.run([Request(random.integers(1, 64, 20), length - 20, seed=i) for i in range(2)])
-    death = jnp.concatenate([row.lifetimes().death for row in done])
+    death = jnp.concatenate([row.lifetimes().death[:, 0] for row in done])
     assert death.shape == (2, 2, length) and jnp.mean(death < NEVER) > 0.5
     return Lifetimes(death)
 

@@ -60,7 +60,7 @@ def engine(eviction, rows=3, scheme=VANILLA, horizon=LONGEST, **options):
 
 @jax.jit
 def masked_logp(tokens, death, since):
-    """[S]: log-prob of each token given those before, under deaths [L, 1, Hkv, S]."""
+    """[S]: log-prob of each token given those before, under deaths [1, L, Hkv, S]."""
     hidden = decoder.forward(params(), MODEL, tokens, None, Lifetimes(death, since), implementation="dense")
     logp = jax.nn.log_softmax(decoder.logits(params(), MODEL, hidden)[0])
     return jnp.take_along_axis(logp[:-1], tokens[0, 1:, None], -1)[:, 0]
@@ -68,9 +68,10 @@ def masked_logp(tokens, death, since):
 
 def replayed(c, forget=False) -> np.ndarray:
     """[N]: log-probs of the response by one masked forward under the recorded deaths, or without them (`forget`)."""
-    lifetimes = dataclasses.replace(c, evicted=None).lifetimes() if forget else c.lifetimes()
+    lifetimes = dataclasses.replace(c, record=None).lifetimes() if forget else c.lifetimes()
     death = np.asarray(lifetimes.death)
-    death = np.broadcast_to(death if death.ndim == 4 else death[None], (MODEL.layers, 1, MODEL.kv_heads, len(c.row)))
+    death = death if death.ndim == 4 else death[:, None, None]
+    death = np.broadcast_to(death, (1, MODEL.layers, MODEL.kv_heads, len(c.row)))
     pad = lambda x, value: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, LONGEST - x.shape[-1])], constant_values=value)
     since = pad(np.asarray(lifetimes.since), 0)
     return np.asarray(masked_logp(pad(c.row[None], 0), pad(death, NEVER), since))[c.prompt_length - 1 : len(c.row) - 1]
@@ -360,7 +361,7 @@ def test_the_real_model_replays_a_batch_of_eight_with_refill(policy, real):
     done = Engine(tree, model, VANILLA, SpecialTokens(eos=0, pad=0), config).complete(asked)  # its weights are gone now
     pad = lambda x, value: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 69 - x.shape[-1])], constant_values=value)
     rows = np.stack([pad(c.row, 0) for c in done])
-    death = np.stack([pad(c.evicted, NEVER) for c in done], 1)
+    death = np.stack([pad(c.evicted, NEVER) for c in done])
     for c, again in zip(done, real_logp(tree, model, rows, death), strict=True):
         np.testing.assert_allclose(c.logp, again[: len(c.logp)], atol=1e-4)
         assert (c.evicted < NEVER).any()

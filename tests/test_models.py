@@ -184,7 +184,7 @@ def test_steps_of_decoding_are_the_forward_pass():
 
 
 def test_lifetimes_reach_the_attention():
-    """A key that died leaves the logits after its death untouched, and per-layer deaths [L, B, Hkv, S] are obeyed."""
+    """A key that died leaves the logits after its death untouched, and per-layer deaths [B, L, Hkv, S] are obeyed."""
     config, tree = FAMILIES["qwen2"], noisy(FAMILIES["qwen2"])
     tokens = draw_tokens(config, (1, 16))
     other = tokens.at[0, 3].set((tokens[0, 3] + 1) % config.vocab_size)
@@ -192,10 +192,11 @@ def test_lifetimes_reach_the_attention():
     a, b = (run(tree, config, t, lifetimes=Lifetimes(death))[0, 4:, :200] for t in (tokens, other))
     np.testing.assert_array_equal(a, b)
     assert np.abs(run(tree, config, tokens)[0, 4:, :200] - a).max() > 1e-3
-    per_layer = jnp.broadcast_to(death[None, :, None], (config.layers, 1, config.kv_heads, 16))
-    same = run(tree, config, tokens, lifetimes=Lifetimes(per_layer))[0, 4:, :200]
-    np.testing.assert_allclose(same, a, atol=1e-5)
-    first_only = per_layer.at[1:].set(NEVER)
+    per_layer = jnp.broadcast_to(death[:, None, None], (1, config.layers, config.kv_heads, 16))
+    for layers, heads in ((None, None), (1, None), (None, 1), (1, 1)):
+        same = run(tree, config, tokens, lifetimes=Lifetimes(per_layer[:, :layers, :heads]))[0, 4:, :200]
+        np.testing.assert_allclose(same, a, atol=1e-5)
+    first_only = per_layer.at[:, 1:].set(NEVER)
     assert np.abs(run(tree, config, tokens, lifetimes=Lifetimes(first_only))[0, 4:, :200] - a).max() > 1e-3
 
 

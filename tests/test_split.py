@@ -91,3 +91,50 @@ print("the same")
 @pytest.mark.slow
 def test_a_training_step_over_a_mesh():
     assert "the same" in over_eight_devices(STEP)
+
+
+RECORDED = '''
+import jax, jax.numpy as jnp, numpy as np
+from lt_jax.lifetimes import NEVER
+from lt_jax.models import params as parameters
+from lt_jax.models.config import DecoderConfig
+from lt_jax.training import mesh as meshes, step
+from lt_jax.training.config import MeshConfig, TrainConfig
+from lt_jax.training.score import score
+
+model = DecoderConfig(vocab_size=64, hidden=32, intermediate=64, layers=3, heads=4, kv_heads=2, head_dim=16)
+draw = np.random.default_rng(0)
+tokens = draw.integers(0, 64, (8, 96)).astype(np.int32)
+index = np.arange(96, dtype=np.int32)
+whole = dict(tokens=tokens, targets=np.roll(tokens, -1, 1), weights=np.ones((8, 96), np.float32),
+             positions=index + np.zeros_like(tokens), since=np.zeros_like(tokens), gist=np.full_like(tokens, -1))
+params = parameters.init(jax.random.key(0), model)
+mesh = meshes.make(MeshConfig(data=2, fsdp=2, tensor=2, context=1))
+cut, place = jax.device_put(params, meshes.param_shardings(mesh, model)), step.activations(mesh)
+config = TrainConfig(attention="blocked", accumulate=2)
+
+def everything(place):
+    def run(params, batch):
+        life = step.lifetimes(batch, "causal")
+        logp = lambda params: score(params, model, batch["tokens"], life, attention="blocked", place=place)
+        found = step.gradients(params, {}, model, config, batch, place), logp(params)
+        return found, jax.grad(lambda params: jnp.mean(logp(params)[0] * batch["weights"]))(params)
+    return jax.jit(run)
+
+for layers, heads in ((3, 2), (3, 1), (1, 2)):
+    death = index + draw.geometric(0.1, (8, layers, heads, 96))
+    batch = whole | dict(death=np.where(draw.random(death.shape) < 0.2, NEVER, death).astype(np.int32))
+    placed = meshes.place_batch(mesh, batch)
+    assert placed["death"].sharding.spec[2] == ("tensor" if heads == 2 else None)
+    want, found = everything(None)(params, batch), everything(place)(cut, placed)
+    for a, b in zip(*map(jax.tree.leaves, (found, want)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+    evaluated = step.make_eval_step(model, config, mesh)(cut, {}, placed)
+    np.testing.assert_allclose(evaluated["loss"] / evaluated["weights"], want[0][0][0], rtol=1e-5)
+print("the same")
+'''
+
+
+@pytest.mark.slow
+def test_recorded_deaths_over_a_mesh():
+    assert "the same" in over_eight_devices(RECORDED)

@@ -84,6 +84,30 @@ def test_accumulation_equals_the_big_batch(pieces):
     close(gradients(PARAMS, given, accumulate=pieces), gradients(PARAMS, given))
 
 
+def layers_and_heads(given, layers=MODEL.layers, heads=MODEL.kv_heads, seed=0):
+    """The batch with recorded deaths [B, layers, heads, S] on top of its own, the last four tokens padding."""
+    index, shape = np.arange(LENGTH, dtype=np.int32), (len(given["death"]), layers, heads, LENGTH)
+    died = (index + np.random.default_rng(seed).geometric(0.1, shape)).astype(np.int32)
+    pad = index >= LENGTH - 4
+    death = np.where(pad, index + 1, np.minimum(died, given["death"][:, None, None]))
+    given = given | {"death": death.astype(np.int32), "weights": given["weights"] * ~pad}
+    return given | {"since": np.where(pad, index, given["since"])}
+
+
+@pytest.mark.parametrize(("layers", "heads"), [(2, 2), (2, 1), (1, 2)])
+def test_recorded_deaths_go_through_a_step(layers, heads):
+    given = layers_and_heads(batch(), layers, heads)
+    expected, expected_grads = jax.jit(jax.value_and_grad(plain_loss), static_argnums=2)(PARAMS, {}, MODEL, given)
+    for more in (dict(), dict(attention="blocked", remat="layer", accumulate=2)):
+        loss, _, grads = gradients(PARAMS, given, **more)
+        close((loss, grads), (expected, expected_grads))
+    shared = given | {"death": given["death"][:, 0, 0]}
+    assert abs(gradients(PARAMS, shared)[0] - loss) > 1e-4
+    assert int(jnp.sum(step.padding(given))) == 4 * ROWS
+    found = step.make_eval_step(MODEL, config(), one_device())(PARAMS, {}, meshes.place_batch(one_device(), given))
+    close(found["loss"] / found["weights"], expected)
+
+
 @pytest.mark.parametrize("remat", ["dots", "layer"])
 def test_remat_changes_nothing(remat):
     close(gradients(PARAMS, batch(), remat=remat), gradients(PARAMS, batch()), 1e-6)

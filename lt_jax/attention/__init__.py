@@ -50,8 +50,13 @@ def prepare(
 
     Returns:
         A pytree for the `lifetimes` argument of `attention`; it may be closed over by a scan over layers.
+
+    Raises:
+        ValueError: no such implementation; deaths of several layers.
     """
     _check_name(implementation)
+    if lifetimes.death.ndim > 3:
+        raise ValueError(f"deaths of shape {lifetimes.death.shape} are of several layers; attention takes one layer's")
     if implementation == "dense":
         return _build_dense(lifetimes)
     if split is not None:

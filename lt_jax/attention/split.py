@@ -38,6 +38,8 @@ class SplitPlan:
 
 def prepare(lifetimes: Lifetimes, split: Split, build: Callable[[Lifetimes], BlockPlan]) -> SplitPlan:
     """`build` on every device, for the lifetimes of its own rows (and heads, for per-head deaths)."""
+    if lifetimes.death.ndim == 3 and lifetimes.death.shape[1] == 1:  # one for all heads: nothing to cut
+        lifetimes = dataclasses.replace(lifetimes, death=lifetimes.death[:, 0])
     per_head = lifetimes.death.ndim == 3
     rows = PartitionSpec(split.rows)
     death = PartitionSpec(split.rows, split.heads) if per_head else rows

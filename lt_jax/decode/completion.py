@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lt_jax.errors import UserError
 from lt_jax.lifetimes import Lifetimes
 
 
@@ -43,8 +44,10 @@ class Completion:
         stop_text: the text of the request's `stop_text` that ended the row.
         top_ids, top_logps: [N, K] int32 and float32, the most probable tokens in place of each token, where the config
             asks for them; they are of the distribution sampled from. -1 where the token was forced.
-        evicted: [Lr, Kr, P + N] int32, the deaths that an eviction gave, where they were recorded; Lr and Kr are 1
-            where layers or heads share their choice. `death` knows the scheme's own deaths alone.
+        record: [Lr, Kr, T] int32, the deaths that an eviction gave, where they were recorded, NEVER from P + N on; Lr
+            and Kr are 1 where layers or heads share their choice. A JAX array: it stays on the device until somebody
+            asks for `evicted` or `lifetimes`. `death` knows the scheme's own deaths alone.
+        unrecorded: keys may have been evicted whose deaths nobody wrote down (`DecodeConfig.horizon` is 0).
     """
 
     id: object
@@ -64,7 +67,8 @@ class Completion:
     seconds: float
     gist_rule: str = "causal"
     prompt_held: float = 0
-    evicted: jax.Array | None = None
+    record: jax.Array | None = None
+    unrecorded: bool = False
     sample: int = 0
     seed: int = 0
     read: int = 0
@@ -89,16 +93,29 @@ class Completion:
         """[P + N] int32, prompt and response."""
         return np.concatenate([self.prompt, self.tokens])
 
+    @property
+    def evicted(self) -> np.ndarray | None:
+        """[Lr, Kr, P + N] int32, the recorded deaths, fetched from the device; None where none were recorded."""
+        return None if self.record is None else np.asarray(self.record)[..., : len(self.row)]
+
+    def check_recorded(self) -> None:
+        """Raises UserError if keys may have been evicted and nobody recorded their deaths."""
+        if self.unrecorded:
+            raise UserError(f"request {self.id}: its evictions were not recorded; set decode.horizon to record them")
+
     def lifetimes(self) -> Lifetimes:
         """Of prompt and response as a batch of one: a masked forward under them sees what decoding saw.
 
-        Deaths are [1, P + N], or [L, 1, Kr, P + N] where evictions were recorded ([1, Kr, P + N] if layers share).
+        Deaths are [1, P + N], or [1, Lr, Kr, P + N] where evictions were recorded.
+
+        Raises:
+            UserError: as `check_recorded`.
         """
+        self.check_recorded()
         block = None if self.gist_rule == "causal" else jnp.asarray(self.block)[None]
         death = self.death[None]
-        if self.evicted is not None:
-            death = np.minimum(self.evicted, self.death)[:, None]
-            death = death[0] if len(death) == 1 else death
+        if self.record is not None:
+            death = np.minimum(self.evicted, self.death)[None]
         return Lifetimes(jnp.asarray(death), jnp.asarray(self.since)[None], block, self.gist_rule)
 
 

@@ -308,7 +308,7 @@ class Engine:
             self.state = dataclasses.replace(self.state, alive=alive)
 
     def _evicted(self, row: int) -> jax.Array | None:
-        """The recorded deaths of a row, before its slots go to another."""
+        """A copy of the recorded deaths of a row, made on the device before its slots go to another."""
         return None if self.cache.record is None else self.cache.record[row]
 
     def _send(self, besides=()) -> None:

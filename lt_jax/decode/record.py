@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lt_jax.decode.block import COLUMNS
@@ -130,9 +132,11 @@ class Record:
         """Whether nothing can have been evicted: a prompt over the budget is cut down at its end, a row when full."""
         return len(self.prompt) <= budget and len(self.prompt) + len(self) + self.rules.longest < budget + buffer
 
-    def completion(self, finish: str, now: float, evicted=None) -> Completion:
-        """The row as it ended; `evicted` [Lr, Kr, horizon] are the recorded deaths."""
-        row = self.lived()
+    def completion(self, finish: str, now: float, evicted: jax.Array | None = None) -> Completion:
+        """The row as it ended; `evicted` [Lr, Kr, horizon] are the recorded deaths, on the device."""
+        row, how = self.lived(), self.rules.eviction
+        if evicted is not None and (self.stop_text or finish == "cancelled"):  # it was fed more than is handed out
+            evicted = jnp.where(jnp.arange(evicted.shape[-1]) < len(row), evicted, NEVER)
         tops = map(np.concatenate, zip(*self.tops, strict=True)) if self.tops else (None, None)
         ids, logps = (None if top is None or not top.shape[1] else top[: len(row) - len(self.prompt)] for top in tops)
         return Completion(
@@ -153,7 +157,8 @@ class Record:
             seconds=now - self.started,
             gist_rule=self.rules.gist_rule,
             prompt_held=self.prompt_held,
-            evicted=None if evicted is None else np.asarray(evicted)[..., : len(row)],
+            record=evicted,
+            unrecorded=how is not None and evicted is None and len(row) > how.least,
             sample=self.sample,
             seed=self.seed,
             read=self.read,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lt_jax.attention import attention, prepare
+from lt_jax.attention import Split, attention, prepare
 from lt_jax.errors import UserError
 from lt_jax.lifetimes import Lifetimes, causal
 from lt_jax.models import params as parameters
@@ -99,37 +99,47 @@ def forward(
     implementation: str | None = None,
     remat: str = "none",
     sharding: jax.sharding.Sharding | None = None,
+    split: Split | None = None,
 ) -> jax.Array:
     """All layers over whole rows: tokens [B, S] -> hidden states [B, S, E] after the final norm.
 
     Args:
         positions: RoPE positions [B, S] int32; None counts from 0.
-        lifetimes: `Lifetimes` with deaths [B, S], [B, Hkv, S] or [L, B, Hkv, S], or a prepared attention plan; None is
-            plain causal attention.
+        lifetimes: `Lifetimes` with deaths [B, S], [B, Hkv, S] or [B, L, Hkv, S] (L or Hkv may be 1: shared by all), or
+            a prepared attention plan; None is plain causal attention. Deaths of each layer's own are planned layer by
+            layer, all others once.
         implementation: of attention, see `lt_jax.attention.attention`.
         remat: "none" keeps every activation, "dots" keeps matrix products only, "layer" keeps layer inputs only.
         sharding: where given, of the residual stream [B, S, E] between layers.
+        split: where given, how attention lies on a mesh, see `lt_jax.attention.prepare`; a plan knows it already.
     """
     if remat not in REMAT:
         raise UserError(f"remat is {remat!r}; it is one of {', '.join(REMAT)}")
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     lifetimes = causal(*tokens.shape) if lifetimes is None else lifetimes
-    per_layer = isinstance(lifetimes, Lifetimes) and lifetimes.death.ndim == 4
-    if isinstance(lifetimes, Lifetimes) and not per_layer:
-        lifetimes = prepare(lifetimes, implementation)
+    deaths = None
+    if isinstance(lifetimes, Lifetimes):
+        plan = lambda death: prepare(dataclasses.replace(lifetimes, death=death), implementation, split=split)
+        if lifetimes.death.ndim < 4:
+            shared = plan(lifetimes.death)
+        elif lifetimes.death.shape[1] == 1:
+            shared = plan(lifetimes.death[:, 0])
+        else:
+            deaths = lifetimes.death.swapaxes(0, 1)
+    else:
+        shared = lifetimes
     angles = rope.table(config, positions)
     place = lambda x: x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
     def body(x, scanned):
         layer, death = scanned
-        alive = lifetimes if death is None else dataclasses.replace(lifetimes, death=death)
         q, k, v = qkv(layer, config, x, angles)
-        attended = attention(q, k, v, alive, implementation)
+        attended = attention(q, k, v, shared if death is None else plan(death), implementation)
         return place(finish(layer, config, x, attended)), None
 
     x = place(embed(params, config, tokens))
-    x, _ = jax.lax.scan(REMAT[remat](body), x, (params["layers"], lifetimes.death if per_layer else None))
+    x, _ = jax.lax.scan(REMAT[remat](body), x, (params["layers"], deaths))
     return final_norm(params, config, x)
 
 

@@ -5,7 +5,7 @@
     state.py       what a step changes        checkpoint.py  what is kept of it on disk
     step.py        one compiled step          metrics.py     JSONL, TensorBoard, W&B, the terminal
     loss.py        loss in chunks of tokens   export.py      a run's newest checkpoint as a folder
-    optimizer.py   AdamW, Muon, schedule
+    optimizer.py   AdamW, Muon, schedule      score.py       log-probs of the tokens of given rows
 
 A step is a pure function (state, frozen parameters, batch) -> (state, metrics), compiled once. What is frozen (the base
 under LoRA) is no part of the state: it has no gradient, no optimizer state, and is not written to checkpoints.

@@ -1,7 +1,12 @@
-"""Next-token cross-entropy over chunks of tokens: no [B, S, V] array, forward or backward.
+"""What is made of logits, over chunks of tokens: no [B, S, V] array, forward or backward.
 
-Forward and gradient of a chunk are computed together while its logits exist (the gradient of a sum of token losses is
-known up to the factor that comes back later), so that the vocabulary projection is never computed twice.
+`token_loss` is the next-token cross-entropy of training. Forward and gradient of a chunk are computed together while
+its logits exist (the gradient of a sum of token losses is known up to the factor that comes back later), so that the
+vocabulary projection is never computed twice.
+
+`token_logps` is the log-prob and the entropy of each token. Here a factor per token comes back later, and the gradient
+to the head sums over tokens with these factors: nothing smaller than the logits would do. So the forward pass keeps two
+numbers per token, and the backward pass computes the logits of each chunk once more.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lt_jax.models import decoder
 from lt_jax.models.config import DecoderConfig
@@ -56,12 +62,11 @@ def _logits(config, trained, frozen, x):
     return decoder.logits({**frozen, **trained}, config, x)
 
 
-def _cut(chunk: int, x, targets, weights):
-    """[N, ...] -> [N / chunk, chunk, ...], the end filled with tokens of weight 0."""
-    n = x.shape[0]
-    fill = -n % chunk
+def _cut(chunk: int, *arrays):
+    """Each [N, ...] -> [N / chunk, chunk, ...], the end filled with zeros, which is tokens of weight 0."""
+    fill = -arrays[0].shape[0] % chunk
     cut = lambda a: jnp.pad(a, [(0, fill)] + [(0, 0)] * (a.ndim - 1)).reshape(-1, chunk, *a.shape[1:])
-    return cut(x), cut(targets), cut(weights)
+    return tuple(map(cut, arrays))
 
 
 def _chunk(logits, targets, weights):
@@ -103,3 +108,80 @@ def _backward(config, chunk, saved, cotangents):
 
 
 token_loss.defvjp(_forward, _backward)
+
+
+def token_logps(
+    config: DecoderConfig, chunk: int, trained: dict, frozen: dict, x, targets, temperature=1.0, never: tuple = ()
+) -> tuple[jax.Array, jax.Array]:
+    """Log-prob of each target, and the entropy of the distribution that it is from: softmax(logits / temperature).
+
+    Args:
+        chunk, trained, frozen, x, targets: as `token_loss` takes them.
+        temperature: scalar or [N], static or traced; no gradient flows to it. 0, which samples greedily, stands for 1
+            as in `decode.sample`.
+        never: ids whose logits are -inf, because the sampler can never draw them.
+
+    Returns:
+        logp [N], -inf for a target among `never`, and entropy [N] in nats, float32. Gradients flow through both, to
+        `trained` and to `x`.
+    """
+    temperature = jnp.broadcast_to(jnp.asarray(temperature, jnp.float32), targets.shape)
+    return _token_logps(config, chunk, tuple(never), trained, frozen, x, targets, temperature)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _token_logps(config, chunk, never, trained, frozen, x, targets, temperature):
+    return _logps_forward(config, chunk, never, trained, frozen, x, targets, temperature)[0]
+
+
+def _tempered(config, never: tuple, trained, frozen, x, temperature):
+    """Logits [c, V] of the distribution sampled from."""
+    temperature = jnp.where(temperature == 0, 1.0, temperature)  # greedy, or what a chunk is filled up with
+    scores = _logits(config, trained, frozen, x) / temperature[:, None]
+    if never:
+        scores = jnp.where(np.isin(np.arange(config.vocab_padded), never), -jnp.inf, scores)
+    return scores
+
+
+def _logps_forward(config, chunk, never, trained, frozen, x, targets, temperature):
+    def body(_, part):
+        x, targets, temperature = part
+        scores = _tempered(config, never, trained, frozen, x, temperature)
+        top = jnp.max(scores, axis=-1)
+        below = scores - top[:, None]
+        unnormed = jnp.exp(below)
+        total = jnp.sum(unnormed, axis=-1)
+        norm = jnp.log(total) + top
+        chosen = jnp.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
+        mean = jnp.sum(jnp.where(unnormed > 0, unnormed * below, 0), axis=-1) / total  # where 0 x -inf would be NaN
+        return None, (chosen - norm, jnp.log(total) - mean, norm)
+
+    _, found = jax.lax.scan(body, None, _cut(chunk, x, targets, temperature))
+    logp, entropy, norm = (a.reshape(-1)[: x.shape[0]] for a in found)
+    return (logp, entropy), (trained, frozen, x, targets, temperature, norm, entropy)
+
+
+def _logps_backward(config, chunk, never, saved, cotangents):
+    trained, frozen, *arrays = saved
+    parts = _cut(chunk, *arrays, *cotangents)
+
+    def body(grad, part):
+        x, targets, temperature, norm, entropy, to_logp, to_entropy = part
+        tempered = lambda trained, x: _tempered(config, never, trained, frozen, x, temperature)
+        scores, pull = jax.vjp(tempered, trained, x)
+        logs = scores - norm[:, None]
+        p = jnp.exp(logs)
+        # d logp / d score_i = [i is the target] - p_i;  d entropy / d score_i = -p_i (log p_i + entropy)
+        surprise = jnp.where(p > 0, logs + entropy[:, None], 0)
+        is_target = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1) == targets[:, None]
+        gradient = jnp.where(is_target, to_logp[:, None], 0.0) - p * (to_logp[:, None] + to_entropy[:, None] * surprise)
+        to_trained, to_x = pull(gradient)
+        return jax.tree.map(lambda total, part: total + part.astype(jnp.float32), grad, to_trained), to_x
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trained)
+    grad, to_x = jax.lax.scan(body, zeros, parts)
+    grad = jax.tree.map(lambda g, p: g.astype(p.dtype), grad, trained)
+    return grad, None, to_x.reshape(-1, to_x.shape[-1])[: arrays[0].shape[0]], None, None
+
+
+_token_logps.defvjp(_logps_forward, _logps_backward)

@@ -146,7 +146,15 @@ def _names(path) -> tuple[str, ...]:
 
 def place_batch(mesh: Mesh, batch: dict) -> dict:
     """This process's part of a batch -> global arrays, rows and tokens cut over the mesh."""
-    where = sharding(mesh, "rows", "tokens")
+    where = {name: sharding(mesh, *batch_axes(part)) for name, part in batch.items()}
     if jax.process_count() == 1:
         return jax.device_put(batch, where)
-    return jax.tree.map(lambda part: jax.make_array_from_process_local_data(where, part), batch)
+    return jax.tree.map(jax.make_array_from_process_local_data, where, batch)
+
+
+def batch_axes(part) -> tuple[str | None, ...]:
+    """Logical axes of an array of a batch: [B], [B, S], [B, Hkv, S] or [B, L, Hkv, S]; one head for all is not cut."""
+    heads = None if part.ndim > 2 and part.shape[-2] == 1 else "kv_heads"
+    return {1: ("rows",), 2: ("rows", "tokens"), 3: ("rows", heads, "tokens"), 4: ("rows", "layers", heads, "tokens")}[
+        part.ndim
+    ]

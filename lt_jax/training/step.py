@@ -1,6 +1,7 @@
 """One training step: a pure function of (state, batch), jitted once with the state donated.
 
 A batch is the dict of [B, S] arrays that `lt_jax.data` yields: tokens, targets, weights, positions, death, since, gist.
+Deaths may be [B, Hkv, S] or [B, L, Hkv, S] too, see `Lifetimes`; every other array that comes along is left alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from lt_jax.attention import prepare
 from lt_jax.errors import UserError
 from lt_jax.lifetimes import Lifetimes
 from lt_jax.models import decoder
@@ -31,24 +31,23 @@ def lifetimes(batch: dict, gist_rule: str) -> Lifetimes:
 
 def padding(batch: dict) -> jax.Array:
     """Which tokens are padding: they see only themselves and are seen by nobody else. [B, S] bool."""
-    index = jnp.arange(batch["death"].shape[1], dtype=jnp.int32)
-    return (batch["death"] == index + 1) & (batch["since"] == index)
+    death, index = batch["death"], jnp.arange(batch["death"].shape[-1], dtype=jnp.int32)
+    return jnp.all(death == index + 1, axis=tuple(range(1, death.ndim - 1))) & (batch["since"] == index)
 
 
 def sums(trained: dict, frozen: dict, model: DecoderConfig, config: TrainConfig, batch: dict, place=None):
     """Weighted sums over a (micro)batch: (loss sum, correct sum)."""
     params = states.merge(trained, frozen)
-    split = None if place is None else meshes.split(place.mesh)
-    plan = prepare(lifetimes(batch, config.gist_rule), config.attention, split=split)
     x = decoder.forward(
         params,
         model,
         batch["tokens"],
         batch["positions"],
-        plan,
+        lifetimes(batch, config.gist_rule),
         implementation=config.attention,
         remat=config.remat,
         sharding=place,
+        split=None if place is None else meshes.split(place.mesh),
     )
     flat = x.reshape(-1, x.shape[-1])
     chunk = losses.chunk_size(flat.shape[0], model, config.loss_chunk)
@@ -57,7 +56,7 @@ def sums(trained: dict, frozen: dict, model: DecoderConfig, config: TrainConfig,
 
 
 def cut(batch: dict, pieces: int) -> dict:
-    """[B, S] -> [pieces, B / pieces, S]; row i goes to piece i % pieces, so that a sharded B stays where it is."""
+    """[B, ...] -> [pieces, B / pieces, ...]; row i goes to piece i % pieces, so that a sharded B stays where it is."""
     rows = batch["tokens"].shape[0]
     if rows % pieces:
         raise UserError(f"train.accumulate is {pieces}, which does not divide the {rows} rows of a batch")
