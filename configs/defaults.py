@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     })  # fmt: skip
     config.lora = ConfigDict({"rank": 0, "alpha": 32.0, "targets": ("q", "k", "v", "o", "gate", "up", "down")})
     config.data = ConfigDict({
-        "path": "",  # a file, a folder, or several
+        "path": "",  # a file, a folder, or several by commas: a.jsonl,b.jsonl
         "format": "",  # seen from the records if empty
         "held_out": 0,
         "data_dir": "",

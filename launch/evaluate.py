@@ -1,4 +1,4 @@
-"""Evaluates methods on a suite of problems: prints a table, writes results.json, table.txt, report.html and pictures.
+r"""Evaluates methods on a suite of problems: prints a table, writes results.json, table.txt, report.html and pictures.
 
     python launch/evaluate.py --config=configs/eval_math.py --config.model.path=DIR --config.suite.path=problems.jsonl
     python launch/evaluate.py --config=configs/eval_math.py --config.model.path=DIR --config.suite.path=problems.jsonl \

@@ -61,7 +61,8 @@ def sft_config(config):
     from lt_jax.training.sft_config import SftConfig, SourceConfig, TokensConfig
 
     given = lambda group: {name: value for name, value in group.items() if value != ""}
-    paths = tuple(filter(None, (config.data.path,) if isinstance(config.data.path, str) else config.data.path))
+    path = config.data.path
+    paths = (path,) if Path(path).expanduser().exists() else tuple(filter(None, map(str.strip, path.split(","))))
     source = given(config.data) | {"maximum": config.data.maximum or None}
     source.pop("path", None)
     return SftConfig(

@@ -138,7 +138,7 @@ def test_processes_share_the_items_and_the_batch():
         assert all(batch["tokens"].shape == (2, LENGTH) for batch in share)
         seen += items(share)
     assert sorted(seen) == list(range(30))
-    with pytest.raises(UserError, match="data.batch is 4; it must divide by the 3 processes"):
+    with pytest.raises(UserError, match="batches.batch is 4; it must divide by the 3 processes"):
         train_batches(Numbers(), to_row, config(), PAD, 0, 3)
 
 
@@ -221,7 +221,7 @@ def test_what_is_left_out_takes_no_row_and_its_count_survives_a_resume(packing):
 
 
 def test_nothing_fits_is_said_instead_of_waiting_for_ever():
-    with pytest.raises(UserError, match="data.length 6 tokens .the shortest has 9. and data.over_length 'drop'"):
+    with pytest.raises(UserError, match="batches.length, 6 tokens .the shortest has 9. and batches.over_length 'drop'"):
         next(train_batches(Numbers(), to_row, config(length=6), PAD))
     with pytest.raises(UserError, match="the training data is empty"):
         train_batches([], to_row, config(), PAD)
@@ -260,11 +260,11 @@ def test_evaluation_leaves_out_what_is_too_long_and_counts_it():
 @pytest.mark.parametrize(
     "bad, said",
     [
-        ({"length": 0}, "data.length is 0; it must be at least 1"),
-        ({"packing": "tight"}, "data.packing is 'tight'; it must be one of best_fit, first_fit, none"),
-        ({"over_length": "cut"}, "data.over_length is 'cut'; it must be one of drop, split"),
-        ({"epochs": 0}, "data.epochs is 0"),
-        ({"prefetch": -1}, "data.prefetch is -1"),
+        ({"length": 0}, "batches.length is 0; it must be at least 1"),
+        ({"packing": "tight"}, "batches.packing is 'tight'; it must be one of best_fit, first_fit, none"),
+        ({"over_length": "cut"}, "batches.over_length is 'cut'; it must be one of drop, split"),
+        ({"epochs": 0}, "batches.epochs is 0"),
+        ({"prefetch": -1}, "batches.prefetch is -1"),
     ],
 )
 def test_settings_that_cannot_be(bad, said):

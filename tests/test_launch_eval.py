@@ -155,7 +155,7 @@ def test_embedded_suite_is_held_out_and_seeded():
         suites.embedded(6, families=("chess",))
     with pytest.raises(UserError, match="TFDS no_such_set, split test: cannot be read"):
         suites.from_tfds("no_such_set")
-    with pytest.raises(UserError, match="give one of path, tfds and embedded; given are path, embedded"):
+    with pytest.raises(UserError, match="give one of --config.suite.path=FILE, .* given are path, embedded"):
         job.SuiteConfig(path="x", embedded=3)
 
 
@@ -402,7 +402,7 @@ CONFIG = "--config=configs/eval_math.py"
          "config.decode has no key 'row'; did you mean rows?"),
         ("evaluate", [CONFIG, "--config.decode.rows=many"], "invalid literal for int"),
         ("evaluate", [CONFIG, "extra"], "unexpected argument 'extra'"),
-        ("evaluate", [CONFIG], "suite: give one of path, tfds and embedded"),
+        ("evaluate", [CONFIG], "which problems? give one of --config.suite.path=FILE"),
         ("evaluate", [CONFIG, "--results=x", "--out=y"], "--config and --results are both given"),
     ],
 )  # fmt: skip

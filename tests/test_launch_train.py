@@ -216,7 +216,7 @@ def test_configs_for_any_model_take_its_own_template_and_end_of_turn(name):
         (lambda c, t: {"source": dataclasses.replace(c.source, held_out=12)}, "cannot hold out 12 of 12"),
         (lambda c, t: {"tokens": TokensConfig(trigger="not one token")}, "trigger 'not one token' is"),
         (lambda c, t: {"tokens": TokensConfig(table="reference")}, "eos '<.im_end.>' is"),
-        (lambda c, t: {"batches": PipelineConfig(length=4, batch=2)}, "longer than data.length 4 tokens"),
+        (lambda c, t: {"batches": PipelineConfig(length=4, batch=2)}, "longer than batches.length, 4 tokens"),
     ],
 )
 def test_bad_input_is_one_clear_line(base, traces, tmp_path, change, said):

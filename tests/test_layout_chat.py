@@ -4,11 +4,19 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from lt_jax.data.rows import Prompter
 from lt_jax.errors import UserError
-from lt_jax.layout.chat import CHATS, llama, own, plain, qwen
+from lt_jax.layout.chat import CHATS, CONTROL, llama, own, plain, qwen
+from lt_jax.layout.encode import encoder
+from lt_jax.layout.prompt import build_prompt
+from lt_jax.layout.scheme import Scheme
+from lt_jax.layout.special import SpecialTokens
+from lt_jax.layout.tokenizer import load_tokenizer
 from tests.layout_tools import word_tokenizer
+from tests.tiny_folder import TOKENIZER
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -65,3 +73,28 @@ def test_the_package_asks_for_what_a_chat_template_needs():
     """transformers imports jinja2 only when a template is used, and does not list it."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert any(line.startswith("jinja2>=3.1") for line in project["dependencies"])
+
+
+def test_a_template_whose_tokens_the_tokenizer_lacks_is_refused():
+    shipped = load_tokenizer(TOKENIZER)
+    with pytest.raises(UserError, match="'llama' is made of <.begin_of_text.>, .* which the tokenizer does not have"):
+        Prompter("llama", shipped)
+    with pytest.raises(UserError, match="'qwen' is made of <.im_start.>, <.im_end.>"):
+        Prompter("qwen", shipped)
+    shipped.add_special_tokens({"additional_special_tokens": list(CONTROL["llama"])})
+    assert Prompter("llama", shipped)("Q?").text == llama("Q?").text
+
+
+def test_plain_prompts_begin_with_the_bos_that_the_tokenizer_adds():
+    """As lm-eval and transformers encode a text: a BOS where the post-processor puts one, once, and none elsewhere."""
+    shipped = load_tokenizer(TOKENIZER)
+    assert Prompter("plain", shipped)("Q?").text == "Q?"
+    bos = shipped.convert_tokens_to_ids("<|user|>")
+    shipped.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|user|> $A", pair="$A $B", special_tokens=[("<|user|>", bos)]
+    )
+    ask = Prompter("plain", shipped)
+    assert ask("Q?", "S. ").pieces == (("<|user|>", True), ("S. ", False), ("Q?", False))
+    assert ask("<|user|>Q?").text == "<|user|>Q?"
+    row = build_prompt(Scheme("vanilla"), SpecialTokens(0, 0), ask("Q?"), encoder(shipped))
+    assert row.tokens.tolist() == shipped.encode("Q?", add_special_tokens=True) and row.tokens[0] == bos

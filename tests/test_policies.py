@@ -1,6 +1,7 @@
 """Every policy against float64 numpy, the worked examples of the docstrings, and what must not matter."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -207,7 +208,8 @@ def test_twenty_rounds_keep_what_the_formulas_keep(policy, groups):
     how = Eviction(policy, budget=24, buffer=8, window=4, sinks=2, separators=(1,), separator_room=5)
     model = DecoderConfig(128, 32, 32, 1, heads * groups, heads, depth)
     cache = empty_evicting(model, rows, how.budget + how.buffer, how, rounds * 8 + 32, False)
-    k, q = draw("duplicated", rows, heads, groups, rounds * 8 + 32, depth, rounds * 8 + 32)
+    k, q = map(np.asarray, draw("duplicated", rows, heads, groups, rounds * 8 + 32, depth, rounds * 8 + 32))
+    cut = jax.jit(functools.partial(evict, how=how))
     marks = (np.arange(rounds * 8 + 32) % 5 == 1).astype(np.int8) * SEPARATOR
     order = jnp.asarray([1, 0])
     total, index = np.zeros((rows, heads, k.shape[2])), 0
@@ -218,12 +220,12 @@ def test_twenty_rounds_keep_what_the_formulas_keep(policy, groups):
         mark = jnp.broadcast_to(jnp.asarray(marks[own]), (rows, step))
         cache, start = append(cache, order, first, count, mark=mark)
         new = k[:, :, own].transpose(0, 2, 1, 3)
-        cache = dataclasses.replace(cache, k=write(cache.k, new, 0, order, start[0]))
+        cache = dataclasses.replace(cache, k=write(cache.k, jnp.asarray(new), 0, order, start[0]))
         index += step
         if how.asks:
             last = slice(index - how.asks, index)
             ring = cache.queries.at[0, order].set(q[:, :, last])
-            asked = jnp.broadcast_to(jnp.arange(index)[last], (rows, how.asks))
+            asked = jnp.asarray(np.broadcast_to(np.arange(index, dtype=np.int32)[last], (rows, how.asks)))
             cache = dataclasses.replace(cache, queries=ring, asked=asked)
         birth = np.asarray(cache.birth[0, order])[..., : int(cache.length[0, 0])]
         for row, head in np.ndindex(rows, heads):
@@ -236,7 +238,7 @@ def test_twenty_rounds_keep_what_the_formulas_keep(policy, groups):
             sums = cache.received.at[0, order, :, : sums.shape[-1]].set(sums)
             cache = dataclasses.replace(cache, received=sums)
         draw_none, due = jnp.zeros(rows, jnp.uint32), jnp.full(rows, True)
-        cache, stuck = evict(cache, how, jnp.full(rows, index), draw_none, due, order)
+        cache, stuck = cut(cache, index=jnp.full(rows, index), draw=draw_none, due=due, rows=order)
         assert not stuck.any() and (np.asarray(cache.length) == how.budget).all()
         after = np.asarray(cache.birth[0, order])[..., : how.budget]
         for row in range(rows):

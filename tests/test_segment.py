@@ -6,7 +6,7 @@ import random
 import pytest
 
 from lt_jax.errors import UserError
-from lt_jax.layout.segment import merge, paragraphs, segment, sentences, token_chunks
+from lt_jax.layout.segment import merge, paragraphs, segment, sentences, token_chunks, without_ending
 
 TEXTS = [
     "",
@@ -96,3 +96,17 @@ def test_token_chunks(minimum, maximum, last):
 def test_lengths_that_cannot_be_kept_are_refused(call):
     with pytest.raises(UserError):
         call()
+
+
+@pytest.mark.parametrize("gap", ["\r\n\r\n", "\n \n", "\n\t\r\n  \n", "\r\r", "\u2028\u2028", "\u2029", " \n\n"])
+def test_an_empty_line_is_one_however_lines_end(gap):
+    text = f"a{gap}b c.{gap}d"
+    assert paragraphs(text) == [f"a{gap}", f"b c.{gap}", "d"]
+    assert "".join(sentences(text)) == text and len(sentences(text)) == 3
+    blank = " " if gap.startswith(" ") else ""
+    assert [without_ending(piece) for piece in paragraphs(text)] == [f"a{blank}", f"b c.{blank}", "d"]
+
+
+def test_one_end_of_a_line_is_no_empty_line():
+    for gap in ("\n", "\r\n", "\r", "\u2028", "  "):
+        assert paragraphs(f"a{gap}b") == [f"a{gap}b"]

@@ -67,13 +67,13 @@ class PipelineConfig:
     def __post_init__(self):
         for name, least in (("length", 1), ("batch", 1), ("bins", 1), ("threads", 0), ("prefetch", 0)):
             if getattr(self, name) < least:
-                raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least {least}")
+                raise UserError(f"batches.{name} is {getattr(self, name)}; it must be at least {least}")
         if self.epochs is not None and self.epochs < 1:
-            raise UserError(f"data.epochs is {self.epochs}; it must be at least 1, or None for no end")
+            raise UserError(f"batches.epochs is {self.epochs}; it must be at least 1, or None for no end")
         if self.over_length not in POLICIES:
-            raise UserError(f"data.over_length is {self.over_length!r}; it must be one of {', '.join(POLICIES)}")
+            raise UserError(f"batches.over_length is {self.over_length!r}; it must be one of {', '.join(POLICIES)}")
         if self.packing not in PACKERS:
-            raise UserError(f"data.packing is {self.packing!r}; it must be one of {', '.join(PACKERS)}")
+            raise UserError(f"batches.packing is {self.packing!r}; it must be one of {', '.join(PACKERS)}")
 
 
 class TrainBatches(grain.DatasetIterator):
@@ -200,9 +200,9 @@ class _Elements:
         self._shortest = min(self._shortest, length)
         if not self._fits and self._dropped >= self._patience:
             raise UserError(
-                f"all of the first {self._dropped} samples are longer than data.length {self._config.length} tokens "
-                f"(the shortest has {self._shortest}) and data.over_length {self._config.over_length!r} drops them; "
-                "raise the length"
+                f"all of the first {self._dropped} samples are longer than batches.length, {self._config.length} "
+                f"tokens (the shortest has {self._shortest}) and batches.over_length {self._config.over_length!r} "
+                "drops them; raise the length"
             )
 
 
@@ -266,7 +266,7 @@ def _counts(row: Row) -> Counts:
 
 def _share(batch: int, processes: int) -> int:
     if batch % processes:
-        raise UserError(f"data.batch is {batch}; it must divide by the {processes} processes")
+        raise UserError(f"batches.batch is {batch}; it must divide by the {processes} processes")
     return batch // processes
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -91,7 +93,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 number, line = next(lines)
             except StopIteration:
                 return
-            except (EOFError, gzip.BadGzipFile) as error:
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 raise UserError(f"{path}: broken gzip file ({error}); download it again") from None
             if not line.strip():
                 continue
@@ -100,14 +102,72 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line.decode("utf-8-sig"))
+        record = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_number)
+        check_text(record)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: byte {error.start} of the line is not UTF-8; {_WANTED}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: broken JSON: {error.msg} at column {error.colno}; {_WANTED}") from None
+    except RecursionError:
+        raise UserError(f"{where}: JSON nested too deeply to be read; {_WANTED}") from None
+    except ValueError as error:  # said by us, or a number of too many digits
+        raise UserError(f"{where}: {str(error).split(';')[0]}; {_WANTED}") from None
     if not isinstance(record, dict):
         raise UserError(f"{where}: a JSON {type(record).__name__}, not an object; {_WANTED}")
     return record
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice in an object")
+    return found
+
+
+def _no_number(name: str):
+    raise ValueError(f"{name} is no number that JSON has")
+
+
+def check_text(value: Any) -> None:
+    """Raises ValueError if a text in a JSON-like value holds half of a surrogate pair, which no UTF-8 text can."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                code = f"\\u{ord(value[error.start]):04x}"
+                around = value[max(0, error.start - 20) : error.start]
+                raise ValueError(f"a text has {code}, half of a surrogate pair, after {around!r}") from None
+        elif isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
+
+
+def text_lines(path: Path) -> list[str]:
+    """The lines of a text file: UTF-8, or UTF-16 that says so by its byte order mark, which is no part of the text.
+
+    A line ends with a line feed, with or without a carriage return before it, and with nothing else.
+
+    Raises:
+        UserError: with file and line: the bytes are not of that encoding; the file cannot be read.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{path}:{line}: byte {error.start} of the file is not {'UTF-16' if wide else 'UTF-8'}; save it as UTF-8"
+        ) from None
+    return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -20,7 +20,7 @@ from lt_jax.layout.encode import encoder
 from lt_jax.layout.prompt import Prompt
 from lt_jax.layout.row import Row
 from lt_jax.layout.scheme import Scheme
-from lt_jax.layout.segment import SEGMENTERS, merge, token_chunks
+from lt_jax.layout.segment import SEGMENTERS, merge, token_chunks, without_ending
 from lt_jax.layout.special import SpecialTokens
 
 CHATS = (*chat.CHATS, "own")
@@ -35,7 +35,7 @@ class Prompter:
     Attributes:
         name: "qwen", "llama", "plain", or "own" for the tokenizer's own template (the only one for conversations of
             several exchanges, and for tools).
-        tokenizer: a `transformers` tokenizer, for "own".
+        tokenizer: a `transformers` tokenizer: for "own", and for the others to say which tokens there are.
         system: the system turn of samples that have none.
         prefix: put before every question, such as `layout.chat.BOXED`.
 
@@ -53,6 +53,8 @@ class Prompter:
             raise UserError(f"chat template {self.name!r}: it must be one of {', '.join(CHATS)}")
         if self.name == "own" and self.tokenizer is None:
             raise UserError("chat template 'own' needs the model's tokenizer")
+        if self.name != "own" and self.tokenizer is not None:
+            chat.check_control(self.name, self.tokenizer)
 
     def __call__(
         self, question: str, system: str = "", history: Sequence[Turn] = (), between: Sequence[Turn] = (),
@@ -62,7 +64,8 @@ class Prompter:
         turn, before = self.prefix + question, system or self.system
         if self.name != "own":
             self._check_single(question, history, between, tools)
-            return chat.CHATS[self.name](turn, before)
+            bos = {"bos": chat.opening(self.tokenizer)} if self.name == "plain" and self.tokenizer is not None else {}
+            return chat.CHATS[self.name](turn, before, **bos)
         return chat.own(self.tokenizer, self._messages(turn, before, history, between), **_options(tools))
 
     def going_on(self, trace: Trace, prompt: Prompt) -> Trace:
@@ -230,7 +233,8 @@ def ready_thoughts(trace: Trace) -> list[str]:
         UserError: the trace was not cut.
     """
     if trace.segments:
-        return [text if text.endswith("\n") else text + "\n\n" for text in trace.segments[:-1]] + [trace.segments[-1]]
+        whole = lambda text: text if without_ending(text) != text else text + "\n\n"
+        return [*map(whole, trace.segments[:-1]), trace.segments[-1]]
     if BLOCK_START not in trace.response:
         raise UserError(
             f"data.segment is 'ready' but the trace of {trace.question[:60]!r} has neither thoughts nor blocks; "

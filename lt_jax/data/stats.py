@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from lt_jax.errors import UserError
+from lt_jax.layout.scheme import Scheme
 
 MEASURED = 200
+FEW = 1.5  # thoughts of a sample, on average, below which compressing has no point
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,22 @@ class DataStats:
     length: int
     unread: tuple[tuple[str, int], ...] = ()
     flagged: int = 0
+
+    def warning(self, scheme: Scheme) -> str:
+        """A line for a compressing method that finds next to nothing to compress in the data; empty if it does not."""
+        if scheme.method == "vanilla" or self.thoughts >= FEW:
+            return ""
+        how = (
+            "the responses have no finished blocks with summaries"
+            if scheme.method == "memento"
+            else "scheme.step is longer than most responses"
+            if scheme.level == "token"
+            else "responses have few empty lines; data.segment='sentence' or 'chunk' (with data.maximum) cuts finer"
+        )
+        return (
+            f"warning: {scheme.method} finds {self.thoughts:.1f} thoughts in a sample, so there is next to nothing to "
+            f"compress: {how}"
+        )
 
     def describe(self) -> str:
         """One line for a terminal."""

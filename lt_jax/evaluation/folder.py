@@ -145,7 +145,8 @@ def _plain(folder, tokenizer, method: str | None) -> Card:
     if method not in (None, "vanilla"):
         raise UserError(
             f"{folder}: has no {NAME}, so its tokenizer has no special tokens for {method}; train it with "
-            "launch/train.py, or describe a released checkpoint with launch/convert.py --table"
+            "launch/train.py, or describe a released checkpoint with launch/convert.py --table. (A KV budget needs no "
+            "training: --method=rkv --budget=512 of launch/evaluate.py works with any model)"
         )
     ends = read_ends(folder, tokenizer)
     if not ends:

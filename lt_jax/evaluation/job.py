@@ -43,7 +43,10 @@ class SuiteConfig:
     def __post_init__(self):
         given = [name for name in ("path", "tfds", "embedded") if getattr(self, name)]
         if len(given) != 1:
-            raise UserError(f"suite: give one of path, tfds and embedded; given are {', '.join(given) or 'none'}")
+            raise UserError(
+                "which problems? give one of --config.suite.path=FILE, --config.suite.tfds=NAME and "
+                f"--config.suite.embedded=NUMBER; given are {', '.join(given) or 'none'}"
+            )
 
     def open(self) -> suites.Suite:
         if self.path:
@@ -111,7 +114,9 @@ def run(config: EvalConfig, say=print) -> results.Results:
     opened, weights, ready, late = {}, {}, [], []
     for name, each in config.contenders.items():
         if not each.path:
-            raise UserError(f"contenders.{name}: which model? give model.path or contenders.{name}.path")
+            raise UserError(
+                f"contenders.{name}: which model? give --config.model.path=DIR or --config.contenders.{name}.path=DIR"
+            )
         key = each.path, each.method, each.chat, each.system, each.prefix
         if key not in opened:
             opened[key] = open_folder(each.path, each.method, dtype=config.dtype, chat=each.chat, system=each.system,
@@ -130,7 +135,11 @@ def run(config: EvalConfig, say=print) -> results.Results:
 
     def after(found: results.Results) -> None:
         write(found, config.out)
-        if line := notices.broken([r.finish for r in found.methods[-1].records], found.methods[-1].name):
+        method = found.methods[-1]
+        lines = [notices.broken([record.finish for record in method.records], method.name)]
+        if method.scheme["method"] != "vanilla":
+            lines.append(notices.uncompressed([record.counts.compressions for record in method.records], method.name))
+        for line in filter(None, lines):
             notices.to_stderr(line)
 
     found = evaluate(ready, suite, samples=config.samples, note=config.note, progress=ProgressLine(sys.stderr),

@@ -29,6 +29,20 @@ def beyond(lengths: Sequence[int], max_new: int, positions: int) -> str:
     )
 
 
+def uncompressed(compressions: Sequence[int], name: str = "") -> str:
+    """A line on a method that is to compress its thoughts and hardly ever did; empty if it does.
+
+    Args:
+        compressions: thoughts that were compressed, answer by answer.
+    """
+    if not compressions or sum(compressions) >= len(compressions) / 2:
+        return ""
+    return (
+        f"warning: {name + ': ' if name else ''}{sum(compressions):,} thoughts were compressed in "
+        f"{len(compressions):,} answers; the model may not have learnt to end a thought (max_thought ends one by force)"
+    )
+
+
 def broken(finishes: Iterable[str], name: str = "") -> str:
     """A line on answers that ended because the model's logits were not numbers; empty if there are none."""
     finishes = list(finishes)

@@ -15,7 +15,7 @@ from lt_jax.layout.memento import write_memento
 from lt_jax.layout.prompt import Prompt, Tokenize, refuse_control, write_prompt
 from lt_jax.layout.row import Role, Row, Writer
 from lt_jax.layout.scheme import Scheme
-from lt_jax.layout.segment import token_chunks
+from lt_jax.layout.segment import token_chunks, without_ending
 from lt_jax.layout.special import SpecialTokens
 from lt_jax.lifetimes import NEVER
 
@@ -182,7 +182,7 @@ def _thoughts(segment: Segment, special: SpecialTokens, tokenize: Tokenize, has_
         if not segment.strip():
             return []
         if special.ending is not None:
-            segment = segment.rstrip("\n") + special.ending
+            segment = without_ending(segment) + special.ending
         segment = tokenize(segment)
     thoughts: list[list[int]] = [[]]
     for token in segment:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lt_jax.errors import UserError
+from lt_jax.layout.encode import encoder
 from lt_jax.layout.prompt import Prompt
 
 BOXED = "Return your final response within \\boxed{}. "  # the reference puts this before every question
@@ -29,12 +30,37 @@ def llama(question: str, system: str = "") -> Prompt:
     return Prompt((("<|begin_of_text|>", True), *prompt.pieces))
 
 
-def plain(question: str, system: str = "") -> Prompt:
-    """No template: the system text, then the question."""
-    return Prompt(tuple((text, False) for text in (system, question) if text))
+def plain(question: str, system: str = "", bos: str = "") -> Prompt:
+    """No template: the system text, then the question; before them the tokenizer's own BOS, if any (`opening`)."""
+    texts = [text for text in (system, question) if text]
+    first = [(bos, True)] if bos and not (texts and texts[0].startswith(bos)) else []
+    return Prompt((*first, *((text, False) for text in texts)))
 
 
 CHATS = {"qwen": qwen, "llama": llama, "plain": plain}
+CONTROL = {
+    "qwen": ("<|im_start|>", "<|im_end|>"),
+    "llama": ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "plain": (),
+}
+
+
+def check_control(name: str, tokenizer) -> None:
+    """Raises UserError if a token that a template is made of is none of the tokenizer's: it would be spelt out."""
+    encode = encoder(tokenizer)
+    if missing := [token for token in CONTROL[name] if len(encode(token)) != 1]:
+        raise UserError(
+            f"chat template {name!r} is made of {', '.join(missing)}, which the tokenizer does not have as one token; "
+            "choose 'own' for the model's own template, or 'plain'"
+        )
+
+
+def opening(tokenizer) -> str:
+    """What the tokenizer itself puts before a text that is tokenised on its own: a BOS, or nothing."""
+    ids = lambda special: list(tokenizer.encode("a", add_special_tokens=special))
+    with_special, without = ids(True), ids(False)
+    count = next((n for n in range(len(with_special)) if with_special[n : n + len(without)] == without), 0)
+    return "".join(tokenizer.convert_ids_to_tokens(with_special[:count]))
 
 
 def own(tokenizer, messages: Sequence[dict], **options) -> Prompt:

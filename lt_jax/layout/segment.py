@@ -12,16 +12,29 @@ from collections.abc import Callable, Sequence
 
 from lt_jax.errors import UserError
 
-_PARAGRAPH = re.compile(r"\n{2,}")
-_SENTENCE = re.compile(r"(?:[.!?]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』]*)\n*|\n+")
+# A line ends with a line feed, a carriage return or both, and an empty one may have blanks in it.
+_LINE = r"(?:\r\n|\n|\r(?!\n)|\u2028|\u2029|\x85)"
+_BLANKS = r"[^\S\r\n\u2028\u2029\x85]*"
+_PARAGRAPH = re.compile(rf"{_LINE}(?:{_BLANKS}{_LINE})+|\u2029")
+_ENDING = re.compile(rf"(?:{_LINE}{_BLANKS})+\Z")
+_SENTENCE = re.compile(rf"(?:[.!?]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』]*){_LINE}*|{_LINE}+")
 _WORD = re.compile(r"\s*\S+")
 _SHORT_FORM = re.compile(r"(?:^|[\s(])(?:e\.g|i\.e|cf|vs|Mr|Mrs|Ms|Dr|Prof|Fig|Eq)\.$")
 _LIST_MARK = re.compile(r"\s*(?:\d+|[A-Za-z])\.$")
 
 
 def paragraphs(text: str) -> list[str]:
-    """Pieces that end with an empty line (two or more newlines), the last one as it ends."""
+    """Pieces that end with an empty line, the last one as it ends.
+
+    Lines end as files have them (\\n, \\r\\n, \\r, Unicode's line separator), and a line of blanks is empty.
+    """
     return _cut(text, _PARAGRAPH)
+
+
+def without_ending(text: str) -> str:
+    """A piece without the ends of lines, and the empty lines, behind its text."""
+    found = _ENDING.search(text)
+    return text[: found.start()] if found else text
 
 
 def sentences(text: str) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 from pathlib import Path
 
 from lt_jax.errors import UserError
@@ -18,7 +20,8 @@ def load_tokenizer(folder: str | Path):
     Raises:
         UserError: the folder has no tokenizer.json, or a broken one.
     """
-    from transformers import PreTrainedTokenizerFast
+    with _without_advice():
+        from transformers import PreTrainedTokenizerFast
 
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file():
@@ -29,6 +32,23 @@ def load_tokenizer(folder: str | Path):
         raise UserError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())[:200]}") from None
     core(tokenizer)
     return tokenizer
+
+
+class _Advice(logging.Filter):
+    """Lets everything pass but the line that PyTorch is not there: tokenizers are all that we take of transformers."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "PyTorch was not found" not in record.getMessage()
+
+
+@contextlib.contextmanager
+def _without_advice():
+    logger, advice = logging.getLogger("transformers"), _Advice()
+    logger.addFilter(advice)
+    try:
+        yield
+    finally:
+        logger.removeFilter(advice)
 
 
 def tokenizer_hash(folder: str | Path) -> str:

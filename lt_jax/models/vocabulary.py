@@ -41,7 +41,11 @@ def grow(
             raise UserError(f"new token {i}: its description {text!r} has {what}")
     size = max(config.vocab_size, max(ids) + 1)
     if gap := sorted(set(range(config.vocab_size, size)) - set(ids)):
-        raise UserError(f"new tokens go up to id {size - 1:,} but id {gap[0]:,} has no row and no description")
+        raise UserError(
+            f"the new tokens have the ids {min(ids):,} to {size - 1:,}, but the model has rows for "
+            f"{config.vocab_size:,} tokens: the tokenizer already had {min(ids) - config.vocab_size:,} more than the "
+            f"model, and nothing says what id {gap[0]:,} stands for; give the tokenizer that the model came with"
+        )
     # One [n, V] averaging matrix would be the size of the table; gathering row by row is not.
     mean = lambda table: jnp.stack([table[np.array(parts)].astype(jnp.float32).mean(0) for parts in pieces])
     config = config.replace(vocab_size=size, vocab_rows=max(config.vocab_padded, round_up(size)))

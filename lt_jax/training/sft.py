@@ -56,9 +56,13 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
     params, model = read_model(config, mesh)
     resolved = describe(config, named, base_of(config, params))
     params, model = fitted(params, model, config, table)
+    check_vocabulary(config.model, len(tokenizer), model.vocab_size)
     train_config = dataclasses.replace(config.train, gist_rule=config.scheme.gist_rule)
     say(summary(model, mesh, config))
-    say(f"data: {measure(samples, to_row, config.batches.length).describe()}")
+    found = measure(samples, to_row, config.batches.length)
+    say(f"data: {found.describe()}")
+    if line := found.warning(config.scheme):
+        say(line)
 
     result = run.train(
         train_config, model, params, data, eval_data=eval_data, folder=folder / "checkpoints", mesh=mesh,
@@ -107,6 +111,15 @@ def special_tokens(tokenizer, config: SftConfig) -> Table:
             raise UserError(f"{config.model}: the tokenizer names no eos_token; give one with --config.tokens.eos")
         eos = tokenizer.convert_ids_to_tokens(ends[0])
     return default_table(tokenizer, scheme, eos, tokens.pad or tokenizer.pad_token, tokens.trigger)
+
+
+def check_vocabulary(folder: str, tokens: int, rows: int) -> None:
+    """Raises UserError if the tokenizer has tokens that the model has no row for."""
+    if tokens > rows:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokens:,} tokens, and the model rows for {rows:,}; give the tokenizer that "
+            "the model came with"
+        )
 
 
 def open_source(source: SourceConfig, folder: Path) -> tuple[Sequence, str]:
