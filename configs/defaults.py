@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
         "chat": "own",  # the tokenizer's template; or qwen, llama (as the release has them), plain (none)
         "system": "",
         "prefix": "",
-        "turns": "last",  # answers of a conversation that are trained; or all (vanilla), each (a sample for every one)
+        "turns": "last",  # of a chat, the last assistant turn is trained, or all; flags in the data go before this
         "segment": "",  # paragraph, sentence, chunk (of `maximum` tokens), ready; empty: as in the data, else paragraph
         "minimum": 0,  # least tokens of a thought; shorter ones are joined
         "maximum": 0,  # most, longer ones are cut; 0: no limit

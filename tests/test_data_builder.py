@@ -10,8 +10,7 @@ import textwrap
 import pytest
 
 from lt_jax.data import builder
-from lt_jax.data.trace import Trace
-from lt_jax.data.turns import Turn
+from lt_jax.data.traces import Trace, Turn
 from lt_jax.errors import UserError
 
 RECORDS = [

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from lt_jax.data.rows import Prompter, RowMaker, ready_thoughts
+from lt_jax.data.prompts import prompter
+from lt_jax.data.rows import RowMaker, ready_thoughts
 from lt_jax.data.sources import Mapped, Part, hold_out, worked
 from lt_jax.data.stats import measure
 from lt_jax.data.tasks.worked import Worked
-from lt_jax.data.trace import Trace
-from lt_jax.data.turns import Turn
+from lt_jax.data.traces import Trace, Turn
 from lt_jax.errors import UserError
 from lt_jax.layout.build import build_row
 from lt_jax.layout.row import Role
@@ -35,7 +35,7 @@ class Characters:
 
 def maker(scheme=None, **more):
     scheme = scheme or Scheme(n_gist=2)
-    return RowMaker(scheme=scheme, special=TABLE, tokenizer=Characters(), prompt=Prompter("plain"), **more)
+    return RowMaker(scheme=scheme, special=TABLE, tokenizer=Characters(), prompt=prompter("plain"), **more)
 
 
 def text(ids):
@@ -101,15 +101,15 @@ def test_memento_traces_serve_every_method():
 
 
 def test_prompts_have_a_system_turn_a_prefix_and_a_history_only_where_they_can():
-    assert Prompter("plain", system="S", prefix="P ")("q", "", ()).text == "SP q"
-    assert Prompter("plain", system="S")("q", "own", ()).text == "ownq"
-    assert "<|im_start|>user\nq<|im_end|>" in Prompter("qwen")("q", "", ()).text
+    assert prompter("plain", system="S", prefix="P ")("q", "", ()).text == "SP q"
+    assert prompter("plain", system="S")("q", "own", ()).text == "ownq"
+    assert "<|im_start|>user\nq<|im_end|>" in prompter("qwen")("q", "", ()).text
     with pytest.raises(UserError, match="several exchanges .last question: 'q'. does not fit the chat template 'qwen'"):
-        Prompter("qwen")("q", "", (Turn("user", "a"), Turn("assistant", "b")))
+        prompter("qwen")("q", "", (Turn("user", "a"), Turn("assistant", "b")))
     with pytest.raises(UserError, match="chat template 'alpaca': it must be one of qwen, llama, plain, own"):
-        Prompter("alpaca")
+        prompter("alpaca")
     with pytest.raises(UserError, match="needs the model's tokenizer"):
-        Prompter("own")
+        prompter("own")
 
 
 def test_the_tokenizers_own_template_shows_the_history():
@@ -119,7 +119,7 @@ def test_the_tokenizers_own_template_shows_the_history():
         def apply_chat_template(self, messages, tokenize, add_generation_prompt):
             return "".join(f"<{message['role']}>{message['content']}" for message in messages) + "<assistant>"
 
-    prompt = Prompter("own", Templated(), prefix="P ")("q", "s", (Turn("user", "a"), Turn("assistant", "b")))
+    prompt = prompter("own", Templated(), prefix="P ")("q", "s", (Turn("user", "a"), Turn("assistant", "b")))
     assert prompt.text == "<system>s<user>a<assistant>b<user>P q<assistant>"
 
 

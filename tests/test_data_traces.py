@@ -8,9 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from lt_jax.data.readers import read_traces, trace_files
-from lt_jax.data.trace import Trace, exchanges
-from lt_jax.data.traces import convert, detect, memento_parts, without_summaries
-from lt_jax.data.turns import Turn
+from lt_jax.data.traces import Trace, Turn, convert, detect, memento_parts, without_summaries
 from lt_jax.errors import UserError
 
 MARKED = (
@@ -180,108 +178,3 @@ def test_missing_unknown_broken_and_empty_files(tmp_path):
 def test_an_unknown_format_name_lists_the_known_ones():
     with pytest.raises(UserError, match="unknown trace format 'sharegpt'; known are reference, conversations"):
         convert(PLAIN, "sharegpt")
-
-
-CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
-
-
-def talk(*turns, **more):
-    return {"messages": [dict(zip(("role", "content"), turn, strict=True)) if isinstance(turn, tuple) else turn
-                         for turn in turns], **more}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "turn",
-    [
-        {"content": "4", "reasoning_content": "so"},
-        {"content": "4", "reasoning": "so", "thinking": "so"},
-        {"content": "4", "thoughts": ["so"]},
-        {"content": [{"type": "thinking", "thinking": "so"}, {"type": "text", "text": "4"}]},
-        {"content": [{"type": "reasoning", "text": "so"}, "4"]},
-        {"value": "4", "reasoning_content": {"text": "so"}},
-    ],
-)
-def test_reasoning_is_read_wherever_it_is_kept(turn):
-    trace = convert(talk(("user", "2+2?"), {"role": "assistant", **turn}))
-    assert (trace.response, trace.reasoning, trace.unread) == ("4", "so", ())
-    plain = convert({"question": "2+2?", "response": "4", "reasoning_content": "so"})
-    assert (plain.response, plain.reasoning, dict(plain.extra)) == ("4", "so", {})
-
-
-def test_agents_turns_come_through_whole():
-    """Calls with null content, what tools answered, the tools themselves; an answer may follow a tool."""
-    calls = [{"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}]
-    record = talk(
-        ("system", "S"), ("user", "1+0?"), {"role": "assistant", "content": None, "tool_calls": calls},
-        {"role": "tool", "content": "1", "tool_call_id": "c1", "name": "add"}, ("assistant", "One."),
-        tools=[{"type": "function", "function": {"name": "add"}}],
-    )  # fmt: skip
-    trace = convert(record)
-    assert trace.question == "1+0?" and trace.response == "One." and trace.tools == tuple(record["tools"])
-    call = Turn("assistant", calls=({"id": "c1", **CALL},))
-    assert trace.between == (call, Turn("tool", "1", name="add", call="c1"))
-    assert trace.turns == (Turn("user", "1+0?"), *trace.between, Turn("assistant", "One."))
-    first, second = exchanges(trace)
-    assert first.calls == call.calls and not first.between and first.response == "" and second == trace
-    said = [("human", "1+0?"), ("function_call", json.dumps(calls[0])), ("observation", "1"), ("gpt", "One.")]
-    sharegpt = {"conversations": [{"from": who, "value": text} for who, text in said]}
-    assert convert(sharegpt).between[0].calls[0]["function"] == CALL["function"]
-    assert convert({"conversations": record["messages"]}).turns == trace.turns
-
-
-def test_flags_say_which_answers_are_trained():
-    record = talk(
-        ("user", "a"), {"role": "assistant", "content": "b", "weight": 1}, ("user", "c"),
-        {"role": "assistant", "content": "d", "train": False},
-    )  # fmt: skip
-    trace = convert(record)
-    assert (trace.question, trace.response, trace.train) == ("a", "b", True)
-    three = convert(talk(*record["messages"], ("user", "e"), ("assistant", "f")))
-    assert [own.response for own in exchanges(three)] == ["b", "f"] and three.history[1].train is True
-    with pytest.raises(UserError, match="turn 1 of 'messages': weight: 0.5; whether a turn is trained must be"):
-        convert(talk(("user", "a"), {"role": "assistant", "content": "b", "weight": 0.5}))
-    with pytest.raises(UserError, match="no assistant turn of 'messages' is to be trained"):
-        convert(talk(("user", "a"), {"role": "assistant", "content": "b", "weight": 0}))
-
-
-@pytest.mark.parametrize(
-    "turn, said",
-    [
-        ({"role": "assistant", "content": [{"type": "image_url"}]}, "a part of 'content' is of type 'image_url'"),
-        ({"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}, "a tool call must be an object with the"),
-        ({"role": "assistant", "content": "4", "reasoning": "a", "thinking": "b"}, "two different reasonings"),
-        ({"role": "assistant"}, "missing field 'content' or 'value'"),
-        ({"content": "x"}, "missing field 'role' or 'from'"),
-        ({"role": "narrator", "content": "x"}, "unknown role 'narrator'"),
-    ],
-)
-def test_turns_that_cannot_be_used_say_why(turn, said):
-    with pytest.raises(UserError, match=f"f:3: turn 1 of 'messages'.*{said}"):
-        convert(talk(("user", "q"), turn), where="f:3")
-
-
-def test_fields_that_nothing_is_made_of_are_named():
-    answer = {"role": "assistant", "content": "a", "annotations": [{"x": 1}], "refusal": None}
-    record = talk(("user", "q"), answer, split="x")
-    assert convert(record).unread == ("split", "annotations")
-
-
-@pytest.mark.parametrize(
-    "record, answer",
-    [
-        ({"choices": ["1", "2", "3", "4"], "answer": 1}, "2"),
-        ({"choices": ["1", "2", "3", "4"], "answer": "1"}, "1"),
-        ({"choices": ["x", "y"], "answer": "B"}, "B"),
-        ({"choices": [2, 4, 8, 16], "answer": 8}, "8"),
-        ({"choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"}, "y"),
-        ({"choices": [{"label": "C", "text": "x"}, {"label": "D", "text": "y"}], "answerKey": "D"}, "y"),
-        ({"choices": ["x", "y"], "answer": 2}, None),
-        ({"choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "E"}, None),
-    ],
-)
-def test_the_right_option_is_named_by_index_label_letter_or_text(record, answer):
-    if answer is None:
-        with pytest.raises(UserError, match="f:1: the answer .* is none of the"):
-            convert({"question": "q", **record}, where="f:1", evaluation=True)
-    else:
-        assert convert({"question": "q", **record}, evaluation=True).answer == answer

@@ -6,6 +6,7 @@ import re
 import runpy
 from pathlib import Path
 
+from lt_jax.data.pipeline import PipelineConfig
 from lt_jax.decode import DecodeConfig
 from lt_jax.models.config import LoraConfig
 
@@ -16,13 +17,13 @@ NAMED = re.compile(r"(?<![\w./])(?:--config\.)?([a-z_]+)\.([a-z_]+(?:\.[a-z_]+)*
 
 
 def known() -> dict[str, set[str]]:
-    """Groups of keys, from the config files; `decode` and `lora` also have what only Python can set."""
+    """Groups of keys, from the config files; some have more that only Python can set."""
     groups = {}
     for name in CONFIGS:
         for group, values in runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]().items():
             if hasattr(values, "keys"):
                 groups.setdefault(group, set()).update(values.keys())
-    for group, config in (("decode", DecodeConfig), ("lora", LoraConfig)):
+    for group, config in (("decode", DecodeConfig), ("lora", LoraConfig), ("batches", PipelineConfig)):
         groups[group] |= {field.name for field in dataclasses.fields(config)}
     return groups
 

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import defaults
 from launch.train import sft_config
 from lt_jax.data.pipeline import PipelineConfig
+from lt_jax.data.traces import convert
 from lt_jax.errors import UserError
 from lt_jax.layout import card
 from lt_jax.layout.scheme import Scheme
@@ -67,6 +69,22 @@ def run_folder(base, traces, tmp_path_factory):
     final = sft(settings(folder, base, traces, lora=LoraConfig(rank=2), tensorboard=True), said.append)
     assert final == folder / "final"
     return folder, "\n".join(said)
+
+
+def test_all_turns_of_a_chat_are_trained_where_the_config_says_so(base):
+    turns = [{"role": role, "content": f"{role} {n}"} for n in (1, 2) for role in ("user", "assistant")]
+    values = defaults.get_config()
+    values.model.path, values.data.path, values.scheme.n_gist = str(base), "traces.jsonl", 1
+    for which, said in (("last", "assistant 2\n<|end|>"), ("all", "assistant 1\n<|end|>assistant 2\n<|end|>")):
+        values.data.turns = which
+        config, tokenizer = sft_config(values), load_tokenizer(base)
+        special = sft_module.special_tokens(tokenizer, config).special
+        row = sft_module.row_maker(config, tokenizer, special)(convert({"messages": turns}))
+        trained = row.tokens[row.trained & (row.tokens != special.trigger)]
+        assert tokenizer.decode(trained, clean_up_tokenization_spaces=False) == said
+    values.data.turns = "first"
+    with pytest.raises(UserError, match="data.turns is 'first'"):
+        sft_config(values)
 
 
 def test_a_run_leaves_config_metrics_checkpoints_and_an_export(run_folder):

@@ -7,7 +7,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from lt_jax.data.rows import Prompter
+from lt_jax.data.prompts import Prompter
 from lt_jax.errors import UserError
 from lt_jax.layout.chat import CHATS, CONTROL, llama, own, plain, qwen
 from lt_jax.layout.encode import encoder

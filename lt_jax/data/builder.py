@@ -18,7 +18,7 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import absl.logging
@@ -27,11 +27,12 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from lt_jax.data.readers import read_traces, trace_files
-from lt_jax.data.trace import Trace, exchanges
-from lt_jax.data.turns import Turn
+from lt_jax.data.traces import Trace, Turn
 from lt_jax.errors import UserError
 
-_VERSION = "2.0.0"  # of the stored fields; raise it when they change
+_VERSION = "1.1.0"  # of the stored fields; raise it when they change
+_TURNS = ("history", "between")
+_JSON = (*_TURNS, "extra", "calls", "tools", "trained")
 
 
 @dataclasses.dataclass
@@ -41,7 +42,6 @@ class TracesConfig(tfds.core.BuilderConfig):
     paths: tuple[str, ...] = ()
     format: str | None = None
     evaluation: bool = False
-    each: bool = False
 
 
 class Traces(tfds.core.GeneratorBasedBuilder):
@@ -61,18 +61,17 @@ class Traces(tfds.core.GeneratorBasedBuilder):
                     "question": text(),
                     "response": text(),
                     "system": text(),
-                    "history": text(),  # JSON, as are all of _JSON
+                    "history": text(),  # JSON, as all of `_JSON`
                     "segments": tfds.features.Sequence(text()),
                     "answer": text(),
                     "source": text(),
                     "add_eos": tfds.features.Scalar(np.bool_),
                     "extra": text(),
-                    "between": text(),
                     "reasoning": text(),
+                    "between": text(),
                     "calls": text(),
                     "tools": text(),
-                    "train": text(),
-                    "unread": text(),
+                    "trained": text(),
                 }
             ),
         )
@@ -82,9 +81,7 @@ class Traces(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         config = self.builder_config
-        traces = read_traces(config.paths, config.format, config.evaluation)
-        parts = (part for trace in traces for part in (exchanges(trace) if config.each else [trace]))
-        for number, trace in enumerate(parts):
+        for number, trace in enumerate(read_traces(config.paths, config.format, config.evaluation)):
             yield number, _encode(trace)
 
 
@@ -116,7 +113,6 @@ def prepare(
     format: str | None = None,
     name: str | None = None,
     evaluation: bool = False,
-    each: bool = False,
 ) -> Path:
     """Prepares trace files, unless that was done before, and returns the prepared folder.
 
@@ -126,7 +122,6 @@ def prepare(
         format: a key of `traces.FORMATS`; None to see it from the fields.
         name: a readable name for the folder; by default that of the first file.
         evaluation: accept records without an output.
-        each: every answer of a conversation becomes an example of its own, see `traces.exchanges`.
 
     Raises:
         UserError: what `readers.read_traces` raises, or the disk is full; nothing half-written is left.
@@ -134,11 +129,10 @@ def prepare(
     files = trace_files(paths)
     readable = re.sub(r"[^A-Za-z0-9_]+", "_", name or files[0].name.split(".")[0]).strip("_") or "data"
     config = TracesConfig(
-        name=f"{readable}-{content_hash(files, format, evaluation, each)}",
+        name=f"{readable}-{content_hash(files, format, evaluation)}",
         paths=tuple(str(file) for file in files),
         format=format,
         evaluation=evaluation,
-        each=each,
     )
     with _quiet():
         builder = Traces(config=config, data_dir=str(data_dir), file_format="array_record")
@@ -171,11 +165,9 @@ def open_prepared(folder: str | Path, split: str = "train") -> PreparedTraces:
         raise UserError(f"{folder}: no split {split!r}: {str(error).splitlines()[0]}") from None
 
 
-def content_hash(
-    files: Iterable[Path], format: str | None = None, evaluation: bool = False, each: bool = False
-) -> str:
+def content_hash(files: Iterable[Path], format: str | None = None, evaluation: bool = False) -> str:
     """Twelve hex digits of the files' bytes, their order and how they are read."""
-    digest = hashlib.sha256(f"{_VERSION} {format} {evaluation} {each}".encode())
+    digest = hashlib.sha256(f"{_VERSION} {format} {evaluation}".encode())
     for file in files:
         with open(file, "rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
@@ -211,35 +203,24 @@ def _explained(error: Exception, folder: Path) -> Exception:
     return error
 
 
-_JSON = ("history", "between", "calls", "tools", "train", "unread", "extra")
-
-
 def _encode(trace: Trace) -> dict:
     fields = {field.name: getattr(trace, field.name) for field in dataclasses.fields(Trace)}
-    for name in ("history", "between"):
-        fields[name] = [vars(turn) for turn in fields[name]]
-    for name in _JSON:
-        fields[name] = json.dumps(fields[name], default=_plain)
+    fields |= {name: [dataclasses.asdict(turn) for turn in fields[name]] for name in _TURNS}
+    fields |= {name: json.dumps(fields[name], default=str) for name in _JSON}
     fields["segments"] = list(trace.segments)
     return fields
-
-
-def _plain(value):
-    """What JSON has no form for: mappings that are no dicts, and dates and the like as their text."""
-    return dict(value) if isinstance(value, Mapping) else str(value)
 
 
 def _decode(example: dict) -> Trace:
     fields = {}
     for key, value in example.items():
         if isinstance(value, bytes):
-            fields[key] = json.loads(value) if key in _JSON else value.decode()
+            fields[key] = value.decode()
         elif key == "add_eos":
             fields[key] = bool(value)
         else:
             fields[key] = tuple(part.decode() for part in value)
-    for name in ("history", "between"):
-        fields[name] = tuple(Turn(**{**turn, "calls": tuple(turn["calls"])}) for turn in fields[name])
-    for name in ("calls", "tools", "unread"):
-        fields[name] = tuple(fields[name])
+    fields |= {name: json.loads(fields[name]) for name in _JSON}
+    fields |= {name: tuple(Turn(**turn) for turn in fields[name]) for name in _TURNS}
+    fields |= {name: tuple(fields[name]) for name in ("calls", "tools")}
     return Trace(**fields)

@@ -1,67 +1,110 @@
-"""Multiple choice as public data sets keep it: the options, and which of them is right.
+"""Multiple choices: the options of a record, and which of them is right.
 
-    {"choices": ["a", "b"], "answer": 1}                                  MMLU: an integer is an index from 0
-    {"choices": ["a", "b"], "answer": "B"}                                a letter, or the text of an option
-    {"choices": {"text": [...], "label": [...]}, "answerKey": "B"}        ARC, CommonsenseQA: one of the labels
-    {"choices": [{"text", "label"}, ...], "answerKey": "B"}               OpenBookQA's layout by question
+    MMLU            {"choices": ["1", "2", "3", "4"], "answer": 1}                    B: a number is a place, from 0
+    ARC, CSQA, OBQA {"choices": {"text": [...], "label": ["A", "B", ...]}, "answerKey": "B"}    or labels "1", ...
+    MMLU-Pro, MedQA {"options": [...] or {"A": ..., "B": ...}, "answer": "B" or its text, "answer_index": 1}
+    HellaSwag       {"ctx": ..., "endings": [...], "label": "1"}                      B: `label` is a place, from 0
+
+As an `answer`, text is an option's own text, or its label or letter. One that is two of these for different options,
+or a numeral that is none, is refused: it would have to be guessed.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lt_jax.data import answers
+from lt_jax.data.fields import text
 from lt_jax.errors import UserError
 
-KEYS = ("answer", "answerKey", "answer_key")
+_ANSWERS = ("answer", "answerKey", "answer_index", "answer_idx", "label")
+_LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 
 
-def options(record: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], str] | None:
-    """The options' texts and the right answer; None for a record without `choices`.
+def read(record: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
+    """(answer, options) of a record; no options if it is no multiple choice, answer "" if it has none.
 
-    The answer is the text of an option where a label or an index names it, else what the record says ("" if nothing).
+    The answer is text that `answers.choice` reads as the right option: as it stands in the record where that does, else
+    the option's letter.
 
     Raises:
-        UserError: the options are no list of texts or numbers, or the index or label is none of theirs.
+        UserError: options that are no list of texts; an answer that names none or several of them.
     """
-    given = record.get("choices")
-    if given is None:
-        return None
-    texts, labels = _parts(given, where)
-    said = next((record[key] for key in KEYS if record.get(key) is not None), "")
-    if isinstance(said, int) and not isinstance(said, bool):
-        return texts, _numbered(said, texts, where)
-    if labels and str(said) in labels:
-        return texts, texts[labels.index(str(said))]
-    if labels and said != "" and str(said) not in texts:
-        raise UserError(f"{where}: the answer {said!r} is none of the labels {', '.join(labels)}")
-    return texts, str(said)
+    options, labels = _options(record, where)
+    if not options:
+        return text(record, "answer", where, ""), []
+    given = {name: record[name] for name in _ANSWERS if record.get(name) not in (None, "")}
+    if len(given) > 1:
+        given.pop("label", None)  # where there is another answer, it may say anything
+    places = {name: _place(value, name, options, labels, where) for name, value in given.items()}
+    if len(set(places.values())) > 1:
+        named = " and ".join(f"{name!r} is {given[name]!r}" for name in given)
+        raise UserError(f"{where}: {named}, which are different choices; keep one")
+    if not places:
+        return "", options
+    name, place = next(iter(places.items()))
+    letter = chr(ord("A") + place) if place < 26 else ""
+    for form in (given[name], letter, options[place]):
+        if isinstance(form, str) and answers.choice(form, tuple(options)) == place:
+            return form, options
+    raise UserError(f"{where}: the right choice, {options[place]!r}, cannot be told from the others")
 
 
-def _numbered(said: int, texts: tuple[str, ...], where: str) -> str:
-    """An integer is an index from 0. One that is too large for that may still be the option itself."""
-    if 0 <= said < len(texts):
-        return texts[said]
-    if str(said) in texts:
-        return str(said)
-    raise UserError(f"{where}: the answer {said} is none of the {len(texts)} choices; an index counts from 0")
+def _options(record: Mapping, where: str) -> tuple[list[str], list[str]]:
+    """(options, labels) of a record; no labels where they are the letters A, B, ..."""
+    for name in ("choices", "options", "endings"):
+        value = record.get(name)
+        labels: Sequence = ()
+        if isinstance(value, Mapping) and {"text", "label"} <= value.keys():
+            value, labels = value["text"], value["label"]
+        elif isinstance(value, Mapping) and list(value) == [chr(ord("A") + place) for place in range(len(value))]:
+            value = list(value.values()) if all(isinstance(part, str) for part in value.values()) else value
+        if value is None:
+            continue
+        if _listed(value) and (not labels or (_listed(labels) and len(labels) == len(value))):
+            return [str(option) for option in value], [str(label) for label in labels]
+        if name != "options":  # which may be anything
+            raise UserError(f"{where}: field {name!r} must be a list of texts or numbers, the options A, B, ..., "
+                            "or an object of a list 'text' and a list 'label'")  # fmt: skip
+    return [], []
 
 
-def _parts(given: Any, where: str) -> tuple[tuple[str, ...], list[str]]:
-    """Texts, and labels where there are any."""
-    labels: Sequence = ()
-    if isinstance(given, Mapping) and "text" in given and "label" in given:
-        given, labels = given["text"], given["label"]
-    elif _listed(given) and all(isinstance(option, Mapping) and {"text", "label"} <= set(option) for option in given):
-        given, labels = [option["text"] for option in given], [option["label"] for option in given]
-    listed = _listed(given) and all(isinstance(option, str | int | float) for option in given)
-    if not listed or (len(labels) and len(labels) != len(given)):
-        raise UserError(
-            f"{where}: field 'choices' must be a list of texts or numbers, the options A, B, ..., or their 'text' and "
-            "'label', lists of one length"
-        )
-    return tuple(map(str, given)), [str(label) for label in labels]
+def _listed(value) -> bool:
+    texts = isinstance(value, list | tuple) and all(isinstance(part, str | int | float) for part in value)
+    return texts and bool(value)
 
 
-def _listed(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) > 0
+def _place(value, name: str, options: list[str], labels: list[str], where: str) -> int:
+    """Which option the field `name` names with `value`, from 0."""
+    if name == "label" and isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 0 <= value < len(options):
+            raise UserError(
+                f"{where}: {name!r} is {value}, a number and so a place counted from 0, and there are {len(options)} "
+                "choices; write the text of an option as text"
+            )
+        return value
+    if isinstance(value, bool) or not isinstance(value, str | float):
+        raise UserError(f"{where}: field {name!r} must be a place counted from 0, a letter, or an option's text")
+    said = str(value)
+    if "####" in said:
+        said = answers.extract(said) or said
+    said = said.strip()
+    if name == "answerKey" and said in labels:
+        return labels.index(said)
+    fold = lambda words: " ".join(words.split()).casefold()
+    found = {place for place, option in enumerate(options) if fold(option) == fold(said)}
+    found |= {place for place, label in enumerate(labels) if label == said}
+    letter = None if labels else _LETTER.fullmatch(said)
+    if letter and ord(letter[1].upper()) - ord("A") < len(options):
+        found.add(ord(letter[1].upper()) - ord("A"))
+    if len(found) > 1:
+        several = " and ".join(chr(ord("A") + place) for place in sorted(found))
+        raise UserError(f"{where}: {name!r} is {said!r}, which may be option {several}; give a number, counted from 0")
+    place = found.pop() if found else answers.choice(said, tuple(options))
+    if place is None:
+        raise UserError(f"{where}: the answer {said!r} is none of the {len(options)} choices")
+    return place

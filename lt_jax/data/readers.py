@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lt_jax.data.trace import Trace
-from lt_jax.data.traces import convert, detect
+from lt_jax.data.traces import Trace, convert, detect
 from lt_jax.errors import UserError
 
 JSONL = (".jsonl", ".jsonl.gz", ".ndjson")
@@ -170,6 +169,13 @@ def text_lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 
+def _without_nulls(value):
+    """`value` without fields that are null: Arrow gives every object of a list the fields of all the others."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow
     import pyarrow.parquet
@@ -180,7 +186,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
                 for record in batch.to_pylist():
                     number += 1
-                    yield f"{path}:{number}", record
+                    yield f"{path}:{number}", _without_nulls(record)
     except (pyarrow.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: broken Parquet file after row {number}: {reason}; download it again") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lt_jax.data.trace import Trace
+from lt_jax.data.traces import Trace
 from lt_jax.errors import UserError
 
 

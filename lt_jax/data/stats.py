@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,8 +24,6 @@ class DataStats:
         tokens: mean tokens of a sample, prompt and gists included; `longest` the most.
         thoughts: mean thoughts of a sample, 0 for a method without thoughts.
         over: share of the samples that are longer than `length` tokens.
-        unread: names of fields of the data that nothing was made of, and in how many of the samples each was.
-        flagged: samples with answers that the data say are to be trained, and that are not (`RowMaker.turns`).
     """
 
     samples: int
@@ -36,8 +33,6 @@ class DataStats:
     thoughts: float
     over: float
     length: int
-    unread: tuple[tuple[str, int], ...] = ()
-    flagged: int = 0
 
     def warning(self, scheme: Scheme) -> str:
         """A line for a compressing method that finds next to nothing to compress in the data; empty if it does not."""
@@ -63,10 +58,6 @@ class DataStats:
             parts.append(f"{self.thoughts:.1f} thoughts each")
         if self.over:
             parts.append(f"{100 * self.over:.1f} % longer than {self.length:,} tokens")
-        if self.unread:
-            parts.append("fields not read: " + ", ".join(f"{name} ({count:,})" for name, count in self.unread))
-        if self.flagged:
-            parts.append(f"{self.flagged:,} with earlier answers flagged to be trained, which data.turns='each' would")
         return ", ".join(parts)
 
 
@@ -84,14 +75,10 @@ def measure(source: Sequence, to_row: Callable[[Any], Any], length: int, most: i
     if not len(source):
         raise UserError("the data is empty; there is nothing to measure")
     measured = min(most, len(source))
-    samples = [source[number * len(source) // measured] for number in range(measured)]
-    rows = [to_row(sample) for sample in samples]
-    unread = collections.Counter(name for sample in samples for name in getattr(sample, "unread", ()))
-    last = getattr(to_row, "turns", "last") == "last"
-    flagged = sum(any(turn.train for turn in getattr(sample, "history", ())) for sample in samples) if last else 0
+    rows = [to_row(source[number * len(source) // measured]) for number in range(measured)]
     tokens = np.array([len(row) for row in rows])
     thoughts = [len(np.unique(row.thought[row.thought >= 0])) for row in rows]
     return DataStats(
         len(source), measured, float(tokens.mean()), int(tokens.max()), float(np.mean(thoughts)),
-        float((tokens > length).mean()), length, tuple(unread.most_common()), flagged,
+        float((tokens > length).mean()), length,
     )  # fmt: skip

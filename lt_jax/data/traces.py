@@ -1,14 +1,14 @@
-"""How the records of public data sets become traces.
+"""A reasoning trace, and how the records of public data sets become one.
 
-    Bespoke-Stratos, Sky-T1    {"system", "conversations": [turn, ...]}       turns: see `turns`
-    chat, agents               {"messages": [turn, ...], "tools"}
+    Bespoke-Stratos, Sky-T1    {"system", "conversations": [{"from", "value"}, ...]}
+    chat                       {"messages": [{"role", "content"}, ...], "tools"}
     OpenMementos, default      {"problem", "response", "domain", "source", "difficulty"}
     OpenMementos, full         the same and {"sentences", "blocks", "block_summaries"}
     LightThinker's train.jsonl {"question", "system_prompt", "thoughts_list", "gt_output", "add_eos", ...}
-    plain                      {"question", "response" or "thoughts", "answer", "system", "reasoning", ...}
+    plain                      {"question", "response" or "solution" or "thoughts", "answer", "system"}
 
-Reasoning that stands beside a response (`turns.REASONING`) is kept apart in the trace; `rows` joins the two as the
-model's own chat template does.
+Both ways of writing turns are read under both names, and what else `dialogue` says. Reasoning may stand apart from the
+response, in a turn or in a record, under the names of `dialogue.REASONING`; multiple choices are read by `choices`.
 LightThinker's `system_list` and `question_list` are not read: `layout` cuts a prompt into sentences itself.
 The format of a file is seen from the fields of its first record, or given by name.
 """
@@ -16,15 +16,17 @@ The format of a file is seen from the fields of its first record, or given by na
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lt_jax.data.choices import options
-from lt_jax.data.trace import Trace, exchange
-from lt_jax.data.turns import REASONING, read_turn, reasoning_text
+from lt_jax.data import choices, dialogue
+from lt_jax.data.dialogue import Turn
+from lt_jax.data.fields import extra as _extra
+from lt_jax.data.fields import text as _text
+from lt_jax.data.fields import texts as _texts
 from lt_jax.errors import UserError
+from lt_jax.layout import thinking
 
 BLOCK_START, BLOCK_END = "<|block_start|>", "<|block_end|>"
 SUMMARY_START, SUMMARY_END = "<|summary_start|>", "<|summary_end|>"
@@ -33,6 +35,53 @@ _MARKED = re.compile(
     + re.escape(SUMMARY_START) + r"(.*?)" + re.escape(SUMMARY_END),
     re.DOTALL,
 )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """One question and the whole text a model is to write after it.
+
+    Attributes:
+        question: the user's turn.
+        response: the whole output as text; Memento traces keep their block and summary markers. Empty only for records
+            that are read for evaluation.
+        system: the system turn, empty if there is none.
+        history: the turns before the question, oldest first, of a conversation of more than one exchange.
+        segments: the output cut into thoughts, where the data come ready cut; their concatenation need not equal
+            `response` (LightThinker's thoughts_list leaves the separators out). Empty: to be cut by a segmenter.
+        answer: the gold answer, empty if unknown.
+        source: where the trace comes from.
+        add_eos: whether the output ends with an EOS token.
+        extra: small JSON values kept as they are (domain, difficulty, id, a task's metadata).
+        reasoning: what was thought before the response, where the data keep it apart; how the two are joined depends on
+            the chat template (`layout.template`).
+        between: the turns between question and response: the assistant's tool calls, and the tools' turns.
+        calls: tool calls of the response, as chat templates take them.
+        tools: descriptions of the functions that may be called, as chat templates take them.
+        trained: whether the data want the response trained, see `Turn.trained`.
+    """
+
+    question: str
+    response: str = ""
+    system: str = ""
+    history: tuple[Turn, ...] = ()
+    segments: tuple[str, ...] = ()
+    answer: str = ""
+    source: str = ""
+    add_eos: bool = True
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reasoning: str = ""
+    between: tuple[Turn, ...] = ()
+    calls: tuple[Mapping, ...] = ()
+    tools: tuple[Mapping, ...] = ()
+    trained: bool | None = None
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The whole conversation but for the system turn; the last one is the response."""
+        more = {"tool_calls": list(self.calls)} if self.calls else {}
+        last = Turn("assistant", self.response, self.reasoning, self.trained, more)
+        return (*self.history, Turn("user", self.question), *self.between, last)
 
 
 def convert(record: Mapping, format: str | None = None, where: str = "record", evaluation: bool = False) -> Trace:
@@ -53,9 +102,21 @@ def convert(record: Mapping, format: str | None = None, where: str = "record", e
     trace = FORMATS[name](record, where, evaluation)
     if not trace.question.strip():
         raise UserError(f"{where}: the question is empty")
-    if not evaluation and not trace.answered:
-        raise UserError(f"{where}: the output is empty; a training trace needs one")
+    if trace.reasoning and trace.segments:
+        raise UserError(f"{where}: there is a list of thoughts, and reasoning in a field of its own; keep one")
+    if not evaluation:
+        _check_output(trace, where)
     return trace
+
+
+def _check_output(trace: Trace, where: str) -> None:
+    if not any(text.strip() for text in (trace.response, trace.reasoning, *trace.segments)) and not trace.calls:
+        raise UserError(f"{where}: the output is empty; a training trace needs one")
+    if all(turn.trained is False for turn in trace.turns if turn.role == "assistant"):
+        raise UserError(f"{where}: no turn of the assistant's is to be trained, by their flags; leave the trace out")
+    said = [turn.text for turn in trace.turns if turn.role == "assistant" and turn.trained is not False]
+    if trace.add_eos and any(map(thinking.starts_open, (*said, "".join(trace.segments)))):
+        raise UserError(f"{where}: the reasoning of the output is never closed (it was cut off?); leave the trace out")
 
 
 def detect(record: Mapping[str, Any], where: str = "record") -> str:
@@ -98,73 +159,46 @@ def without_summaries(response: str) -> str:
     return "".join(head + block for head, (block, _) in zip(between[:-1], blocks, strict=True)) + between[-1]
 
 
-def _text(record: Mapping, field: str, where: str, default: str | None = None) -> str:
-    value = record.get(field)
-    if value is None:
-        if default is None:
-            raise UserError(f"{where}: missing field {field!r} (fields here: {', '.join(sorted(record)) or 'none'})")
-        return default
-    if isinstance(value, bool | int | float) and field == "answer":
-        return str(value)
-    if not isinstance(value, str):
-        raise UserError(f"{where}: field {field!r} must be text, not {type(value).__name__}")
-    return value
-
-
-def _texts(record: Mapping, field: str, where: str) -> tuple[str, ...]:
-    value = record.get(field)
-    if value is None:
-        return ()
-    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(part, str) for part in value):
-        raise UserError(f"{where}: field {field!r} must be a list of texts")
-    return tuple(value)
-
-
-def _extra(record: Mapping, *fields: str) -> dict[str, Any]:
-    return {field: record[field] for field in fields if record.get(field) is not None}
-
-
 def _dialogue(record: Mapping, field: str, where: str, evaluation: bool) -> Trace:
-    """The last exchange of a conversation is the trace, what went before is its history."""
-    listed = record.get(field)
-    if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
-        raise UserError(f"{where}: field {field!r} must be a list of turns")
-    turns, unread = [], [name for name, value in record.items() if name not in _DIALOGUE and value not in _NOTHING]
-    for number, given in enumerate(listed):
-        turn, left = read_turn(given, f"{where}: turn {number} of {field!r}")
-        turns.append(turn)
-        unread += left
+    """The last answer of a conversation is the response, the last user turn before it the question."""
+    turns = dialogue.turns(record.get(field), field, where)
     system = _text(record, "system", where, "")
     if turns[0].role == "system":
-        system = turns.pop(0).text
-    if not evaluation and (not turns or turns[-1].role != "assistant"):
-        raise UserError(f"{where}: the last turn of {field!r} must be the assistant's")
-    if not any(turn.role == "user" for turn in turns):
+        first = turns.pop(0).text
+        if system.strip() not in ("", first.strip()):
+            raise UserError(f"{where}: 'system' and the system turn of {field!r} differ; keep one")
+        system = first
+    last = turns.pop() if turns and turns[-1].role == "assistant" else Turn("assistant")
+    if last == Turn("assistant") and not evaluation:
+        raise UserError(f"{where}: the last turn of {field!r} must be the assistant's, and not empty")
+    asked = max((place for place, turn in enumerate(turns) if turn.role == "user"), default=None)
+    if asked is None:
         raise UserError(f"{where}: {field!r} needs a user turn before the assistant's")
-    while not evaluation and len(turns) > 1 and (turns[-1].role != "assistant" or turns[-1].train is False):
-        turns.pop()
-    if not evaluation and turns[-1].role != "assistant":
-        raise UserError(f"{where}: no assistant turn of {field!r} is to be trained, as its own flags say")
-    trace = exchange(turns)
-    return dataclasses.replace(
-        trace, system=system, answer=_text(record, "answer", where, ""), source=_text(record, "source", where, ""),
-        tools=_tools(record, where), extra=_extra(record, "id", "domain", "difficulty"),
-        unread=tuple(dict.fromkeys(unread)),
+    reasoning = last.reasoning or _beside(record, last.text, where)
+    return Trace(
+        turns[asked].text, last.text, system, tuple(turns[:asked]),
+        answer=_text(record, "answer", where, ""), source=_text(record, "source", where, ""),
+        extra=_extra(record, "id", "domain", "difficulty"), reasoning=reasoning, between=tuple(turns[asked + 1 :]),
+        calls=tuple(last.more.get("tool_calls", ())), tools=_tools(record, where), trained=last.trained,
     )  # fmt: skip
 
 
-def _tools(record: Mapping, where: str) -> tuple[Mapping[str, Any], ...]:
-    given = record.get("tools")
-    if isinstance(given, str):
-        try:
-            given = json.loads(given) if given.strip() else None
-        except ValueError:
-            raise UserError(f"{where}: field 'tools' is a text that is not JSON") from None
-    if given is None:
-        return ()
-    if not isinstance(given, Sequence) or not all(isinstance(tool, Mapping) for tool in given):
-        raise UserError(f"{where}: field 'tools' must be a list of objects, each the description of a tool")
-    return tuple(given)
+def _beside(record: Mapping, response: str, where: str) -> str:
+    """Reasoning that stands beside the response in a record; "on" and "off" there are a switch (Nemotron)."""
+    named = {name: value for name, value in record.items() if value not in ("on", "off")}
+    return dialogue.apart(dialogue.reasoning(named, where), response, where)
+
+
+def _tools(record: Mapping, where: str) -> tuple[Mapping, ...]:
+    """The functions of `tools` or `functions`, a list or its JSON text, as chat templates take them."""
+    value = record.get("tools") or record.get("functions") or ()
+    value = dialogue.decoded(value, f"{where}: field 'tools'") if isinstance(value, str) else value
+    if not isinstance(value, list | tuple) or not all(isinstance(tool, Mapping) for tool in value):
+        raise UserError(f"{where}: field 'tools' must be a list of objects, or the JSON text of one")
+    found = tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in value)
+    if not all(isinstance(tool["function"], Mapping) and tool["function"].get("name") for tool in found):
+        raise UserError(f"{where}: every function of 'tools' needs a 'name'")
+    return found
 
 
 def _conversations(record: Mapping, where: str, evaluation: bool) -> Trace:
@@ -175,8 +209,14 @@ def _messages(record: Mapping, where: str, evaluation: bool) -> Trace:
     return _dialogue(record, "messages", where, evaluation)
 
 
+def _response(record: Mapping, where: str, default: str | None) -> str:
+    """The output under the first of its names that the record has."""
+    name = next((name for name in _OUTPUTS if record.get(name) is not None), _OUTPUTS[0])
+    return _text(record, name, where, default)
+
+
 def _memento(record: Mapping, where: str, evaluation: bool) -> Trace:
-    response = _text(record, "response", where, "" if evaluation or "block_summaries" in record else None)
+    response = _response(record, where, "" if evaluation or "block_summaries" in record else None)
     if BLOCK_START not in response and record.get("block_summaries"):
         response = _joined_blocks(record, where)
     try:
@@ -186,7 +226,7 @@ def _memento(record: Mapping, where: str, evaluation: bool) -> Trace:
     return Trace(
         _text(record, "problem", where), response, _text(record, "system", where, ""),
         answer=_text(record, "answer", where, ""), source=_text(record, "source", where, ""),
-        extra=_extra(record, "id", "task_id", "domain", "difficulty"),
+        extra=_extra(record, "id", "task_id", "domain", "difficulty"), reasoning=_beside(record, response, where),
     )  # fmt: skip
 
 
@@ -218,38 +258,36 @@ def _reference(record: Mapping, where: str, evaluation: bool) -> Trace:
     return Trace(
         _text(record, "question", where), response, _text(record, "system_prompt", where, ""), segments=segments,
         answer=_text(record, "answer", where, ""), source=_text(record, "source", where, ""), add_eos=add_eos,
-        extra=_extra(record, "id"),
+        extra=_extra(record, "id"), reasoning=_beside(record, response, where),
     )  # fmt: skip
 
 
 def _plain(record: Mapping, where: str, evaluation: bool) -> Trace:
-    segments = _texts(record, "thoughts", where)
-    reasoning = [reasoning_text(record[name], f"{where}: field {name!r}") for name in _APART if record.get(name)]
-    if not segments and not evaluation and record.get("response") is None and not reasoning:
-        raise UserError(f"{where}: missing field 'response' or 'thoughts' (fields here: {', '.join(sorted(record))})")
-    extra = {key: value for key, value in record.items() if key not in _PLAIN and value is not None}
-    answer = _text(record, "answer", where, "")
-    if evaluation and (found := options(record, where)) is not None:
-        extra["choices"], answer = found
+    if isinstance(record.get("thoughts"), str) and any(record.get(name) for name in _OUTPUTS):
+        segments = ()  # reasoning beside a response, not thoughts that came cut
+    else:
+        segments, record = _texts(record, "thoughts", where), {**record, "thoughts": None}
+    if not segments and not evaluation and not any(record.get(name) is not None for name in _OUTPUTS):
+        fields = ", ".join(sorted(record))
+        raise UserError(f"{where}: missing field 'response' or 'thoughts' (fields here: {fields})")
+    response = _response(record, where, "") or "\n\n".join(segments)
+    question = next((name for name in _QUESTIONS if record.get(name) is not None), _QUESTIONS[0])
+    output = next((name for name in _OUTPUTS if record.get(name) is not None), _OUTPUTS[0])
+    used = {"thoughts", "system", "answer", "source", question, output, *dialogue.REASONING}
+    extra = {key: value for key, value in record.items() if key not in used and value is not None}
+    answer = "" if evaluation else _text(record, "answer", where, "")
+    if evaluation:
+        answer, options = choices.read(record, where)
+        extra |= {"choices": options} if options else {}
     return Trace(
-        _text(record, "question", where), _text(record, "response", where, "") or "\n\n".join(segments),
-        _text(record, "system", where, ""), segments=segments, answer=answer,
-        source=_text(record, "source", where, ""), reasoning=_joined_reasoning(reasoning, where),
-        tools=_tools(record, where), extra=extra,
+        _text(record, question, where), response, _text(record, "system", where, ""), segments=segments,
+        answer=answer, source=_text(record, "source", where, ""), extra=extra,
+        reasoning=_beside(record, response, where),
     )  # fmt: skip
 
 
-def _joined_reasoning(found: list[str], where: str) -> str:
-    different = list(dict.fromkeys(text.strip() for text in found if text.strip()))
-    if len(different) > 1:
-        raise UserError(f"{where}: two different reasonings beside one response; keep one of {', '.join(_APART)}")
-    return different[0] if different else ""
-
-
-_NOTHING = (None, "", [], {}, ())
-_APART = tuple(name for name in REASONING if name != "thoughts")  # `thoughts` of a plain record are its segments
-_PLAIN = ("question", "response", "thoughts", "system", "answer", "source", "tools", *_APART)
-_DIALOGUE = ("messages", "conversations", "system", "answer", "source", "tools", "id", "domain", "difficulty")
+_OUTPUTS = ("response", "solution", "deepseek_solution", "deepseek_attempt")
+_QUESTIONS = ("question", "question_stem", "ctx")  # of OpenBookQA, of HellaSwag
 
 FORMATS: dict[str, Callable[[Mapping, str, bool], Trace]] = {
     "reference": _reference,
@@ -263,5 +301,5 @@ _SIGNS = {
     "conversations": ("conversations",),
     "messages": ("messages",),
     "memento": ("problem",),
-    "plain": ("question",),
+    "plain": _QUESTIONS,
 }

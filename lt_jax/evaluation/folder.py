@@ -9,7 +9,7 @@ from typing import Any
 
 from lt_jax.cache.policies import Eviction, published
 from lt_jax.data.problem import Problem
-from lt_jax.data.rows import Prompter
+from lt_jax.data.prompts import Prompter, prompter
 from lt_jax.decode import DecodeConfig, Engine, Request
 from lt_jax.decode.admit import check_request
 from lt_jax.decode.control import Rules
@@ -40,7 +40,7 @@ class Writer:
         params, model: weights and their config.
         scheme, special: how it writes.
         tokenizer: a `transformers` tokenizer.
-        prompt: (question, system, history) -> chat prompt, see `data.rows.Prompter`.
+        prompt: (question, system, history) -> chat prompt, see `data.prompts.Prompter`.
         origin: where the weights came from.
         stop: ids that end an answer besides `special.eos`, see `models.hf_ends`.
     """
@@ -135,7 +135,7 @@ def open_folder(folder: str | Path, method: str | None = None, *, dtype: str = "
         raise UserError(f"{folder}: trained for {card.scheme.method}; it can be decoded as {able}, not as {method}")
     params, model = weights or huggingface.load(folder, dtype, compute_dtype=dtype)
     own = lambda given, otherwise: otherwise if given is None else given
-    ask = Prompter(own(chat, card.chat), tokenizer, own(system, card.system), own(prefix, card.prefix))
+    ask = prompter(own(chat, card.chat), tokenizer, own(system, card.system), own(prefix, card.prefix))
     stop = tuple(i for i in read_ends(folder, tokenizer) if i != card.special.eos)
     return Writer(params, model, card.scheme, card.special, tokenizer, ask, str(folder), stop)
 

@@ -14,8 +14,7 @@ from lt_jax.data.problem import Problem
 from lt_jax.data.readers import read_placed
 from lt_jax.data.tasks import FAMILIES, Problems
 from lt_jax.data.tasks.worked import Worked
-from lt_jax.data.trace import Trace
-from lt_jax.data.traces import convert
+from lt_jax.data.traces import Trace, convert
 from lt_jax.errors import UserError
 
 ENDLESS = 2**40  # problems are made up from their number
@@ -37,7 +36,7 @@ def from_files(paths, *, name: str, format: str | None = None, limit: int = 0, s
     """A suite from JSONL or Parquet files; formats as for training (`data.traces`), outputs may be missing.
 
     The answer is the field `answer` (after "####" if it has that), or what the reference output gives in `\\boxed{}`.
-    Plain records may have `choices`, a list of options; the family is the field `family` or `domain`, or the source.
+    Plain records may be multiple choices (`data.choices`); the family is the field `family` or `domain`, or the source.
 
     Args:
         paths: files or folders.
@@ -123,6 +122,8 @@ def distinct(size: int, seed: int, steps: tuple[int, int], families: tuple[str, 
 
 
 def _problem(trace: Trace, where: str, system: str, prefix: str) -> Problem:
+    if trace.history or trace.between or trace.tools:
+        raise UserError(f"{where}: a conversation of several exchanges, or with tools; a problem is one question")
     answer = trace.answer
     if not answer or "####" in answer:
         answer = answers.extract(trace.answer or trace.response) or ""
@@ -130,7 +131,7 @@ def _problem(trace: Trace, where: str, system: str, prefix: str) -> Problem:
         raise UserError(f"{where}: no answer to judge by; it needs a field 'answer', or a \\boxed{{}} in its output")
     choices = trace.extra.get("choices")
     if choices is not None:
-        choices = tuple(str(option) for option in choices)
+        choices = tuple(choices)
         if answers.choice(answer, choices) is None:
             raise UserError(f"{where}: the answer {answer!r} is none of the {len(choices)} choices")
     family = trace.extra.get("family") or trace.extra.get("domain") or trace.source or "all"

@@ -7,6 +7,7 @@ gists; the diagonal rule also holds for a gist block at the very end of a row.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from lt_jax.errors import UserError
@@ -20,6 +21,23 @@ from lt_jax.layout.special import SpecialTokens
 from lt_jax.lifetimes import NEVER
 
 Segment = str | Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """A prompt and the response to it, as a part of a row (`build_turns`).
+
+    Attributes:
+        prompt: text, `Prompt` or ids; a later one is the text after the response before, from the end of that turn on.
+        segments: the response, see `build_row`.
+        reasoning: the first that many segments may be forgotten.
+        forgets: numbers of earlier exchanges whose reasoning is not seen from this one on.
+    """
+
+    prompt: str | Prompt | Sequence[int]
+    segments: Sequence[Segment]
+    reasoning: int = 0
+    forgets: tuple[int, ...] = ()
 
 
 def build_row(
@@ -79,64 +97,103 @@ def build_row(
     Raises:
         UserError: a token of the scheme is missing, the prompt is empty, or a gist or output token is in the text.
     """
+    return build_turns(scheme, special, [Exchange(prompt, segments)], tokenize, add_eos)
+
+
+def build_turns(
+    scheme: Scheme, special: SpecialTokens, exchanges: Sequence[Exchange], tokenize: Tokenize, add_eos: bool = True
+) -> Row:
+    """Lays out a conversation of which several responses are trained, as one row that grew turn by turn.
+
+    Each response is cut, compressed and trained as `build_row` does with one alone, after all that is still visible of
+    the turns before: thoughts have died, their gists live on. The prompts are laid out as the first one is. The end of
+    a turn, the first token of the template after it (up to the EOS, if white space is before that), is trained as an
+    EOS. What a later prompt `forgets`, the reasoning of an earlier response with its gists, dies before that prompt.
+    Two exchanges, vanilla; the first token of the first response is its reasoning and is forgotten:
+
+        x t t e x t e
+        1 . . . . . .
+        1 1 . . . . .
+        1 1 1 . . . .
+        1 1 1 1 . . .
+        1 . 1 1 1 . .
+        1 . 1 1 1 1 .
+        1 . 1 1 1 1 1
+
+    A chunk at token level that a response does not fill stays visible. Arguments and errors as `build_row`.
+    """
     special.check(scheme)
     writer = Writer()
-    write_prompt(writer, scheme, special, prompt, tokenize)
     close = closing(scheme, special, tokenize)
-    if scheme.method in ("vanilla", "memento"):
+    reasoning: list[tuple[int, int]] = []
+    number = 0
+    for place, exchange in enumerate(exchanges):
+        prompt = _ended(writer, special, exchange.prompt, tokenize) if place else exchange.prompt
+        for earlier in exchange.forgets:
+            writer.forget(*reasoning[earlier])
+        write_prompt(writer, scheme, special, prompt, tokenize)
+        start = len(writer)
+        eos = add_eos and place == len(exchanges) - 1
+        stop, number = _response(writer, close, scheme, special, exchange, tokenize, eos, number)
+        reasoning.append((start, stop))
+    return writer.row()
+
+
+def _ended(writer: Writer, special: SpecialTokens, prompt: str | Prompt, tokenize: Tokenize) -> Prompt:
+    """Writes the end of the turn before, with which `prompt` begins; returns the rest of it."""
+    (text, template), *rest = prompt.pieces if isinstance(prompt, Prompt) else ((prompt, True),)
+    ids = list(tokenize(text))
+    blank = len(text) - len(text.lstrip())
+    before = len(tokenize(text[:blank])) if blank else 0
+    ending = ids[: before + 1] if ids[before : before + 1] == [special.eos] else ids[:1]
+    size = next((size for size in range(1, len(text) + 1) if list(tokenize(text[:size])) == ending), None)
+    if size is None:
+        raise UserError(f"the end of a turn cannot be told in {text[:40]!r}, the chat template's text after it")
+    writer.write(ending, Role.EOS, trained=True)
+    return Prompt(tuple(piece for piece in ((text[size:], template), *rest) if piece[0]))
+
+
+def _response(writer, close, scheme, special, exchange, tokenize, add_eos, number) -> tuple[int, int]:
+    """Writes a response. Returns the index at which its reasoning ends, and the number of the next thought."""
+    start, segments = len(writer), exchange.segments
+    if scheme.level == "thought" and scheme.method not in ("vanilla", "memento"):
+        stop, number = _thought_level(writer, close, scheme, special, segments, tokenize, number, exchange.reasoning)
+    else:
+        size = len(_joined(segments[: exchange.reasoning], tokenize)) if exchange.reasoning else 0
         ids = _joined(segments, tokenize)
+        if scheme.level == "token":
+            stop = start + size // close.every * (close.every - 1 + len(close))
+            number = _token_level(writer, close, scheme, special, ids, add_eos, number)
+            return stop, number
+        stop = start + size
         if close is None:
             writer.write(ids, Role.TEXT, trained=True)
         else:
-            write_memento(writer, ids, special)
-    elif scheme.level == "token":
-        return _token_level(writer, close, scheme, special, _joined(segments, tokenize), add_eos)
-    else:
-        _thought_level(writer, close, scheme, special, segments, tokenize)
+            number = write_memento(writer, ids, special, number)
     if add_eos:
         writer.write([special.eos], Role.EOS, trained=True)
-    return writer.row()
+    return stop, number
 
 
-def build_conversation(
-    special: SpecialTokens, spans: Sequence[tuple[str, bool]], tokenize: Tokenize, *, add_eos: bool = True
-) -> Row:
-    """A vanilla row of several exchanges: (text, trained) in turn, an EOS after every trained text.
-
-        letters   x x t e x x t t e        x: prompt, t: text of an answer, e: its EOS
-
-    Args:
-        add_eos: whether the last answer ends with one; those before it always do.
-
-    Raises:
-        UserError: the first span is trained, or empty.
-    """
-    writer = Writer()
-    for number, (text, trained) in enumerate(spans):
-        writer.write(tokenize(text), Role.TEXT if trained else Role.PROMPT, trained=trained)
-        if not number and (trained or not len(writer)):
-            raise UserError("the prompt is empty; the first token of a response needs at least one token before it")
-        if trained and (add_eos or number < len(spans) - 1):
-            writer.write([special.eos], Role.EOS, trained=True)
-    return writer.row()
-
-
-def _thought_level(writer, close, scheme, special, segments, tokenize):
-    number, output = 0, None
+def _thought_level(writer, close, scheme, special, segments, tokenize, number, reasoning) -> tuple[int, int]:
+    output, stop = None, len(writer)
     for place, segment in enumerate(segments):
         for ids in _thoughts(segment, special, tokenize, scheme.has_trigger):
             refuse_control(ids, scheme, special, f"segment {place}")
             writer.write(ids, Role.THOUGHT, trained=True, thought=number)
             output = _close(writer, close, len(ids), number, output)
             number += 1
+        if place < reasoning:
+            stop = len(writer)
+    return stop, number
 
 
-def _token_level(writer, close, scheme, special, ids, add_eos):
+def _token_level(writer, close, scheme, special, ids, add_eos, first) -> int:
     refuse_control(ids, scheme, special, "the response")
     response = [*ids, special.eos] if add_eos else list(ids)
-    output = None
-    for number, chunk in enumerate(token_chunks(response, close.every)):
-        at_end = add_eos and (number + 1) * close.every >= len(response)
+    output, number = None, first - 1
+    for number, chunk in enumerate(token_chunks(response, close.every), first):
+        at_end = add_eos and (number - first + 1) * close.every >= len(response)
         full = len(chunk) == close.every and not at_end
         text = chunk[:-1] if full or at_end else chunk
         writer.write(text, Role.THOUGHT, trained=True, thought=number)
@@ -144,7 +201,7 @@ def _token_level(writer, close, scheme, special, ids, add_eos):
             output = _close(writer, close, len(text), number, output, chunk[-1])
         elif at_end:
             writer.write(chunk[-1:], Role.EOS, trained=True, thought=number)
-    return writer.row()
+    return number + 1
 
 
 def _close(writer: Writer, close: Closing, length: int, number: int, output: int | None, last: int | None = None):

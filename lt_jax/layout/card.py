@@ -21,7 +21,7 @@ class Card:
 
     Attributes:
         scheme, special: of its training rows.
-        chat: the chat template, see `data.rows.Prompter`.
+        chat: the chat template, see `data.prompts.Prompter`.
         system: system turn of questions that have none.
         prefix: text before every question.
     """

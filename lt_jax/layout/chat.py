@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lt_jax.errors import UserError
+from lt_jax.layout import template
 from lt_jax.layout.encode import encoder
 from lt_jax.layout.prompt import Prompt
 
@@ -63,65 +64,18 @@ def opening(tokenizer) -> str:
     return "".join(tokenizer.convert_ids_to_tokens(with_special[:count]))
 
 
-def own(tokenizer, messages: Sequence[dict], **options) -> Prompt:
-    """The tokenizer's own chat template over `messages` (role, content, ...), ready for the assistant's turn.
+def own(tokenizer, messages: Sequence[dict], tools: Sequence[dict] = (), **options) -> Prompt:
+    """The tokenizer's own chat template over `messages` (see `layout.template`), ready for the assistant's turn.
 
     Args:
         tokenizer: a `transformers` tokenizer with a chat template.
-        options: passed to `apply_chat_template`, such as `tools` and `enable_thinking`.
+        tools: descriptions of functions, as `apply_chat_template` takes them.
+        options: passed to `apply_chat_template`, such as `enable_thinking`.
 
     Raises:
         UserError: there is no template, it fails, or it does not show a user's or system's text as it is.
     """
-    messages = [{**message, "content": message["content"].strip()} for message in messages]
-    text = _rendered(tokenizer, messages, add_generation_prompt=True, **options)
-    pieces, start = [], 0
-    for message in messages:
-        content = message["content"]
-        found = text.find(content, start)
-        if found < 0 and message["role"] in ("user", "system"):
-            raise UserError(f"the tokenizer's chat template does not show the {message['role']}'s text as it is")
-        if found < 0 or not content:
-            continue
-        pieces += [(text[start:found], True), (content, False)]
-        start = found + len(content)
-    return Prompt(tuple(piece for piece in (*pieces, (text[start:], True)) if piece[0]))
-
-
-def own_answer(tokenizer, messages: Sequence[dict], prompt: str, **options) -> str | None:
-    """What the template writes after `prompt` for the answer that is the last of `messages`, without the turn's end.
-
-    None where the template cannot show the answer whole: it writes another text before it, or leaves its reasoning out
-    (as templates do that strip what an assistant thought).
-    """
-    try:
-        whole = _rendered(tokenizer, messages, add_generation_prompt=False, **options)
-        end = turn_end(tokenizer, **options)
-    except UserError:
-        return None
-    if not whole.startswith(prompt) or not whole.endswith(end):
-        return None
-    answer = whole[len(prompt) : len(whole) - len(end)]
-    shown = [messages[-1][name] for name in ("content", "reasoning_content") if messages[-1].get(name)]
-    shown += [call["function"]["name"] for call in messages[-1].get("tool_calls", ())]
-    return answer if all(text.strip() in answer for text in shown) else None
-
-
-def turn_end(tokenizer, **options) -> str:
-    """What the template writes behind an assistant's text: the token that ends the turn, and perhaps a newline."""
-    probe = "What is written here is looked for."
-    messages = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": probe}]
-    text = _rendered(tokenizer, messages, add_generation_prompt=False, **options)
-    return text[text.rindex(probe) + len(probe) :] if probe in text else ""
-
-
-def _rendered(tokenizer, messages, **options) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError(f"the tokenizer has no chat template; choose one of {', '.join(CHATS)}")
-    try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
-    except Exception as error:  # the template is data and may raise anything
-        raise UserError(f"the tokenizer's chat template fails on these messages: {error}") from error
+    return template.pieces(template.template_of(tokenizer, messages, tools)(messages, **options), messages)
 
 
 def _prompt(turn, system, before, question, after) -> Prompt:

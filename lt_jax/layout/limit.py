@@ -12,7 +12,8 @@ A gist is keys, not text: it cannot be carried into another row without the thou
 part repeats the last thoughts before its cut, its gists are written in the row itself, and each trained token sees
 the prompt and at least one thought's gists, but not the gists of thoughts further back. Part 0 is exactly what decoding
 sees; later parts are an approximation, as any window over a long text is. Every token of the response is trained once.
-Vanilla rows, which have no thoughts, may be cut anywhere; Memento rows outside block and summary.
+Vanilla rows, which have no thoughts, may be cut anywhere; Memento rows outside block and summary. The prompts between
+the turns of a conversation (`build.build_turns`) are never cut through.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import dataclasses
 import numpy as np
 
 from lt_jax.errors import UserError
-from lt_jax.layout.row import Row
+from lt_jax.layout.row import Role, Row
 from lt_jax.lifetimes import NEVER
 
 POLICIES = ("drop", "split")
@@ -49,9 +50,11 @@ def fit(row: Row, length: int, policy: str = "drop", context: float = 0.5) -> li
 
 
 def cuts(row: Row) -> np.ndarray:
-    """Indices at which a row may be cut: from the end of the prompt to its own end, outside thoughts."""
+    """Indices at which a row may be cut: from the end of the prompt to its own, outside thoughts and later prompts."""
     between = np.ones(len(row) + 1, bool)
     between[1:-1] = (row.thought[1:] != row.thought[:-1]) | (row.thought[1:] < 0)
+    asked = (row.role == Role.PROMPT) | ((row.role == Role.GIST) & (row.thought < 0))
+    between[1:-1] &= ~(asked[1:] & asked[:-1])
     between[: row.prompt_length] = False
     return np.flatnonzero(between)
 

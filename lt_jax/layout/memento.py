@@ -42,8 +42,10 @@ def find_blocks(ids: Sequence[int], special: SpecialTokens) -> list[Block]:
     return found
 
 
-def write_memento(writer: Writer, ids: Sequence[int], special: SpecialTokens) -> None:
+def write_memento(writer: Writer, ids: Sequence[int], special: SpecialTokens, first: int = 0) -> int:
     """Appends a response: blocks as THOUGHT, what follows up to the summary's end as GIST, the rest as TEXT.
+
+    `first` is the number of the first block; returns that of the next.
 
     One block `b t t b'` with its summary `m k k m'`, then text, after a one-token prompt:
 
@@ -59,8 +61,8 @@ def write_memento(writer: Writer, ids: Sequence[int], special: SpecialTokens) ->
         1 1 1 1 1 1 1 1 1 .
         1 . . . . 1 1 1 1 1
     """
-    offset, place = len(writer), 0
-    for number, block in enumerate(find_blocks(ids, special)):
+    offset, place, number = len(writer), 0, first - 1
+    for number, block in enumerate(find_blocks(ids, special), first):
         writer.write(ids[place : block.start], Role.TEXT, trained=True)
         writer.write(
             ids[block.start : block.stop], Role.THOUGHT, trained=True, thought=number, death=offset + block.end
@@ -68,6 +70,7 @@ def write_memento(writer: Writer, ids: Sequence[int], special: SpecialTokens) ->
         writer.write(ids[block.stop : block.end], Role.GIST, trained=True, thought=number)
         place = block.end
     writer.write(ids[place:], Role.TEXT, trained=True)
+    return number + 1
 
 
 def memento_text(blocks: Sequence[str], summaries: Sequence[str]) -> str:

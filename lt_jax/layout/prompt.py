@@ -65,7 +65,7 @@ def build_prompt(
 
 
 def write_prompt(writer: Writer, scheme, special, prompt, tokenize) -> None:
-    """Appends the prompt to an empty `writer`."""
+    """Appends a prompt; the row's first one must not be empty."""
     chunks = _chunks(scheme, prompt, tokenize)
     dying = []
     for ids, compressed in chunks:

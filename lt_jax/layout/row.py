@@ -96,6 +96,11 @@ class Writer:
         """Sets the death of the tokens start..stop-1."""
         self.columns["death"][start:stop] = [death] * (stop - start)
 
+    def forget(self, start: int, stop: int) -> None:
+        """The tokens start..stop-1 die here, at the latest."""
+        column, here = self.columns["death"], len(self)
+        column[start:stop] = [min(death, here) for death in column[start:stop]]
+
     def new_block(self) -> int:
         """A fresh gist-block id."""
         self.blocks += 1

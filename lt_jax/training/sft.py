@@ -19,7 +19,8 @@ import jax
 
 from lt_jax.data.builder import open_prepared, prepare
 from lt_jax.data.pipeline import evaluation_batches, train_batches
-from lt_jax.data.rows import Prompter, RowMaker
+from lt_jax.data.prompts import prompter
+from lt_jax.data.rows import RowMaker
 from lt_jax.data.sources import Mapped, hold_out, worked
 from lt_jax.data.stats import measure
 from lt_jax.data.tasks import FAMILIES, Problems
@@ -129,8 +130,7 @@ def open_source(source: SourceConfig, folder: Path) -> tuple[Sequence, str]:
         problems = Problems(source.embedded, steps=tuple(source.steps), families=families)
         name = f"problems of {source.steps[0]} to {source.steps[1]} steps: {', '.join(families)}"
         return Mapped(problems, worked), name
-    where = source.data_dir or folder / "data"
-    prepared = prepare(source.paths, where, source.format, each=source.turns == "each")
+    prepared = prepare(source.paths, source.data_dir or folder / "data", source.format)
     return open_prepared(prepared), "/".join(prepared.parts[-2:])
 
 
@@ -139,8 +139,8 @@ def row_maker(config: SftConfig, tokenizer, special: SpecialTokens) -> RowMaker:
     source = config.source
     return RowMaker(
         scheme=config.scheme, special=special, tokenizer=tokenizer, segment=source.segment, minimum=source.minimum,
-        maximum=source.maximum, prompt=Prompter(source.chat, tokenizer, source.system, source.prefix),
-        turns=source.turns,
+        maximum=source.maximum, turns=source.turns,
+        prompt=prompter(source.chat, tokenizer, source.system, source.prefix),
     )  # fmt: skip
 
 

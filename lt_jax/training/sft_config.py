@@ -50,8 +50,7 @@ class SourceConfig:
             steps[0] to steps[1], of `families` in turn (empty: all; a family named twice comes twice as often).
         held_out: samples kept for eval_loss; 0 measures none.
         data_dir: where prepared data sets are kept; None is `data` in the run folder.
-        chat, system, prefix: see `data.rows.Prompter`. segment, minimum, maximum, turns: see
-            `data.rows.RowMaker`.
+        chat, system, prefix: see `data.prompts.Prompter`. turns, segment, minimum, maximum: see `data.rows.RowMaker`.
     """
 
     paths: tuple[str, ...]
@@ -61,15 +60,16 @@ class SourceConfig:
     chat: str = "own"
     system: str = ""
     prefix: str = ""
+    turns: str = "last"
     segment: str | None = None
     minimum: int = 0
     maximum: int | None = None
     embedded: int = 0
     steps: tuple[int, int] = (6, 12)
     families: tuple[str, ...] = ()
-    turns: str = "last"
 
     def __post_init__(self):
+        check_turns(self.turns)
         if any(self.paths) == bool(self.embedded):
             given = "both data.path and data.embedded are given" if self.embedded else "data.path is empty"
             raise UserError(f"{given}; give a trace file, --config.data.path=traces.jsonl, or a number of problems")
@@ -110,7 +110,6 @@ class SftConfig:
             raise UserError("folder is empty; give the run a folder, --config.folder=runs/NAME")
         scheme, source = self.scheme, self.source
         check_cutting(scheme, source.segment, source.minimum, source.maximum)
-        check_turns(source.turns, scheme, source.chat)
         if self.tokens.trigger is not None and not scheme.has_trigger:
             key = "method" if scheme.level == "thought" else "level"
             raise UserError(
