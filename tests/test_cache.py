@@ -136,3 +136,30 @@ def test_attend_is_attention_over_the_visible_slots(implementation, each, tokens
         p = np.where(seen, np.exp(scores), 0)
         want = p @ values[1, who[r], head] / max(p.sum(), 1e-300)
         np.testing.assert_allclose(out[r, t, h], want, atol=2e-5)
+
+
+def test_truncated_forgets_what_came_later():
+    """The picture of `truncated`: keys before the index stay where they are, also with empty slots between them."""
+    cache = slots.close(filled([6, 9, 4]), jnp.array([0]), jnp.array([[2]]), jnp.array([[4]]), 4)
+    assert births(cache, 0) == [0, 1, 4, 5]
+    cut = jax.jit(slots.truncated)(cache, jnp.array([0, 1]), jnp.array([5, 0]))
+    assert births(cut, 0) == [0, 1, 4] and births(cut, 1) == [] and births(cut, 2) == [0, 1, 2, 3]
+    holes = slots.empty(L, B, H, C, D, each=True)
+    holes, _ = slots.append(holes, None, jnp.zeros(B, jnp.int32), jnp.full(B, 8))
+    birth = holes.birth.at[:, :, 1, 2:6].set(-1)
+    holes = slots.KVCache(holes.k, holes.v, birth, holes.death, holes.length)
+    cut = slots.truncated(holes, jnp.array([1]), jnp.array([7]))
+    assert cut.length.tolist() == [[8, 7, 8]] * L and cut.birth[0, 1, 1, :8].tolist() == [0, 1, -1, -1, -1, -1, 6, -1]
+
+
+def test_copied_rows_hold_the_same():
+    """One after the other, in place; rows that are not named stay as they are, whatever the padding says."""
+    cache = filled([3, 40, 0])
+    origin, rows = jnp.array([1, 2, 0]), jnp.array([2, 0, 1])
+    out = jax.jit(slots.copied)(cache, origin, rows, 2)
+    assert out.birth[0, 2, 0, :41].tolist() == [*range(40), -1] == out.birth[0, 0, 0, :41].tolist()
+    assert out.length.tolist() == [[40, 40, 40]]
+    for row in (0, 2):  # both came from row 1
+        np.testing.assert_array_equal(out.k[:, row, :, :40], cache.k[:, 1, :, :40])
+        np.testing.assert_array_equal(out.v[:, row, :, :40], cache.v[:, 1, :, :40])
+    np.testing.assert_array_equal(out.k[:, 1], cache.k[:, 1])

@@ -412,7 +412,7 @@ def test_the_cache_is_never_copied(form):
     scheme, config = Scheme(n_gist=3, exclude_continue=True), DecodeConfig(16, 4000, 8, closers=2, implementation=form)
     model = dataclasses.replace(MODEL, layers=3)
     engine = Engine(parameters.init(jax.random.key(0), model), model, scheme, SPECIAL, config)
-    lowered = engine.block.lower(engine.weights, engine.state, engine.cache, np.int32(1))
+    lowered = engine.block.lower(engine.weights, engine.state, engine.cache, engine.settings, np.int32(1))
     memory = lowered.compile().memory_analysis()
     keys = engine.cache.k.nbytes + engine.cache.v.nbytes
     assert memory.temp_size_in_bytes < keys / 8, (memory.temp_size_in_bytes, keys)
@@ -468,7 +468,8 @@ def test_bad_requests_say_what_is_wrong(vanilla):
         (Request([1, 120, 2], 3), "request 0: token id 120 of the prompt is outside the model's vocabulary of 120"),
         (Request([3, -1], 3), "request 0: token id -1 of the prompt is outside"),
     ):
-        with pytest.raises(UserError, match=match):
-            vanilla.complete([request])
+        good, bad = vanilla.complete([Request([5], 3), request])
+        assert good.finish != "refused" and bad.finish == "refused" and len(bad.tokens) == 0
+        assert match.replace("request 0", "request 1") in bad.why
     with pytest.raises(UserError, match="outside the model's vocabulary"):
         Engine(params(), MODEL, Scheme(method="vanilla"), dataclasses.replace(SPECIAL, eos=500), DecodeConfig())

@@ -5,10 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_jax.decode.sample import Sampling, invert, sample
+from lt_jax.decode.sample import Sampling, invert, likeliest, sample, settings
 from lt_jax.errors import UserError
 
 V = 256
+
+
+def alike(n, sampling, never=()):
+    """`Settings` of n rows that ask for the same."""
+    return settings([(sampling, never, ())] * n, len(never), 0)
 
 
 def reference(logits, sampling):
@@ -23,6 +28,9 @@ def reference(logits, sampling):
         keep = np.searchsorted(cumulative, sampling.top_p) + 1
         p[order[keep:]] = 0
     return p / p.sum()
+
+
+DRAW = jax.jit(sample)
 
 
 @pytest.mark.parametrize(
@@ -41,8 +49,8 @@ def test_the_distribution_sampled_from(sampling):
     logits = (2 * rng.normal(size=V)).astype(np.float32)
     logits[200:] = -np.inf
     n = 20000
-    draw = jax.jit(sample, static_argnums=3)
-    token, logp = draw(np.broadcast_to(logits, (n, V)), jnp.arange(n, dtype=jnp.uint32), jnp.full(n, 7), sampling)
+    seeds, index = jnp.arange(n, dtype=jnp.uint32), jnp.full(n, 7)
+    token, logp = DRAW(np.broadcast_to(logits, (n, V)), seeds, index, alike(n, sampling))
     want = reference(logits, sampling)
     np.testing.assert_allclose(logp, np.log(want[token]), atol=2e-5)
     counts = np.bincount(token, minlength=V)
@@ -54,13 +62,14 @@ def test_greedy_and_independence_of_the_batch():
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(6, V)).astype(np.float32)
     seeds, index = jnp.arange(6, dtype=jnp.uint32), jnp.arange(10, 16)
-    token, logp = sample(logits, seeds, index, Sampling())
+    token, logp = sample(logits, seeds, index, alike(6, Sampling()))
     np.testing.assert_array_equal(token, logits.argmax(-1))
     np.testing.assert_allclose(logp, jax.nn.log_softmax(logits).max(-1), atol=1e-6)
-    together, _ = sample(logits, seeds, index, Sampling(1.0))
-    alone = [int(sample(logits[i : i + 1], seeds[i : i + 1], index[i : i + 1], Sampling(1.0))[0][0]) for i in range(6)]
+    together, _ = sample(logits, seeds, index, alike(6, Sampling(1.0)))
+    own = lambda i: (logits[i : i + 1], seeds[i : i + 1], index[i : i + 1])
+    alone = [int(sample(*own(i), alike(1, Sampling(1.0)))[0][0]) for i in range(6)]
     assert together.tolist() == alone
-    later, _ = sample(logits, seeds, index + 1, Sampling(1.0))
+    later, _ = sample(logits, seeds, index + 1, alike(6, Sampling(1.0)))
     assert later.tolist() != alone
 
 
@@ -69,8 +78,42 @@ def test_log_probs_are_nan_exactly_where_logits_are_no_numbers(sampling):
     logits = np.random.default_rng(3).normal(size=(7, V)).astype(np.float32)
     logits[:, 200:] = -np.inf
     logits[1, 7], logits[2, 7], logits[3], logits[5, 199], logits[6] = np.nan, np.inf, -np.inf, np.nan, 3e38
-    _, logp = sample(jnp.asarray(logits), jnp.arange(7, dtype=jnp.uint32), jnp.full(7, 3), sampling)
+    _, logp = DRAW(jnp.asarray(logits), jnp.arange(7, dtype=jnp.uint32), jnp.full(7, 3), alike(7, sampling))
     assert np.isnan(logp).tolist() == [False, True, True, True, False, True, False]
+
+
+def test_rows_that_differ_share_a_program():
+    """Each row of a mixed batch draws what it would draw in a batch of its kind, and what is never to be is not."""
+    rng = np.random.default_rng(3)
+    kinds = [Sampling(), Sampling(0.5), Sampling(1.0, top_k=3), Sampling(2.0, top_p=0.6), Sampling(1.2, 30, 0.9)]
+    n = 100
+    logits = rng.normal(size=(n * len(kinds), V)).astype(np.float32)
+    seeds, index = np.arange(len(logits), dtype=np.uint32), np.full(len(logits), 3)
+    best = logits.argmax(-1)
+    rows = [(kinds[i % len(kinds)], (int(best[i]), -1) if i % 2 else (-1, -1), ()) for i in range(len(logits))]
+    token, logp = DRAW(logits, seeds, index, settings(rows, 2, 0))
+    hidden = logits.copy()
+    hidden[np.arange(1, len(logits), 2), best[1::2]] = -np.inf
+    for i, kind in enumerate(kinds):
+        own = slice(i, None, len(kinds))
+        want = DRAW(hidden[own], seeds[own], index[own], alike(n, kind))
+        np.testing.assert_array_equal(token[own], want[0])
+        np.testing.assert_allclose(logp[own], want[1], atol=1e-5)
+    assert (token[1::2] != best[1::2]).all() and (token[::2] == best[::2])[:: len(kinds)].all()
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, top_k=5), Sampling(1.3, top_p=0.8)])
+def test_the_most_probable_tokens(sampling):
+    rng = np.random.default_rng(4)
+    logits = rng.normal(size=(2, V)).astype(np.float32)
+    ids, logps = likeliest(jnp.asarray(logits), alike(2, sampling, (7,)), 8)
+    logits[:, 7] = -np.inf
+    for row in range(2):
+        want = reference(logits[row], sampling if sampling.temperature else Sampling(1.0))
+        found = want[np.asarray(ids[row])]
+        order = np.sort(want)[::-1][:8]
+        np.testing.assert_allclose(found, order, atol=1e-7)
+        np.testing.assert_allclose(np.exp(logps[row]), order, atol=1e-5)
 
 
 def test_invert_never_draws_weight_zero():

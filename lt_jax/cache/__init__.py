@@ -2,9 +2,21 @@
 
 from lt_jax.cache.attend import attend
 from lt_jax.cache.evict import empty_evicting, evict
-from lt_jax.cache.kv_cache import KVCache, append, cleared, close, compact, drop, empty, visible, wiped
+from lt_jax.cache.kv_cache import (
+    KVCache,
+    append,
+    cleared,
+    close,
+    compact,
+    copied,
+    drop,
+    empty,
+    grown,
+    truncated,
+    visible,
+)
 
 __all__ = [
-    "KVCache", "append", "attend", "cleared", "close", "compact", "drop", "empty", "empty_evicting", "evict", "visible",
-    "wiped",
+    "KVCache", "append", "attend", "cleared", "close", "compact", "copied", "drop", "empty", "empty_evicting", "evict",
+    "grown", "truncated", "visible",
 ]  # fmt: skip

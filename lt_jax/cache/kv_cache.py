@@ -83,6 +83,16 @@ def empty(layers, rows, kv_heads, capacity, head_dim, dtype=jnp.float32, *, each
     return KVCache(keys(), keys(), fill("birth"), fill("death"), jnp.zeros(own[:2], jnp.int32))
 
 
+def grown(cache: KVCache, capacity: int) -> KVCache:
+    """The same keys in the same slots, with empty ones behind them up to `capacity`, a multiple of `SLOTS`."""
+    more = capacity - cache.capacity
+    wider = lambda x, axis, blank: jnp.pad(
+        x, [(0, more if i == axis else 0) for i in range(x.ndim)], constant_values=blank
+    )
+    new = {name: wider(x, 3, blank) for name, blank in BLANK.items() if (x := getattr(cache, name)) is not None}
+    return dataclasses.replace(cache, k=wider(cache.k, 3, 0), v=wider(cache.v, 3, 0), **new)
+
+
 def pick(x: jax.Array, rows, axis: int = 1) -> jax.Array:
     """The given rows of x along `axis`; None is all of them."""
     return x if rows is None else jnp.take(x, rows, axis=axis)
@@ -99,17 +109,61 @@ def put(x: jax.Array, rows, new: jax.Array) -> jax.Array:
     return new if rows is None else x.at[:, rows].set(new)
 
 
-def wiped(cache: KVCache, rows, begins) -> KVCache:
-    """Forgets all that was in those of `rows` [R] that begin anew, [R] bool."""
-    books = {name: (1, blank) for name, blank in BLANK.items()} | {"asked": (0, -1), "record": (0, NEVER)}
-    new = {}
-    for name, (axis, blank) in books.items():
-        if (x := getattr(cache, name)) is not None:
-            there = jnp.expand_dims(begins, (*range(axis), *range(axis + 1, x.ndim)))
-            value = jnp.where(there, jnp.asarray(blank, x.dtype), pick(x, rows, axis))
-            new[name] = x.at[rows].set(value) if axis == 0 else x.at[:, rows].set(value)
-    length = cache.length.at[:, rows].set(jnp.where(begins, 0, cache.length[:, rows]))
-    return dataclasses.replace(cache, length=length, **new)
+def truncated(cache: KVCache, rows, first) -> KVCache:
+    """Forgets what those rows hold of the index `first` and later; the keys before it stay in their slots. 0 wipes.
+
+        slot    0 1 2 3 4 5                    0 1 2 3 4 5
+        birth   0 1 4 5 6 .    first 5         0 1 4 . . .
+
+    Keys that were freed before do not come back, and what the kept ones received from the forgotten queries stays
+    counted (`received`): whether a row may go on from here is for the caller to know (`decode.prefix`).
+
+    Args:
+        rows: [R] int32. first: [R] int32.
+    """
+    column = first[None, :, None, None]
+    birth = pick(cache.birth, rows)
+    kept = (birth >= 0) & (birth < column)
+    new = {name: jnp.where(kept, pick(x, rows), jnp.asarray(blank, x.dtype))
+           for name, blank in BLANK.items() if (x := getattr(cache, name)) is not None}  # fmt: skip
+    # Not how many there are: a head may have empty slots between its keys.
+    new["length"] = jnp.max(jnp.where(kept, jnp.arange(1, cache.capacity + 1, dtype=jnp.int32), 0), (2, 3))
+    if cache.asked is not None:
+        asked = cache.asked[rows]
+        new["asked"] = cache.asked.at[rows].set(jnp.where(asked < first[:, None], asked, -1))
+    if cache.record is not None:
+        birth = jnp.arange(cache.record.shape[-1])
+        record = jnp.where(birth < first[:, None, None, None], cache.record[rows], NEVER)
+        new["record"] = cache.record.at[rows].set(record)
+    whole = {name: new.pop(name) for name in ("asked", "record") if name in new}
+    return dataclasses.replace(replaced(cache, rows, **new), **whole)
+
+
+def copied(cache: KVCache, origin, rows, count) -> KVCache:
+    """The first `count` [] of `rows` get all that the rows `origin` hold, one after the other; both [B] int32.
+
+    In place, in blocks of `SLOTS` slots and no further than there are keys.
+    """
+    at = {"asked": 0, "record": 0}  # the axis of the rows, 1 for all others
+    arrays = {field.name: x for field in dataclasses.fields(cache) if (x := getattr(cache, field.name)) is not None}
+
+    def one(i, arrays):
+        moved = {}
+        for name, x in arrays.items():
+            if name not in ("k", "v"):
+                own = lax.dynamic_index_in_dim(x, origin[i], at.get(name, 1))
+                moved[name] = lax.dynamic_update_index_in_dim(x, own, rows[i], at.get(name, 1))
+        blocks = (jnp.max(arrays["length"][:, origin[i]]) + SLOTS - 1) // SLOTS
+        keys = lax.fori_loop(0, blocks, functools.partial(block, i), (arrays["k"], arrays["v"]))
+        return moved | dict(zip(("k", "v"), keys, strict=True))
+
+    def block(i, b, keys):
+        layers, _, heads, _, size = keys[0].shape
+        place = lambda row: (0, row, 0, b * SLOTS, 0)
+        cut = lambda x: lax.dynamic_slice(x, place(origin[i]), (layers, 1, heads, SLOTS, size))
+        return tuple(lax.dynamic_update_slice(x, cut(x), place(rows[i])) for x in keys)
+
+    return dataclasses.replace(cache, **lax.fori_loop(0, count, one, arrays))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

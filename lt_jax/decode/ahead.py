@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from lt_jax.decode import control
 from lt_jax.decode.block import decode_block
 from lt_jax.decode.config import DecodeConfig
-from lt_jax.decode.setup import empty_cache, rules_of
+from lt_jax.decode.request import Request
+from lt_jax.decode.setup import empty_cache, rules_of, settings_of
 from lt_jax.decode.weights import prepare
 from lt_jax.errors import UserError
 from lt_jax.layout.scheme import Scheme
@@ -66,13 +67,14 @@ def lower(
         raise UserError("decode.implementation is 'native', which cannot be lowered ahead of time; 'plain' can")
     rules = rules_of(model, scheme, special, config)
     shapes = jax.eval_shape(lambda p: prepare(p, model, "plain"), parameters.abstract(model, model.dtype))
-    state = jax.eval_shape(lambda: control.idle(config.rows))
+    state = jax.eval_shape(lambda: control.idle(config.rows, config.top_logps))
     cache = jax.eval_shape(lambda: empty_cache(model, config, rules))
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     arguments = jax.tree.map(place, (shapes, state, cache))
     block = functools.partial(decode_block, model=model, rules=rules, config=config)
+    how = jax.tree.map(place, settings_of([Request(())] * config.rows, config, rules))
     enough = place(jax.ShapeDtypeStruct((), jnp.int32))
-    traced = jax.jit(block, donate_argnums=(1, 2)).trace(*arguments, enough)
+    traced = jax.jit(block, donate_argnums=(1, 2)).trace(*arguments, how, enough)
     return traced.lower(lowering_platforms=platforms), arguments
 
 

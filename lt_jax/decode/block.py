@@ -24,6 +24,7 @@ from lt_jax.decode import control
 from lt_jax.decode.config import DecodeConfig
 from lt_jax.decode.control import Rules, State
 from lt_jax.decode.passes import Feed, run
+from lt_jax.decode.sample import Settings
 from lt_jax.models.config import DecoderConfig
 
 # Columns of the log. place: 0, or 1 + offset in the closing. first, end: births that died by this closing. visible and
@@ -35,11 +36,13 @@ MOVES = 32  # keys moved at once when what lies behind the dead ones has no fixe
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Carry of the block. log [B, N, columns] int32, written [B] lines of it, step []: steps done."""
+    """Carry of the block. log [B, N, columns] int32; tops [B, N, K] int32 and float32, the most probable tokens and
+    their log-probs; written [B] lines of both; step []: steps done."""
 
     state: State
     cache: KVCache
     log: jax.Array
+    tops: tuple[jax.Array, jax.Array]
     written: jax.Array
     step: jax.Array
 
@@ -57,18 +60,25 @@ def slack(rules: Rules) -> int:
 
 
 def decode_block(
-    weights, state: State, cache: KVCache, enough, *, model: DecoderConfig, rules: Rules, config: DecodeConfig
-):
-    """Runs until `buffer` steps are done, no row can go on, or `enough` [] rows have finished.
+    weights, state: State, cache: KVCache, how: Settings, enough, *, model: DecoderConfig, rules: Rules,
+    config: DecodeConfig,
+):  # fmt: skip
+    """Runs until `buffer` steps are done, no row can go on, `enough` [] rows have finished, or one needs more slots.
+
+    Args:
+        how: what the request of each row asks for.
 
     Returns:
-        state, cache, log [B, N, len(COLUMNS)] int32, written [B] int32.
+        state, cache, log [B, N, len(COLUMNS)] int32, (ids, log-probs) [B, N, K] of the most probable tokens, and
+        written [B] int32.
     """
     begun = jnp.sum(state.alive)
     lines = log_lines(rules, config)
     room = lambda p: p.written + rules.longest <= lines
-    ready = lambda p: control.pending(rules, p.state) & room(p) & ~full(p)
-    lanes = lambda p: p.state.alive & ~control.pending(rules, p.state) & room(p) & ~full(p)
+    tight = lambda p: control.tight(rules, p.state, p.cache.length, cache.capacity - slack(rules))
+    able = lambda p: room(p) & ~full(p) & ~tight(p)
+    ready = lambda p: control.pending(rules, p.state) & able(p)
+    lanes = lambda p: p.state.alive & ~control.pending(rules, p.state) & able(p)
 
     def full(p):
         if rules.eviction is None:
@@ -82,21 +92,23 @@ def decode_block(
 
     def more(p):
         finished = begun - jnp.sum(p.state.alive)
-        return (p.step < config.buffer) & jnp.any(p.state.alive & room(p)) & (finished < enough)
+        goes_on = jnp.any(p.state.alive & room(p)) & ~jnp.any(tight(p))
+        return (p.step < config.buffer) & goes_on & (finished < enough)
 
     def step(p):
         if rules.eviction is not None:
-            cut = lambda p: evict_rows(rules, config.evicting_rows, p, full(p))
-            p = lax.while_loop(lambda p: jnp.any(full(p)), cut, p)
+            some = config.evicting_rows
+            p = lax.while_loop(lambda p: jnp.any(full(p)), lambda p: evict_rows(rules, some, p, full(p)), p)
         if rules.close is not None:
-            put_away = lambda p: close_thoughts(weights, model, rules, config.closing_rows, p, ready(p))
-            p = lax.while_loop(due, put_away, p)
-        return ordinary(weights, model, rules, p, lanes(p))
+            few = config.closing_rows
+            p = lax.while_loop(due, lambda p: close_thoughts(weights, model, rules, how, few, p, ready(p)), p)
+        return ordinary(weights, model, rules, how, p, lanes(p))
 
-    log = jnp.zeros((state.alive.shape[0], lines, len(COLUMNS)), jnp.int32)
-    p = Progress(state, cache, log, jnp.zeros_like(state.index), jnp.int32(0))
+    room_for = lambda width, kind: jnp.zeros((state.alive.shape[0], lines, width), kind)
+    tops = room_for(rules.top_logps, jnp.int32), room_for(rules.top_logps, jnp.float32)
+    p = Progress(state, cache, room_for(len(COLUMNS), jnp.int32), tops, jnp.zeros_like(state.index), jnp.int32(0))
     p = lax.while_loop(more, step, p)
-    return p.state, p.cache, p.log, p.written
+    return p.state, p.cache, p.log, p.tops, p.written
 
 
 def evict_rows(rules: Rules, n: int, p: Progress, full) -> Progress:
@@ -109,7 +121,7 @@ def evict_rows(rules: Rules, n: int, p: Progress, full) -> Progress:
     return dataclasses.replace(p, state=dataclasses.replace(state, finish=finish), cache=cache)
 
 
-def ordinary(weights, model, rules: Rules, p: Progress, active) -> Progress:
+def ordinary(weights, model, rules: Rules, how: Settings, p: Progress, active) -> Progress:
     """One token for every active row; a row whose last token this was is finished."""
     state = p.state
     mark = control.marks(rules, state.token[:, None])
@@ -128,16 +140,17 @@ def ordinary(weights, model, rules: Rules, p: Progress, active) -> Progress:
         end=zero,
     )
     at = jnp.where(active, p.written, p.log.shape[1])
-    log = p.log.at[jnp.arange(len(at)), at].set(line, mode="drop")
-    after = control.advance(rules, control.fed(rules, state), logits, jnp.max(cache.length, 0))
+    put = lambda log, line: log.at[jnp.arange(len(at)), at].set(line, mode="drop")
+    tops = tuple(map(put, p.tops, (state.top_ids, state.top_logps)))
+    after = control.advance(rules, control.fed(rules, state), logits, jnp.max(cache.length, 0), how)
     goes_on = active & (state.finish == 0)
-    state = jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), after, state)
+    state = control.choose(goes_on, after, state)
     waits = jnp.where(control.pending(rules, p.state), p.state.waits + 1, state.waits)
     state = dataclasses.replace(state, alive=state.alive & ~(active & ~goes_on), waits=waits)
-    return Progress(state, cache, log, p.written + active, p.step + 1)
+    return Progress(state, cache, put(p.log, line), tops, p.written + active, p.step + 1)
 
 
-def close_thoughts(weights, model, rules: Rules, n: int, p: Progress, ready) -> Progress:
+def close_thoughts(weights, model, rules: Rules, how: Settings, n: int, p: Progress, ready) -> Progress:
     """Closes the thoughts of the n rows that have waited longest: feeds the whole closing, frees the dead slots."""
     close, m = rules.close, rules.longest
     _, rows = lax.top_k(jnp.where(ready, 1 + p.state.waits, 0), n)
@@ -151,10 +164,10 @@ def close_thoughts(weights, model, rules: Rules, n: int, p: Progress, ready) -> 
     feed = Feed(tokens, state.index, jnp.where(valid, m, 0), rows, since=since, gist=gist, mark=mark)
     before = p.cache.length[:, rows]
     ending = (first, jnp.where(valid, end, first), state.index + close.thought_dies)
-    how = dict(gist_rule=rules.gist_rule, ending=ending, form=rules.attention)
-    logits, cache, visible, held = run(weights, model, p.cache, feed, **how)
+    form = dict(gist_rule=rules.gist_rule, ending=ending, form=rules.attention)
+    logits, cache, visible, held = run(weights, model, p.cache, feed, **form)
     length = jnp.max(before, 0) + m - (end - first)
-    after = control.advance(rules, control.closed(rules, state), logits, length)
+    after = control.advance(rules, control.closed(rules, state), logits, length, jax.tree.map(lambda x: x[rows], how))
     cache = _freed(cache, rules, rows, before, state.index, (first, end), valid & (after.token >= 0))
 
     wide = lambda x: jnp.broadcast_to(x[:, None], (n, m))
@@ -172,8 +185,12 @@ def close_thoughts(weights, model, rules: Rules, n: int, p: Progress, ready) -> 
     )
     at = jnp.where(valid[:, None], p.written[rows][:, None] + np.arange(m), p.log.shape[1])
     log = p.log.at[rows[:, None], at].set(line, mode="drop")
-    put = lambda old, new: old.at[rows].set(jnp.where(valid, new, old[rows]))
-    return Progress(jax.tree.map(put, p.state, after), cache, log, p.written.at[rows].add(valid * m), p.step)
+    first_alone = lambda x, blank: jnp.where(np.arange(m)[:, None] == 0, x[:, None], blank)
+    tops = first_alone(state.top_ids, -1), first_alone(state.top_logps, 0.0)
+    tops = tuple(log.at[rows[:, None], at].set(new, mode="drop") for log, new in zip(p.tops, tops, strict=True))
+    put = lambda old, new: old.at[rows].set(control.choose(valid, new, old[rows]))
+    state = jax.tree.map(put, p.state, after)
+    return Progress(state, cache, log, tops, p.written.at[rows].add(valid * m), p.step)
 
 
 def _freed(cache: KVCache, rules: Rules, rows, before, index, dead, valid) -> KVCache:
@@ -204,6 +221,7 @@ def prefill(
     feed: Feed,
     left,
     seed,
+    how: Settings,
     *,
     model: DecoderConfig,
     rules: Rules,
@@ -211,15 +229,15 @@ def prefill(
     compress: bool,
     evict: bool = False,
 ):
-    """Feeds a piece of the prompts of rows `feed.rows`; the first piece (first index 0) takes the slots over.
+    """Feeds a piece of the prompts of rows `feed.rows`, which forget what they hold of `feed.first` and later.
 
     Args:
-        left, seed: [R] of the requests.
+        left, seed, how: [R] of the requests.
         final: this was the last piece: drop the prompt's dead keys (`compress`) and choose the first token.
         evict: cut rows that are over their budget down to it after this piece.
     """
     rows = feed.rows
-    cache = slots.wiped(cache, rows, feed.first == 0)
+    cache = slots.truncated(cache, rows, feed.first)
     rule = rules.gist_rule if feed.gist is not None else "causal"
     logits, cache, _, _ = run(weights, model, cache, feed, gist_rule=rule, form=rules.attention)
     index = feed.first + feed.count
@@ -233,5 +251,5 @@ def prefill(
     if not final:
         return state, cache
     new = control.begin(rules, index, left, seed)
-    new = control.advance(rules, new, logits, jnp.max(cache.length[:, rows], 0))
+    new = control.advance(rules, new, logits, jnp.max(cache.length[:, rows], 0), how)
     return jax.tree.map(lambda old, new: old.at[rows].set(new), state, new), cache

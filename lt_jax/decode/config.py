@@ -1,19 +1,12 @@
-"""What decoding is asked to do, and what it hands back."""
+"""How an engine decodes: what is fixed when it is made, and compiled in."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 from lt_jax.cache.policies import Eviction
 from lt_jax.decode.sample import Sampling
 from lt_jax.errors import UserError
-from lt_jax.layout.row import Row
-from lt_jax.lifetimes import Lifetimes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +24,9 @@ class DecodeConfig:
             finished so at the model's last position (`DecoderConfig.max_positions`), as in vLLM.
         evictors: rows cut down in one pass; None is one in 8 of `rows`, see `evicting_rows`.
         buffer: steps of a compiled block; rows are handed back and refilled, and tokens streamed, between blocks.
-        sampling: see `Sampling`.
+        sampling: see `Sampling`; of requests that do not bring their own.
+        listed: most ids that a request may name in `stop`, and in `never`.
+        top_logps: so many of the most probable tokens are handed back with their log-probs at every step.
         max_thought: most tokens of a thought before the one that closes it; then it is closed by force. None: no limit.
         stop: ids that end a row besides EOS.
         closers: rows whose thoughts are closed in one pass; None is one in 16 of `rows`, see `closing_rows`.
@@ -45,6 +40,8 @@ class DecodeConfig:
     capacity: int = 4096
     buffer: int = 32
     sampling: Sampling = Sampling()
+    listed: int = 8
+    top_logps: int = 0
     max_thought: int | None = None
     stop: tuple[int, ...] = ()
     closers: int | None = None
@@ -64,6 +61,9 @@ class DecodeConfig:
         for name in ("closers", "evictors"):
             if (value := getattr(self, name)) is not None and not 1 <= value <= self.rows:
                 raise UserError(f"decode.{name} is {value}; it must be from 1 to decode.rows ({self.rows})")
+        for name in ("listed", "top_logps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"decode.{name} is {getattr(self, name)}; it must be 0 or more")
         if self.horizon < 0:
             raise UserError(f"decode.horizon is {self.horizon}; it must be 0 (records nothing) or more")
         if self.horizon and self.eviction is None:
@@ -93,112 +93,3 @@ class DecodeConfig:
     def recorded(self) -> int:
         """Indices of a row whose deaths are recorded."""
         return self.horizon if self.evicts is not None else 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A prompt to go on from.
-
-    Attributes:
-        prompt: ids, or a `Row` of `layout.build_prompt` where the prompt itself is compressed.
-        max_new: most tokens to generate; gists, instruction and output tokens are free.
-        seed: of this row's own random numbers.
-        id: handed back with the completion; None is the place among the requests.
-    """
-
-    prompt: Sequence[int] | Row
-    max_new: int = 1024
-    seed: int = 0
-    id: object = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """A finished row. N response tokens, everything that was fed or sampled after the prompt; numpy.
-
-    Attributes:
-        id: of the request.
-        prompt: [P] int32, the prompt as fed.
-        tokens: [N] int32, the last one (EOS, if it came) included.
-        forced: [N] bool, fed and not sampled: gists, instruction, output tokens, and what ended a thought by force.
-        written: [N] bool, what the text of the response is made of: the sampled tokens, and what ended a thought by
-            force in place of one, but not what must follow that. Streaming shows the same.
-        logp: [N] float32, log-prob of the sampled tokens, see `decode.sample`; 0 where forced.
-        visible: [N] int32, keys the token saw, itself included.
-        held: [N] int32, keys in the cache while it was fed. Closing a thought holds X + kept + thought + trigger +
-            gists + output token (LightThinker 5.1, Peak). Under an eviction, where layers and heads keep keys of their
-            own, both are float64: means over all layers and kv heads.
-        gist: [N] bool, gist token (or anchor).
-        closings: [K] int32, places in `tokens` of what closed each thought that was compressed.
-        death, since, block: [P + N] int32, the lifetimes as they were, see `lifetimes.Lifetimes`.
-        finish: "eos", "stop" (a stop id), "length" (`max_new`), "capacity", "positions" (the model's, or the horizon)
-            or "nan": the logits of the next token were not numbers (NaN, infinite, or all minus infinity), so there is
-            no such token; the response may then be empty.
-        seconds: from the start of its prefill to its end.
-        gist_rule: of the scheme.
-        prompt_held: most keys held while the prompt was read: all of them, unless an eviction cut it down; then the
-            mean over layers.
-        record: [Lr, Kr, T] int32, the deaths that an eviction gave, where they were recorded, NEVER from P + N on; Lr
-            and Kr are 1 where layers or heads share their choice. A JAX array: it stays on the device until somebody
-            asks for `evicted` or `lifetimes`. `death` knows the scheme's own deaths alone.
-        unrecorded: keys may have been evicted whose deaths nobody wrote down (`DecodeConfig.horizon` is 0).
-    """
-
-    id: object
-    prompt: np.ndarray
-    tokens: np.ndarray
-    forced: np.ndarray
-    written: np.ndarray
-    logp: np.ndarray
-    visible: np.ndarray
-    held: np.ndarray
-    gist: np.ndarray
-    closings: np.ndarray
-    death: np.ndarray
-    since: np.ndarray
-    block: np.ndarray
-    finish: str
-    seconds: float
-    gist_rule: str = "causal"
-    prompt_held: float = 0
-    record: jax.Array | None = None
-    unrecorded: bool = False
-
-    @property
-    def prompt_length(self) -> int:
-        return len(self.prompt)
-
-    @property
-    def compressions(self) -> int:
-        """Thoughts that were compressed."""
-        return len(self.closings)
-
-    @property
-    def row(self) -> np.ndarray:
-        """[P + N] int32, prompt and response."""
-        return np.concatenate([self.prompt, self.tokens])
-
-    @property
-    def evicted(self) -> np.ndarray | None:
-        """[Lr, Kr, P + N] int32, the recorded deaths, fetched from the device; None where none were recorded."""
-        return None if self.record is None else np.asarray(self.record)[..., : len(self.row)]
-
-    def check_recorded(self) -> None:
-        """Raises UserError if keys may have been evicted and nobody recorded their deaths."""
-        if self.unrecorded:
-            raise UserError(f"request {self.id}: its evictions were not recorded; set decode.horizon to record them")
-
-    def lifetimes(self) -> Lifetimes:
-        """Of prompt and response as a batch of one: a masked forward under them sees what decoding saw.
-
-        Deaths are [1, P + N], or [1, Lr, Kr, P + N] where evictions were recorded.
-
-        Raises:
-            UserError: as `check_recorded`.
-        """
-        self.check_recorded()
-        block = None if self.gist_rule == "causal" else jnp.asarray(self.block)[None]
-        death = self.death[None]
-        if self.record is not None:
-            death = np.minimum(self.evicted, self.death)[None]
-        return Lifetimes(jnp.asarray(death), jnp.asarray(self.since)[None], block, self.gist_rule)

@@ -18,7 +18,7 @@ import numpy as np
 
 from lt_jax.cache import kv_cache
 from lt_jax.cache.policies import Eviction
-from lt_jax.decode.sample import Sampling, sample
+from lt_jax.decode.sample import Settings, likeliest, sample
 from lt_jax.layout.closing import Closing
 
 FINISHES = (None, "eos", "stop", "length", "capacity", "positions", "nan")
@@ -42,6 +42,7 @@ class State:
         closings: thoughts closed so far.
         waits: steps that the row has been waiting to close a thought.
         seed: uint32, the row's own.
+        top_ids, top_logps: [B, K] int32 and float32, see `Completion`.
     """
 
     alive: jax.Array
@@ -56,6 +57,8 @@ class State:
     closings: jax.Array
     waits: jax.Array
     seed: jax.Array
+    top_ids: jax.Array
+    top_logps: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Rules:
 
     Attributes:
         row_limit: most tokens of a row, with an eviction or without: the model's positions, or a horizon below them.
+        never: ids that are never sampled, whatever the model says: gists, output tokens and padding.
+        top_logps: see `DecodeConfig`.
         books: how many keep count of a row's keys for themselves: layers times kv heads under an eviction, else 1.
     """
 
@@ -75,7 +80,8 @@ class Rules:
     stop: tuple[int, ...]
     max_thought: int | None
     capacity: int
-    sampling: Sampling
+    never: tuple[int, ...] = ()
+    top_logps: int = 0
     attention: str | None = None
     eviction: Eviction | None = None
     row_limit: int = 2**31 - 1
@@ -92,21 +98,26 @@ class Rules:
         return int(np.sum(np.cumprod(self.close.death == self.close.thought_dies)))
 
 
-def idle(rows: int) -> State:
+def idle(rows: int, top_logps: int = 0) -> State:
     """No row alive."""
     zeros = {field.name: jnp.zeros(rows, jnp.int32) for field in dataclasses.fields(State)}
     flags = {name: jnp.zeros(rows, bool) for name in ("alive", "forced")}
-    return State(**zeros | flags | {"logp": jnp.zeros(rows), "seed": jnp.zeros(rows, jnp.uint32)})
+    tops = {"top_ids": jnp.zeros((rows, top_logps), jnp.int32), "top_logps": jnp.zeros((rows, top_logps))}
+    return State(**zeros | flags | {"logp": jnp.zeros(rows), "seed": jnp.zeros(rows, jnp.uint32)} | tops)
+
+
+def choose(condition: jax.Array, new, old):
+    """`new` where the row's condition [B] holds, else `old`: trees of arrays [B, ...]."""
+    pick = lambda new, old: jnp.where(condition.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+    return jax.tree.map(pick, new, old)
 
 
 def begin(rules: Rules, index, left, seed) -> State:
     """State of rows [R] whose prompts, of `index` tokens, have just been fed; `advance` gives the first token."""
     memento = rules.close is not None and rules.close.opens is not None
-    zero = jnp.zeros_like(index)
-    thought = zero + NONE if memento else index
-    return State(
-        zero == 0, zero, zero.astype(jnp.float32), zero != 0, index, zero, left, thought, zero + NONE, zero, zero, seed
-    )
+    thought = jnp.full_like(index, NONE) if memento else index
+    fresh = dict(index=index, left=left, thought=thought, shut=jnp.full_like(index, NONE), seed=seed)
+    return dataclasses.replace(idle(len(index), rules.top_logps), alive=jnp.ones_like(index, bool), **fresh)
 
 
 def closes(rules: Rules, state: State) -> jax.Array:
@@ -147,6 +158,19 @@ def full(rules: Rules, state: State, length) -> jax.Array:
     return goes_on & jnp.any(length + need > limit, 0)
 
 
+def tight(rules: Rules, state: State, length, room: int) -> jax.Array:
+    """[B] bool: rows that can only go on in a cache of more slots, though they may have more keys.
+
+    Args:
+        length: [Lb, B] keys held.
+        room: slots of a row that keys may take.
+    """
+    if rules.eviction is not None or room >= rules.capacity:
+        return jnp.zeros_like(state.alive)
+    need = jnp.where(pending(rules, state), rules.longest, 1)
+    return state.alive & (jnp.max(length, 0) + need > room)
+
+
 def marks(rules: Rules, tokens, gist=False) -> jax.Array | None:
     """The classes of new keys for an eviction, int8, see `KVCache.mark`; None where there is but one class.
 
@@ -181,7 +205,7 @@ def closed(rules: Rules, state: State) -> State:
     )
 
 
-def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array) -> State:
+def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array, how: Settings) -> State:
     """Gives every row its next token and decides whether that is the last one.
 
     A row whose logits are not numbers has no next token: it ends here, as `NAN`. Their max and their sum, and with them
@@ -191,11 +215,12 @@ def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array) ->
         state: `index` is that of the token to come.
         logits: [B, V] float32.
         length: [B] keys held before that token.
+        how: of these rows.
     """
-    token, logp = sample(logits, state.seed, state.index, rules.sampling)
+    token, logp = sample(logits, state.seed, state.index, how)
     broken = jnp.isnan(logp)
-    eos, stop = token == rules.eos, jnp.isin(token, jnp.asarray(rules.stop, jnp.int32)) if rules.stop else False
-    forced = jnp.zeros_like(state.alive)
+    eos, stop = token == rules.eos, jnp.any(token[:, None] == how.stop, 1)
+    forced = jnp.zeros_like(state.forced)
     if rules.max_thought is not None:
         close = rules.close
         forced = (state.index - state.thought >= rules.max_thought) & ~(eos | stop)
@@ -206,7 +231,13 @@ def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array) ->
         logp = jnp.where(forced, 0, logp)
     left = state.left - 1
     alive = state.alive & ~broken
-    new = dataclasses.replace(state, alive=alive, token=token, logp=logp, forced=forced, left=left)
+    tops = (state.top_ids, state.top_logps)
+    if rules.top_logps:
+        none = jnp.full_like(tops[0], -1), jnp.zeros_like(tops[1])
+        tops = choose(forced, none, likeliest(logits, how, rules.top_logps))
+    new = dataclasses.replace(
+        state, alive=alive, token=token, logp=logp, forced=forced, left=left, top_ids=tops[0], top_logps=tops[1]
+    )
     # A row may end with the token that closes a thought: what must follow is then not fed.
     ends = lambda used, most: (used + 1 >= most) | (closes(rules, new) & (used + rules.longest > most))
     full = False if rules.eviction is not None else ends(length, rules.capacity)

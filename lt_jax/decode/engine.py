@@ -1,13 +1,20 @@
-"""The engine: prompts in, completions out, rows refilled as they finish.
+"""The engine: requests in, completions out, rows refilled as they finish.
 
-Between two compiled blocks the host hands finished rows back and feeds waiting prompts into their rows. The next block
-is sent off before the last one's log is read, so that the host's work hides behind it. Rows do not touch each other:
-what a row generates does not depend on who shares the batch with it (but for rounding, where the platform's matrix
-product rounds differently for another number of rows).
+    handle = engine.submit(request)      it waits for a row
+    events = engine.step()               what live rows wrote since the last step, and what is finished
+    engine.cancel(handle)
+    engine.close()
+
+`run` and `complete` stand on these. Between two compiled blocks the host hands finished rows back and feeds waiting
+prompts into their rows, from the longest prefix that is there (`prefix.py`, `placing.py`). Where nothing waits, the
+next block is sent off before the last one's log is read, so that the host's work hides behind it. Rows do not touch
+each other: what a row generates does not depend on who shares the batch with it (but for rounding, where the platform's
+matrix product rounds differently for another number of rows).
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import time
@@ -19,11 +26,16 @@ import numpy as np
 
 from lt_jax import cache as slots
 from lt_jax.decode import control
-from lt_jax.decode.block import decode_block, prefill
-from lt_jax.decode.config import Completion, DecodeConfig, Request
-from lt_jax.decode.pieces import Piece, alike, feed_of, most_held, pieces
+from lt_jax.decode.admit import check_request
+from lt_jax.decode.block import decode_block, prefill, slack
+from lt_jax.decode.completion import Completion, refused
+from lt_jax.decode.config import DecodeConfig
+from lt_jax.decode.event import Event, Usage
+from lt_jax.decode.pieces import PIECES, TOGETHER, Piece, alike, feed_of, last_apart, living, most_held, pieces, powers
+from lt_jax.decode.placing import Rows, Start
 from lt_jax.decode.record import Record
-from lt_jax.decode.setup import check, check_request, empty_cache, products, rules_of
+from lt_jax.decode.request import Request, sample_seed
+from lt_jax.decode.setup import capacity, check, empty_cache, products, rules_of, settings_of
 from lt_jax.decode.weights import prepare
 from lt_jax.errors import UserError
 from lt_jax.layout.row import Row
@@ -35,7 +47,12 @@ from lt_jax.models.config import DecoderConfig
 class Engine:
     """Decodes requests with one model under one scheme.
 
-    Compiles one decode block, and one prefill for each (piece length, number of rows) it meets.
+    Compiles one decode block for each capacity that its rows come to need (`setup.capacity`), and one prefill for each
+    (piece length, number of rows) that it meets. One owner at a time: either `run` and what stands on it, or `submit`
+    and `step`.
+
+    Attributes:
+        usage: tokens of all prompts so far.
     """
 
     def __init__(
@@ -46,10 +63,12 @@ class Engine:
         special: SpecialTokens,
         config: DecodeConfig,
         tokenize: Callable | None = None,
+        detokenize: Callable | None = None,
     ):
         """Args:
             params: of `models/params.py`; see `load` to change them later.
             tokenize: text -> ids, needed for `scheme.instruction` only.
+            detokenize: ids -> text, needed for requests with `stop_text` only.
 
         Raises:
             UserError: the scheme, the token table and the config do not go together.
@@ -57,23 +76,86 @@ class Engine:
         self.form = products(config)
         self.rules = rules_of(model, scheme, special, config, tokenize)
         check(scheme, model, config, self.rules)
-        self.model, self.scheme, self.config = model, scheme, config
+        self.model, self.scheme, self.config, self.detokenize = model, scheme, config, detokenize
         fixed = dict(model=model, rules=self.rules)
         self.block = jax.jit(functools.partial(decode_block, **fixed, config=config), donate_argnums=(1, 2))
         self.prefill = jax.jit(
             functools.partial(prefill, **fixed), static_argnames=("final", "compress", "evict"), donate_argnums=(1, 2)
         )
+        self.copy = jax.jit(slots.copied, donate_argnums=0)
+        self.grow = jax.jit(slots.grown, static_argnums=1)
         self.load(params)
-        self.state = control.idle(config.rows)
-        self.cache = empty_cache(model, config, self.rules)
+        self.state = control.idle(config.rows, config.top_logps)
+        self.cache = empty_cache(model, config, self.rules, need=0)
+        self.settings = settings_of([Request(())] * config.rows, config, self.rules)
+        self.rows = Rows(config.rows, self.rules)
+        self.rows.slots = self.cache.capacity - self.rules.longest
+        self.waiting: collections.deque[Record] = collections.deque()
+        self.said: list[Event] = []  # refusals and cancellations, told at the next step
+        self.sent: tuple | None = None  # records by row, log, most probable tokens, lines written
+        self.usage = Usage()
+        self.submitted, self.owner, self.closed = 0, None, False
 
     def load(self, params: dict) -> None:
         """Takes new parameters of the same shapes; nothing is compiled again. Rows under way go on with them.
 
-        The old ones are let go of first, so that two copies are held at most: the caller's, and the engine's.
+        The old ones are let go of first, so that two copies are held at most: the caller's, and the engine's. No prefix
+        of before is reused.
         """
         self.weights = None
         self.weights = jax.jit(prepare, static_argnums=(1, 2))(params, self.model, self.form)
+        if hasattr(self, "rows"):
+            self.rows.forget()
+
+    def submit(self, request: Request) -> int:
+        """Queues a request; the handle by which `step` and `cancel` know it. One that cannot be answered is told so by
+        the next `step`, as a completion whose finish is "refused".
+
+        Raises:
+            UserError: the engine is closed, or `run` has it.
+        """
+        self._check_owner(None)
+        return self._submit(request)
+
+    def cancel(self, handle: int) -> None:
+        """Ends a request wherever it is; its samples come back at the next step with what they have, as "cancelled".
+        A handle that is finished or unknown is left alone."""
+        stays = collections.deque()
+        for record in self.waiting:
+            if record.handle == handle:
+                self._say(record, 0, record.completion("cancelled", time.perf_counter()))
+            else:
+                stays.append(record)
+        self.waiting = stays
+        mine = [row for row, record in self.rows.live.items() if record.handle == handle]
+        for row in mine:
+            record = self.rows.live[row]
+            self._say(record, len(record), record.completion("cancelled", time.perf_counter(), self._evicted(row)))
+            self.rows.finished(row, "cancelled", known=self.sent is None)
+        self._silence(mine)
+
+    def step(self) -> list[Event]:
+        """Waits for the block under way, hands out what it brought, and sends off the next one.
+
+        Returns:
+            an event for every live row that has news and for every sample that is finished; empty if nothing is left to
+            do. A call takes as long as a block of `config.buffer` steps at most, and prefill.
+
+        Raises:
+            UserError: the engine is closed, or `run` has it.
+        """
+        self._check_owner(None)
+        return self._step()
+
+    def close(self) -> None:
+        """Ends everything and gives the cache's memory back; the engine takes no more requests."""
+        self.closed, self.waiting, self.said, self.sent = True, collections.deque(), [], None
+        self.cache = self.state = self.weights = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything left to do or to tell."""
+        return bool(self.rows.live or self.waiting or self.said)
 
     def run(
         self, requests: Iterable[Request], stream: Callable[[Record, int], None] | None = None
@@ -81,132 +163,223 @@ class Engine:
         """Completions in the order in which they finish.
 
         Args:
-            requests: read as rows become free; may be endless.
+            requests: the next one is asked for when a row becomes free; may be endless. (Where the next one may be long
+                in coming, use `submit` and `step`: this would wait for it.)
             stream: called after each block with every live row's record and the place in it where the news begins.
 
         Raises:
-            UserError: a prompt is empty, does not fit the capacity, or has an id that the model does not know.
+            UserError: the engine is closed or has other work under way.
         """
-        waiting = enumerate(requests)
-        records: dict[int, Record] = {}
-        more = self._fill(waiting, records, range(self.config.rows))
-        sent = self._send(records, more)
+        self._check_owner(None)
+        if self.busy:
+            raise UserError("the engine has requests under way; end them first, or go on with `submit` and `step`")
+        self.owner = owner = object()
+        mine: set[int] = set()
+        source, more = iter(requests), True
         try:
-            while records:
-                alive, finish = np.asarray(self.state.alive), np.asarray(self.state.finish)
-                then = dict(records)
-                done = {row: records.pop(row) for row in then if not alive[row]}
-                evicted = {row: self._evicted(row) for row in done}
-                now = time.perf_counter()
-                if more and done:
-                    more = self._fill(waiting, records, sorted(set(range(self.config.rows)) - set(records)))
-                log, written = sent
-                sent = self._send(records, more)
-                log, written = np.asarray(log), np.asarray(written)
-                for row, record in then.items():
-                    news = len(record)
-                    record.extend(log[row, : written[row]])
-                    if stream is not None:
-                        stream(record, news)
-                for row, record in done.items():
-                    yield record.completion(control.FINISHES[finish[row]], now, evicted[row])
+            while True:
+                # One more than there are free rows, so that a block knows whether somebody waits for its rows.
+                while more and len(self.waiting) <= len(self.rows.free):
+                    request = next(source, None)
+                    more = request is not None
+                    if more:
+                        mine.add(self._submit(request))
+                events = self._step()
+                for event in events:
+                    if stream is not None and event.record is not None and event.start < len(event.record):
+                        stream(event.record, event.start)
+                for event in events:
+                    if event.completion is not None:
+                        yield event.completion
+                if not events and not more and not self.busy:
+                    return
         finally:  # also when the caller stops asking
-            self._forget()
-
-    def _evicted(self, row: int) -> jax.Array | None:
-        """A copy of the recorded deaths of a row, made on the device before its slot goes to another."""
-        return None if self.cache.record is None else self.cache.record[row]
-
-    def _send(self, records: dict[int, Record], more: bool):
-        """Starts the next block, if any row is under way; returns its log, which is not there yet."""
-        if not records:
-            return None
-        # With prompts waiting, an eighth of the rows finished is worth a stop; otherwise only the end of all is.
-        enough = max(1, len(records) // 8) if more else len(records)
-        self.state, self.cache, *log = self.block(self.weights, self.state, self.cache, np.int32(enough))
-        return log
+            if self.owner is owner:
+                for handle in mine:
+                    self.cancel(handle)
+                self.said, self.owner = [], None
 
     def complete(self, requests: Iterable[Request]) -> list[Completion]:
-        """All completions, in the order of the requests."""
+        """All completions, in the order of the requests; the `n` samples of one stand together."""
         requests = list(requests)
         numbered = [dataclasses.replace(request, id=number) for number, request in enumerate(requests)]
-        found = {c.id: c for c in self.run(numbered)}
-        own = lambda number, request: number if request.id is None else request.id
-        return [dataclasses.replace(found[i], id=own(i, request)) for i, request in enumerate(requests)]
+        found = sorted(self.run(numbered), key=lambda done: (done.id, done.sample))
+        own = lambda number: number if requests[number].id is None else requests[number].id
+        return [dataclasses.replace(done, id=own(done.id)) for done in found]
 
     def read(self, requests: Iterable[Request]) -> list[np.ndarray]:
         """Reads prompts through the cache, without decoding; the deaths that were recorded, [Lr, Kr, P] each.
 
         Raises:
-            UserError: as `run`, or nothing is recorded.
+            UserError: as `run`, a request that cannot be answered, or nothing is recorded.
         """
+        self._check_owner(None)
         if self.cache.record is None:
             raise UserError("reading prompts for their deaths needs decode.eviction and decode.horizon")
-        waiting, found, more = enumerate(requests), [], True
+        found = {}
+        for request in requests:
+            self._submit(request)
+        if self.said:
+            raise UserError(next(event.completion.why for event in self.said))
+        while self.waiting:
+            self._fill()
+            began = list(self.rows.live.items())
+            for row, record in began:
+                found[record.handle, record.sample] = np.asarray(self._evicted(row))[..., : len(record.prompt)]
+                self.rows.finished(row, "cancelled")
+            self._silence([row for row, _ in began])
+        return [found[key] for key in sorted(found)]
+
+    def cut(self, prompt: Row, begin: int = 0) -> list[Piece]:
+        """The pieces in which a prompt is fed, from the token `begin` on, when there is room for it."""
+        room = capacity(self.config, self.rules, len(prompt) + PIECES[0] + self.rules.longest + slack(self.rules))
+        return pieces(prompt, max(room, self.cache.capacity), self.config, begin)
+
+    def _check_owner(self, owner) -> None:
+        if self.closed:
+            raise UserError("the engine is closed")
+        if self.owner is not owner:
+            raise UserError("the engine belongs to a `run` that is not finished; close that iterator first")
+
+    def _submit(self, request: Request) -> int:
+        handle, self.submitted = self.submitted, self.submitted + 1
+        name = handle if request.id is None else request.id
         try:
-            while more:
-                records: dict[int, Record] = {}
-                more = self._fill(waiting, records, range(self.config.rows))
-                found += [np.asarray(self._evicted(row))[..., : len(record.prompt)] for row, record in records.items()]
-        finally:
-            self._forget()
-        return found
-
-    def _forget(self) -> None:
-        """Leaves no row alive."""
-        self.state = dataclasses.replace(self.state, alive=jnp.zeros_like(self.state.alive))
-
-    def _fill(self, waiting, records: dict[int, Record], free) -> bool:
-        """Feeds prompts into the free rows; False when there are no prompts left.
-
-        Rows that ended as `NAN` are emptied first: a weight of zero does not hide a value of NaN from the next request.
-        """
-        new: dict[int, Record] = {}
-        for row in free:
-            number, request = next(waiting, (None, None))
-            if request is None:
-                break
-            new[row] = self._record(request, number)
-        records.update(new)
-        finish = np.asarray(self.state.finish)
-        if spoilt := [row for row in new if finish[row] == control.NAN]:
-            self.cache = slots.cleared(self.cache, jnp.asarray(spoilt))
-        for rows in alike({row: self.cut(record.prompt_row) for row, record in new.items()}):
-            self._feed([(row, new[row]) for row in rows])
-        return len(new) == len(free)
-
-    def _record(self, request: Request, number: int) -> Record:
-        record = Record(request, number if request.id is None else request.id, self.rules, time.perf_counter())
-        check_request(record, self.model, self.config, self.rules)
+            check_request(request, name, self.model, self.config, self.rules, self.detokenize is not None)
+        except UserError as error:
+            self.said.append(Event(handle, 0, None, 0, refused(name, 0, str(error))))
+            return handle
+        seed = sample_seed(0, handle + 1) if request.seed is None else int(request.seed)
         budgets = () if self.rules.eviction is None else self.rules.eviction.budgets(self.model.layers)
-        record.prompt_held = most_held(self.cut(record.prompt_row), budgets)
-        return record
+        for sample in range(request.n):
+            record = Record(request, name, handle, sample, sample_seed(seed, sample), self.rules)
+            record.prompt_held = most_held(self.cut(record.prompt_row), budgets)
+            self.waiting.append(record)
+        return handle
 
-    def cut(self, prompt: Row) -> list[Piece]:
-        """The pieces in which a prompt is fed."""
-        return pieces(prompt, self.cache.capacity, self.config)
+    def _say(self, record: Record, start: int, completion: Completion) -> None:
+        self.said.append(Event(record.handle, record.sample, record, start, completion))
 
-    def _feed(self, group: list[tuple[int, Record]]) -> None:
-        """Prefills rows whose prompts are cut into the same pieces."""
-        prompts = [record.prompt_row for _, record in group]
-        rows = jnp.asarray([row for row, _ in group], jnp.int32)
-        left = jnp.asarray([record.request.max_new for _, record in group], jnp.int32)
-        seed = jnp.asarray([record.request.seed & 0xFFFFFFFF for _, record in group], jnp.uint32)
-        starts = [0] * len(group)
-        cut = self.cut(prompts[0])
-        for number, piece in enumerate(cut):
-            final = number == len(cut) - 1
-            stops = [len(p) if final else start + piece.take for p, start in zip(prompts, starts, strict=True)]
-            feed = feed_of(prompts, rows, starts, stops, piece.padded, self.scheme, self.rules)
-            self.state, self.cache = self.prefill(
-                self.weights,
-                self.state,
-                self.cache,
-                feed,
-                left,
-                seed,
-                final=final,
-                compress=self.scheme.prompt is not None,
-                evict=piece.evict,
-            )
-            starts = stops
+    def _step(self) -> list[Event]:
+        if self.sent is None:
+            self._fill()
+            self._send()
+        events, self.said = self.said, []
+        if self.sent is None:
+            return events
+        then, log, tops, written = self.sent
+        self.sent = None
+        then = {row: record for row, record in then.items() if self.rows.live.get(row) is record}
+        alive, finish = np.asarray(self.state.alive), np.asarray(self.state.finish)  # waits for the block
+        done = {row: self._evicted(row) for row in then if not alive[row]}
+        now = time.perf_counter()
+        self._make_room(1 + int(np.where(alive, np.asarray(self.cache.length).max(0), 0).max()))
+        if not self.waiting:  # nothing is to be decided by what the block wrote
+            self._send(besides=done)
+        log, written, *tops = map(np.asarray, (log, written, *tops))
+        for row, record in then.items():
+            start, new = len(record), written[row]
+            record.extend(log[row, :new], tuple(top[row, :new] for top in tops))
+            stopped = record.cut_at_stop_text(start, self.detokenize)
+            completion = None
+            if row in done or stopped:
+                reason = "stop" if stopped else control.FINISHES[finish[row]]
+                evicted = done[row] if row in done else self._evicted(row)
+                completion = record.completion(reason, now, evicted)
+                self.rows.finished(row, reason, known=not stopped)
+                self._silence([row] * stopped)
+            events.append(Event(record.handle, record.sample, record, min(start, len(record)), completion))
+        if self.sent is None:
+            self._fill()
+            self._send()
+        return events
+
+    def _make_room(self, keys: int) -> None:
+        """Gives every row more slots if one of them is to hold so many keys, and what closing a thought adds."""
+        need = keys + self.rules.longest + slack(self.rules)
+        if (more := capacity(self.config, self.rules, need)) > self.cache.capacity:
+            self.cache = self.grow(self.cache, more)
+            self.rows.slots = more - self.rules.longest
+
+    def _silence(self, rows: list[int]) -> None:
+        """Ends rows that have not ended by themselves; a block that is under way still goes on with them."""
+        if rows:
+            alive = self.state.alive.at[jnp.asarray(rows)].set(False)
+            self.state = dataclasses.replace(self.state, alive=alive)
+
+    def _evicted(self, row: int) -> jax.Array | None:
+        """A copy of the recorded deaths of a row, made on the device before its slots go to another."""
+        return None if self.cache.record is None else self.cache.record[row]
+
+    def _send(self, besides=()) -> None:
+        """Starts the next block, if any row is under way; its log is not there yet."""
+        live = {row: record for row, record in self.rows.live.items() if row not in besides}
+        if not live:
+            return
+        # With requests waiting, an eighth of the rows finished is worth a stop; otherwise only the end of all is.
+        enough = max(1, len(live) // 8) if self.waiting else len(live)
+        args = self.weights, self.state, self.cache, self.settings, np.int32(enough)
+        self.state, self.cache, *written = self.block(*args)
+        self.sent = live, *written
+
+    def _fill(self) -> None:
+        """Feeds waiting prompts into free rows, wave by wave."""
+        while self.waiting and (wave := self.rows.wave(self.waiting)):
+            self._make_room(max(len(start.record.prompt) for start in wave) + PIECES[0])
+            new = [row for start in wave for row, _ in start.members]
+            # A weight of zero does not hide a value of NaN from the next request.
+            if spoilt := sorted(self.rows.spoilt.intersection(new)):
+                self.cache = slots.cleared(self.cache, jnp.asarray(spoilt))
+                self.rows.spoilt -= set(spoilt)
+            self._copy([(start.origin, start.row) for start in wave if start.origin not in (None, start.row)])
+            cuts = [self.cut(start.record.prompt_row, start.begin) for start in wave]
+            cuts = [last_apart(cut) if start.twins else cut for cut, start in zip(cuts, wave, strict=True)]
+            kinds = [living(start.record.prompt_row) for start in wave]
+            for group in alike(cuts, kinds):
+                self._feed([wave[i] for i in group], [cuts[i] for i in group])
+            for _, record in (member for start in wave for member in start.members):
+                record.started = time.perf_counter()
+                self.usage += Usage(record.read, record.reused, record.read_again)
+
+    def _copy(self, pairs: list[tuple[int, int]]) -> None:
+        """Copies what rows hold, (from, to) each, one after the other."""
+        for some in [pairs[i : i + self.config.rows] for i in range(0, len(pairs), self.config.rows)]:
+            origin, rows = np.zeros((2, self.config.rows), np.int32)
+            origin[: len(some)], rows[: len(some)] = zip(*some, strict=True)
+            self.cache = self.copy(self.cache, origin, rows, np.int32(len(some)))
+
+    def _feed(self, group: list[Start], cuts: list[list[Piece]]) -> None:
+        """Prefills rows whose prompts are cut alike; twins join in for the last token."""
+        at = [start.begin for start in group]
+        for number in range(len(cuts[0])):
+            piece, final = cuts[0][number], number == len(cuts[0]) - 1
+            until = [place + cut[number].take for place, cut in zip(at, cuts, strict=True)]
+            members = [(start.row, start.record, a, b) for start, a, b in zip(group, at, until, strict=True)]
+            if final:
+                self._copy([(start.row, row) for start in group for row, _ in start.twins])
+                members += [(row, record, a, b) for start, a, b in zip(group, at, until, strict=True)
+                            for row, record in start.twins]  # fmt: skip
+            for some in powers(members, max(1, TOGETHER // piece.padded)):
+                self._pass(some, piece, final)
+            at = until
+
+    def _pass(self, members: list[tuple[int, Record, int, int]], piece: Piece, final: bool) -> None:
+        """One pass of prefill: tokens a..b-1 of the prompts of (row, record, a, b)."""
+        rows, records, starts, stops = zip(*members, strict=True)
+        prompts = [record.prompt_row for record in records]
+        how = settings_of([record.request for record in records], self.config, self.rules)
+        if final:  # into fresh arrays: a block that was sent off may still read the old ones
+            self.settings = jax.tree.map(functools.partial(_replaced, list(rows)), self.settings, how)
+        feed = feed_of(prompts, jnp.asarray(rows, jnp.int32), starts, stops, piece.padded, self.rules)
+        left = np.asarray([record.request.max_new for record in records], np.int32)
+        seed = np.asarray([record.seed for record in records], np.uint32)
+        self.state, self.cache = self.prefill(
+            self.weights, self.state, self.cache, feed, left, seed, how,
+            final=final, compress=living(prompts[0]), evict=piece.evict,
+        )  # fmt: skip
+
+
+def _replaced(rows: list[int], old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    out = old.copy()
+    out[rows] = new
+    return out

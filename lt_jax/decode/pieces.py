@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from lt_jax.decode.control import Rules
 from lt_jax.decode.passes import Feed
 from lt_jax.errors import UserError
 from lt_jax.layout.row import Row
-from lt_jax.layout.scheme import Scheme
+from lt_jax.lifetimes import NEVER
 
 PIECES = (16, 32, 64, 128, 256, 512)  # lengths a piece of prompt is padded to
 CRUMBS = (1, 4)  # and what is left of one where the slots end before it does
@@ -30,16 +31,17 @@ class Piece:
     evict: bool = False
 
 
-def pieces(prompt: Row, room: int, config: DecodeConfig) -> list[Piece]:
+def pieces(prompt: Row, room: int, config: DecodeConfig, begin: int = 0) -> list[Piece]:
     """Cuts a prompt into pieces that are padded to `PIECES`, never through a gist block.
 
     Under an eviction the row is cut down whenever it is full, and at the end if it is over its budget.
 
     Args:
         room: slots of a row.
+        begin: tokens at the start that the row has already; nothing has been evicted of them.
     """
     how = config.evicts
-    out, start, held, top = [], 0, 0, 0  # held by the layer of the smallest budget, and at most by any
+    out, start, held, top = [], begin, begin, begin  # held by the layer of the smallest budget, and at most by any
     while start < len(prompt):
         rest = len(prompt) - start
         take = rest if how is None else min(rest, how.least + how.buffer - held)
@@ -59,6 +61,19 @@ def pieces(prompt: Row, room: int, config: DecodeConfig) -> list[Piece]:
         if full:
             held, top = min(held, how.least), min(top, how.most)
     return out
+
+
+def partable(prompt: Row) -> bool:
+    """Whether the last token can be fed apart from those before it: it is not in one gist block with them."""
+    return len(prompt) > 1 and not _inside(prompt, len(prompt) - 1)
+
+
+def last_apart(cut: list[Piece]) -> list[Piece]:
+    """The same pieces, but the last token is one of its own: what samples of a prompt do not share begins with it."""
+    *before, last = cut
+    if last.take == 1:
+        return [*before, dataclasses.replace(last, padded=1)]
+    return [*before, Piece(last.take - 1, last.padded), Piece(1, 1, last.evict)]
 
 
 def most_held(cut: list[Piece], budgets: tuple[int, ...]) -> float:
@@ -83,21 +98,31 @@ def _inside(prompt: Row, index: int) -> bool:
     return prompt.gist[index] >= 0 and prompt.gist[index] == prompt.gist[index - 1]
 
 
-def alike(cuts: dict[int, list[Piece]]) -> list[list[int]]:
-    """Rows whose prompts can be fed together, in groups of 1, 2, 4 ... rows, so that few shapes are compiled."""
+def alike(cuts: list[list[Piece]], kinds: list) -> list[list[int]]:
+    """Places of the cuts of one kind that can be fed together, in groups of 1, 2, 4 ..., so that few shapes are
+    compiled. They may take different numbers of tokens in a piece."""
     by_shape = collections.defaultdict(list)
-    for row, cut in cuts.items():
-        by_shape[(*cut[:-1], cut[-1].evict, cut[-1].padded)].append(row)
-    groups = []
-    for rows in by_shape.values():
-        while rows:
-            size = min(1 << (len(rows).bit_length() - 1), group_size(cuts[rows[0]]))
-            groups.append(rows[:size])
-            rows = rows[size:]
-    return groups
+    for place, (cut, kind) in enumerate(zip(cuts, kinds, strict=True)):
+        by_shape[kind, *((piece.padded, piece.evict) for piece in cut)].append(place)
+    return [group for places in by_shape.values() for group in powers(places, group_size(cuts[places[0]]))]
 
 
-def feed_of(prompts, rows, starts, stops, padded: int, scheme: Scheme, rules: Rules) -> Feed:
+def powers(items: list, most: int) -> Iterator[list]:
+    """Cuts a list into runs of 1, 2, 4 ... items, `most` at most."""
+    while items:
+        size = min(1 << (len(items).bit_length() - 1), most)
+        yield items[:size]
+        items = items[size:]
+
+
+def living(prompt: Row) -> bool:
+    """Whether the tokens of a prompt have lifetimes of their own, beyond plain causal attention."""
+    return bool((prompt.death < NEVER).any() or prompt.since.any() or (prompt.gist >= 0).any())
+
+
+def feed_of(prompts, rows, starts, stops, padded: int, rules: Rules) -> Feed:
+    """The tokens starts..stops-1 of prompts that are all `living`, or none of them, as one pass."""
+
     def column(name, blank):
         out = np.full((len(prompts), padded), blank, np.int32)
         for r, (prompt, start, stop) in enumerate(zip(prompts, starts, stops, strict=True)):
@@ -107,9 +132,9 @@ def feed_of(prompts, rows, starts, stops, padded: int, scheme: Scheme, rules: Ru
     first = jnp.asarray(starts, jnp.int32)
     count = jnp.asarray(np.subtract(stops, starts), jnp.int32)
     tokens = column("tokens", 0)
-    if scheme.prompt is None:
+    if not living(prompts[0]):
         return Feed(tokens, first, count, rows, mark=control.marks(rules, tokens))
     gist = column("gist", -1)
     mark = control.marks(rules, tokens, gist >= 0)
-    gist = gist if scheme.gist_rule != "causal" else None
+    gist = gist if rules.gist_rule != "causal" else None
     return Feed(tokens, first, count, rows, column("death", 0), column("since", 0), gist, mark)

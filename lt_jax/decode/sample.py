@@ -4,6 +4,9 @@ Against the usual code nothing is sorted. The least probability that top-k or to
 over the bits of a float (30 passes over the vocabulary, exact; tokens as probable as the last one let through are let
 through too), and the draw inverts the cumulative distribution in two levels with one uniform number per row. It
 depends on the row's seed and the token's index only, so a row draws the same tokens whatever else is in the batch.
+
+How to choose is data, row by row (`Settings`), so requests that differ share one compiled program. What no row of the
+batch asks for is skipped while it runs: a batch of greedy rows pays for greedy decoding.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lt_jax.errors import UserError
@@ -38,27 +42,102 @@ class Sampling:
             raise UserError("top_k and top_p need a temperature above 0; at temperature 0 decoding is greedy")
 
 
-def sample(logits: jax.Array, seeds: jax.Array, index: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the request of each row asks for.
+
+    Attributes:
+        temperature, top_k, top_p: [R] float32, int32, float32, as in `Sampling`.
+        never: [R, N] int32, ids that must not be chosen; ids of -1 stand for none.
+        stop: [R, N] int32, ids that end the row, filled up in the same way.
+    """
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    never: jax.Array
+    stop: jax.Array
+
+    @property
+    def truncates(self) -> jax.Array:
+        """[R] bool, rows whose draw leaves tokens out."""
+        return (self.temperature > 0) & ((self.top_k > 0) | (self.top_p < 1))
+
+
+def settings(rows: list[tuple[Sampling, tuple[int, ...], tuple[int, ...]]], never: int, stop: int) -> Settings:
+    """`Settings` of numpy arrays.
+
+    Args:
+        rows: (sampling, ids never chosen, ids that end the row) of each.
+        never, stop: room for ids.
+    """
+    sampling, *lists = zip(*rows, strict=True)
+    column = lambda name, kind: np.asarray([getattr(each, name) for each in sampling], kind)
+    listed = lambda ids, room: np.asarray([(*own, *[-1] * (room - len(own))) for own in ids], np.int32)
+    return Settings(
+        column("temperature", np.float32), column("top_k", np.int32), column("top_p", np.float32),
+        listed(lists[0], never), listed(lists[1], stop),
+    )  # fmt: skip
+
+
+def sample(logits: jax.Array, seeds: jax.Array, index: jax.Array, how: Settings) -> tuple[jax.Array, jax.Array]:
     """Draws one token per row.
 
     Args:
         logits: [R, V] float32.
         seeds: [R] uint32, each row's own seed.
         index: [R] int32, the index the token will have in its row.
+        how: of R rows.
 
     Returns:
         tokens [R] int32 and logp [R] float32: the log-prob under the tempered and truncated distribution; for greedy,
-        under the model's own (temperature 1), as a point mass would only say 0. It is NaN exactly where there is no
-        distribution: a logit is NaN or plus infinity, or all are minus infinity.
+        under the model's own (temperature 1), as a point mass would only say 0. Ids of `how.never` have no part in it.
+        It is NaN exactly where there is no distribution: a logit is NaN or plus infinity, or all are minus infinity.
     """
-    if not sampling.temperature:
-        token, best = largest(logits)
-        return token, -jnp.log(jnp.sum(jnp.exp(logits - best[:, None]), -1))
-    weights = jnp.exp((logits - jnp.max(logits, -1, keepdims=True)) / sampling.temperature)
-    if sampling.top_k:
-        weights = _at_least(weights, _threshold(weights, lambda w: w > 0, float(sampling.top_k)))
-    if sampling.top_p < 1:
-        weights = _at_least(weights, _threshold(weights, lambda w: w, sampling.top_p * weights.sum(-1)))
+    logits = without(logits, how.never)
+    token, best = largest(logits)
+    logp = -jnp.log(jnp.sum(jnp.exp(logits - best[:, None]), -1))
+
+    def drawn():
+        own, own_logp = _drawn(logits, best, seeds, index, how)
+        draws = how.temperature > 0
+        return jnp.where(draws, own, token), jnp.where(draws, own_logp, logp)
+
+    return lax.cond(jnp.any(how.temperature > 0), drawn, lambda: (token, logp))
+
+
+def without(logits: jax.Array, ids: jax.Array) -> jax.Array:
+    """logits [R, V] with -inf at the ids [R, N] of each row; -1 stands for none."""
+    place = jnp.where(ids < 0, logits.shape[1], ids)
+    return jnp.asarray(logits).at[jnp.arange(logits.shape[0])[:, None], place].set(-jnp.inf, mode="drop")
+
+
+def probabilities(logits: jax.Array, best: jax.Array, how: Settings) -> jax.Array:
+    """[R, V]: what each row draws from, as weights of which the largest is 1; greedy rows at temperature 1."""
+    temperature = jnp.where(how.temperature > 0, how.temperature, 1.0)
+    weights = jnp.exp((logits - best[:, None]) / temperature[:, None])
+
+    def truncated():
+        most = jnp.where(how.truncates & (how.top_k > 0), how.top_k, logits.shape[1])
+        kept = _at_least(weights, _threshold(weights, lambda w: w > 0, most.astype(jnp.float32)))
+        share = jnp.where(how.truncates & (how.top_p < 1), how.top_p, 1.0) * kept.sum(-1)
+        cut = _at_least(kept, _threshold(kept, lambda w: w, share))
+        return jnp.where((how.truncates & (how.top_p < 1))[:, None], cut, kept)
+
+    return lax.cond(jnp.any(how.truncates), truncated, lambda: weights)
+
+
+def likeliest(logits: jax.Array, how: Settings, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` most probable ids [R, count] int32 and their log-probs, in what `sample` draws from."""
+    logits = without(logits, how.never)
+    weights = probabilities(logits, jnp.max(logits, -1), how)
+    top, ids = lax.top_k(weights, count)
+    return ids.astype(jnp.int32), jnp.log(top) - jnp.log(weights.sum(-1, keepdims=True))
+
+
+def _drawn(logits, best, seeds, index, how):
+    weights = probabilities(logits, best, how)
     uniform = jax.vmap(lambda seed, i: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), i)))(seeds, index)
     token = invert(weights, uniform)
     own = jnp.take_along_axis(weights, token[:, None], -1)[:, 0]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 
 from lt_jax import cache as slots
 from lt_jax import native
 from lt_jax.cache import KVCache
+from lt_jax.cache.kv_cache import SLOTS
 from lt_jax.decode.block import slack
 from lt_jax.decode.config import DecodeConfig
 from lt_jax.decode.control import Rules
-from lt_jax.decode.pieces import pieces
-from lt_jax.decode.record import Record
+from lt_jax.decode.request import Request
+from lt_jax.decode.sample import Settings, settings
 from lt_jax.errors import UserError
 from lt_jax.layout.closing import closing
 from lt_jax.layout.scheme import Scheme
@@ -56,7 +57,8 @@ def rules_of(
         stop=config.stop,
         max_thought=config.max_thought,
         capacity=config.most_keys,
-        sampling=config.sampling,
+        never=never(scheme, special, config),
+        top_logps=config.top_logps,
         attention=ATTENTION[config.implementation],
         eviction=config.evicts,
         row_limit=min(model.max_positions, config.recorded or model.max_positions),
@@ -64,14 +66,49 @@ def rules_of(
     )
 
 
-def empty_cache(model: DecoderConfig, config: DecodeConfig, rules: Rules) -> KVCache:
-    """The cache of an engine, without keys."""
-    capacity = config.most_keys + slack(rules)
+def never(scheme: Scheme, special: SpecialTokens, config: DecodeConfig) -> tuple[int, ...]:
+    """Ids that only the engine may feed, or nobody: gists, output token and padding. What ends a row or a thought may
+    be sampled, whatever else it is: the anchor of anllm is a gist, and padding often is the end of text."""
+    ids = {*special.gists, special.output, special.pad} - {None}
+    sampled = {special.eos, *config.stop, *(special.gists[:1] if scheme.method == "anllm" else ())}
+    return tuple(sorted(ids - sampled))
+
+
+def empty_cache(model: DecoderConfig, config: DecodeConfig, rules: Rules, need: int | None = None) -> KVCache:
+    """The cache of an engine, without keys.
+
+    Args:
+        need: slots that rows need for now, see `capacity`; None for all that they may come to need.
+    """
     if rules.eviction is None:
-        return slots.empty(model.layers, config.rows, model.kv_heads, capacity, model.head_dim, model.dtype)
-    return slots.empty_evicting(
-        model, config.rows, capacity, rules.eviction, config.recorded, rules.close is not None
-    )
+        room = capacity(config, rules, need)
+        return slots.empty(model.layers, config.rows, model.kv_heads, room, model.head_dim, model.dtype)
+    room = config.most_keys + slack(rules)
+    return slots.empty_evicting(model, config.rows, room, rules.eviction, config.recorded, rules.close is not None)
+
+
+def capacity(config: DecodeConfig, rules: Rules, need: int | None = None) -> int:
+    """Slots of a row: the first of 256, 384, 512, 768, 1024 ... that has `need`, or all that a row may come to need.
+
+    A row is given what it needs when it needs it, so that one which puts its thoughts away takes less memory, and not
+    only fewer keys. There are few sizes, because the decode block is compiled for each. Under an eviction the budget
+    says how many there are.
+    """
+    most = -(-(config.most_keys + slack(rules)) // SLOTS) * SLOTS
+    if need is None or rules.eviction is not None:
+        return most
+    size = 256
+    while size < need:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return min(size, most)
+
+
+def settings_of(requests: Sequence[Request], config: DecodeConfig, rules: Rules) -> Settings:
+    """What requests ask for, as arrays; the ids that nobody may sample, and those that end every row, are with them."""
+    of = lambda request: (
+        request.sampling or config.sampling, (*rules.never, *request.never), (*rules.stop, *request.stop)
+    )  # fmt: skip
+    return settings(list(map(of, requests)), len(rules.never) + config.listed, len(rules.stop) + config.listed)
 
 
 def cache_bytes(model: DecoderConfig, config: DecodeConfig, rules: Rules, keys: float | None = None) -> float:
@@ -102,47 +139,9 @@ def check(scheme: Scheme, model: DecoderConfig, config: DecodeConfig, rules: Rul
             raise UserError(
                 f"eviction.buffer is {rules.eviction.buffer}; closing a thought takes {rules.longest} keys at once"
             )
-    ids = [rules.eos, *rules.stop] + ([] if rules.close is None else [int(t) for t in rules.close.tokens])
+    ids = [rules.eos, *rules.stop, *rules.never] + ([] if rules.close is None else [int(t) for t in rules.close.tokens])
     if max(ids) >= model.vocab_size:
         raise UserError(
             f"token id {max(ids)} of the token table is outside the model's vocabulary of "
             f"{model.vocab_size}; grow the vocabulary first"
-        )
-
-
-def check_request(record: Record, model: DecoderConfig, config: DecodeConfig, rules: Rules) -> None:
-    """Raises UserError if a request cannot be answered."""
-    length, room, name = len(record.prompt), rules.capacity, f"request {record.id}"
-    if not length:
-        raise UserError(f"{name}: the prompt is empty")
-    outside = (record.prompt < 0) | (record.prompt >= model.vocab_size)
-    if outside.any():
-        raise UserError(
-            f"{name}: token id {record.prompt[outside.argmax()]} of the prompt is outside the model's vocabulary of "
-            f"{model.vocab_size}"
-        )
-    if length >= rules.row_limit:
-        own = rules.row_limit == model.max_positions
-        what = f"{rules.row_limit} positions that the model was made for" if own else f"horizon of {rules.row_limit}"
-        raise UserError(f"{name}: a prompt of {length} tokens leaves no room for a response within the {what}")
-    if rules.eviction is not None:
-        _check_budget(name, record, rules)
-    elif length + 1 > room:
-        raise UserError(
-            f"{name}: a prompt of {length} tokens does not fit; the capacity is {room} keys, and the response needs at "
-            "least one"
-        )
-    if record.request.max_new < 1:
-        raise UserError(f"{name}: max_new is {record.request.max_new}; it must be 1 or more")
-    pieces(record.prompt_row, room + slack(rules), config)  # its gist blocks fit
-
-
-def _check_budget(name: str, record: Record, rules: Rules) -> None:
-    """Raises UserError if eviction cannot bring a prompt within the budget."""
-    how, length = rules.eviction, len(record.prompt)
-    gists = int((record.prompt_row.gist >= 0).sum())
-    if length > how.least and how.window + how.sinks + gists > how.least:
-        raise UserError(
-            f"{name}: window ({how.window}), sinks ({how.sinks}) and {gists} gists of the prompt are protected, which "
-            f"is more than the budget of {how.least}"
         )

@@ -11,10 +11,10 @@ from lt_jax.cache.policies import Eviction, published
 from lt_jax.data.problem import Problem
 from lt_jax.data.prompts import Prompter, prompter
 from lt_jax.decode import DecodeConfig, Engine, Request
+from lt_jax.decode.admit import check_request
 from lt_jax.decode.control import Rules
 from lt_jax.decode.pieces import group_size
-from lt_jax.decode.record import Record
-from lt_jax.decode.setup import cache_bytes, check, check_request, rules_of
+from lt_jax.decode.setup import cache_bytes, check, rules_of
 from lt_jax.errors import UserError
 from lt_jax.evaluation.run import Contender
 from lt_jax.layout.card import NAME, Card, read_card
@@ -89,7 +89,8 @@ class Writer:
         return published(**settings)
 
     def engine(self, config: DecodeConfig) -> Engine:
-        return Engine(self.params, self.model, self.scheme, self.special, self._stopping(config), self.tokenize)
+        stopping = self._stopping(config)
+        return Engine(self.params, self.model, self.scheme, self.special, stopping, self.tokenize, self.text)
 
     def rules(self, config: DecodeConfig) -> Rules:
         """What an engine of this config would go by."""
@@ -103,7 +104,7 @@ class Writer:
         rules = self.rules(config)
         check(self.scheme, self.model, config, rules)
         for number, prompt in enumerate(prompts):
-            check_request(Record(Request(prompt, max_new), number, rules, 0.0), self.model, config, rules)
+            check_request(Request(prompt, max_new), number, self.model, config, rules)
 
 
 def open_folder(folder: str | Path, method: str | None = None, *, dtype: str = "float32", chat: str | None = None,
@@ -166,6 +167,7 @@ def contender(name: str, writer: Writer, config: DecodeConfig, *, max_new: int, 
         seed: problem i is decoded with seed + i.
     """
     made: list[Engine] = []  # while it is used: several contenders need not hold their weights and caches at once
+    reached = [0]  # slots of a row that its cache grew to
 
     def engine() -> Engine:
         if not made:
@@ -176,12 +178,13 @@ def contender(name: str, writer: Writer, config: DecodeConfig, *, max_new: int, 
         try:
             yield from engine().run(Request(prompt, max_new, seed + i, i) for i, prompt in enumerate(prompts))
         finally:
+            reached[0] = made[0].cache.capacity if made else reached[0]
             made.clear()
 
     def warm(prompts):
         warm_up(engine(), prompts, min(WARM_TOKENS, max_new))
 
-    row_bytes = lambda keys: round(cache_bytes(writer.model, config, writer.rules(config), keys))
+    row_bytes = lambda keys: round(cache_bytes(writer.model, config, writer.rules(config), keys or reached[0]))
     return Contender(
         name, writer.origin, writer.scheme, writer.special, complete, lambda problem: _ask(writer, problem),
         writer.text, writer.pieces, writer.tokenize, warm, row_bytes,

@@ -1,0 +1,142 @@
+"""Which request goes into which row, and what it finds there. All on the host; the engine does what is decided here."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+from lt_jax.decode.control import Rules
+from lt_jax.decode.pieces import partable
+from lt_jax.decode.prefix import WORTH, Held, common, head, of_prompt, reusable
+from lt_jax.decode.record import Record
+
+
+@dataclasses.dataclass
+class Start:
+    """A request on its way into a row.
+
+    Attributes:
+        row, record: where it goes, and what it is.
+        begin: tokens taken over, from the row `origin`; that may be the row itself.
+        twins: rows and records of the same prompt. They take over all of it but the last token, once it is read here.
+    """
+
+    row: int
+    record: Record
+    begin: int = 0
+    origin: int | None = None
+    twins: list[tuple[int, Record]] = dataclasses.field(default_factory=list)
+
+    @property
+    def members(self) -> list[tuple[int, Record]]:
+        """All rows and records that start here."""
+        return [(self.row, self.record), *self.twins]
+
+
+class Rows:
+    """What the host knows of an engine's rows.
+
+    Attributes:
+        live: records of the rows under way.
+        past: what free rows still hold, the longest finished first. Rows that are in neither hold nothing of use.
+        spoilt: free rows in whose slots there may be NaN.
+        slots: of a finished row, into which nothing is written until it is taken again.
+    """
+
+    def __init__(self, count: int, rules: Rules):
+        self.count, self.rules, self.slots = count, rules, 0
+        self.live: dict[int, Record] = {}
+        self.past: dict[int, Held] = {}
+        self.spoilt: set[int] = set()
+
+    @property
+    def free(self) -> list[int]:
+        """Rows that a request may go into; those that hold nothing first, then the longest finished."""
+        taken = self.live.keys() | self.past.keys()
+        return [row for row in range(self.count) if row not in taken] + list(self.past)
+
+    def finished(self, row: int, finish: str, known: bool = True) -> None:
+        """The record of a row is done.
+
+        Args:
+            known: the record has all that the row was fed. A row that was stopped while a block was under way may go on
+                to its end: it then surely holds no more than the prompt, and under an eviction not even that.
+        """
+        record = self.live.pop(row)
+        if finish == "nan":
+            self.spoilt.add(row)
+            return
+        held = record.held()
+        if held is None or not (known or self.rules.eviction is None):
+            return
+        held = held.until(min(self.slots, len(held)) if known else min(self.slots, len(record.prompt)))
+        if held.most >= WORTH:
+            self.past[row] = held
+
+    def forget(self) -> None:
+        """The weights have changed: no key that is there now is one that they would make."""
+        self.past.clear()
+        for record in self.live.values():
+            record.stale = True
+
+    def wave(self, waiting: collections.deque[Record]) -> list[Start]:
+        """Takes requests out of `waiting` that can start now, each with a row of its own.
+
+        A request whose prompt begins like one that this very wave reads stays in `waiting`: once that is read, the next
+        wave finds it there. Requests with the very same prompt are twins and need not wait.
+        """
+        free, starts, same, later = self.free, [], {}, []
+        sources = self._sources()
+        while waiting and free:
+            record = waiting.popleft()
+            key = record.key
+            if (first := same.get(key)) is not None:
+                record.reused, record.read_again = len(record.prompt) - 1, 0
+                first.twins.append((self._claim(free, free[0], record, sources), record))
+                continue
+            begin, origin = self._best(record, sources)
+            if self._soon(starts, record) >= begin + WORTH:
+                later.append(record)
+                continue
+            row = self._claim(free, origin if origin in free else free[0], record, sources)
+            start = Start(row, record, begin, origin)
+            starts.append(start)
+            if len(record.prompt) > WORTH and partable(record.prompt_row):
+                same[key] = start
+        waiting.extendleft(reversed(later))
+        return starts
+
+    def _claim(self, free: list[int], row: int, record: Record, sources: dict) -> int:
+        """Gives a free row away; what it held can no longer be gone on from, except as decided before."""
+        free.remove(row)
+        self.past.pop(row, None)
+        for rows in sources.values():
+            rows.pop(row, None)
+        self.live[row] = record
+        return row
+
+    def _sources(self) -> dict[bytes, dict[int, Held]]:
+        """Rows that can be gone on from, by their first tokens."""
+        found = collections.defaultdict(dict)
+        for row, held in self.past.items():
+            found[head(held.tokens)][row] = held
+        for row, record in self.live.items():
+            if (held := record.held()) is not None:
+                found[record.head][row] = held
+        return found
+
+    def _best(self, record: Record, sources: dict) -> tuple[int, int | None]:
+        """The most tokens that can be taken over, and the row that has them; a free row before one under way."""
+        best, met = (0, False, None), 0
+        for row, held in sources.get(record.head, {}).items():
+            begin = reusable(held, record.prompt_row, self.rules)
+            best = max(best, (begin, row not in self.live, row), key=lambda found: found[:2])
+            met = max(met, common(held, record.prompt_row))
+        record.reused, record.read_again = best[0], min(met, len(record.prompt)) - best[0]
+        return (best[0], best[2]) if best[0] else (0, None)
+
+    def _soon(self, starts: list[Start], record: Record) -> int:
+        """The most tokens that could be taken over once the prompts of these starts are read."""
+        alike = [start.record for start in starts if start.record.head == record.head]
+        stay = [other.prompt_row for other in alike if other.held() is not None]
+        return max((reusable(of_prompt(row), record.prompt_row, self.rules) for row in stay), default=0)

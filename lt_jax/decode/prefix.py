@@ -1,0 +1,103 @@
+"""The longest prefix that is there: how much of a new prompt a row of the cache already holds.
+
+A row, under way or finished and not yet overwritten, holds the keys of the tokens it was fed. A prompt that begins with
+the same tokens under the same lifetimes can go on from them: the keys of the common part stay (or are copied), what
+lies behind is forgotten (`cache.truncated`), and only the rest is read. Samples of one prompt, the next turn of a chat,
+a context rebuilt after an edit and a common system prompt are all this one thing.
+
+It must be exact: every key that a whole reading would have at that point must still be there, and nothing else. So
+there is no reuse where keys of the common part were evicted, or died when a thought was closed behind it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from lt_jax.cache.policies import Eviction
+from lt_jax.decode.control import Rules
+from lt_jax.layout.row import Row
+
+WORTH = 32  # a common part of fewer tokens is read again: that costs less than fetching it
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """What a row of the cache has been fed, numpy [m] each, int32.
+
+    Attributes:
+        tokens, death, since, gist: as in `layout.row.Row`.
+        most: at most this many tokens can be taken over: the keys behind them may have been written over.
+    """
+
+    tokens: np.ndarray
+    death: np.ndarray
+    since: np.ndarray
+    gist: np.ndarray
+    most: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def until(self, stop: int) -> Held:
+        """The same of the first `stop` tokens."""
+        cut = {name: getattr(self, name)[:stop] for name in ("tokens", "death", "since", "gist")}
+        return Held(**cut, most=min(self.most, stop))
+
+
+def head(tokens: np.ndarray) -> bytes:
+    """What two prompts have in common if they have enough in common."""
+    return tokens[:WORTH].tobytes()
+
+
+def of_prompt(prompt: Row) -> Held:
+    """What a row holds right after a prompt was read."""
+    return Held(prompt.tokens, prompt.death, prompt.since, prompt.gist, len(prompt))
+
+
+def common(held: Held, prompt: Row) -> int:
+    """Tokens at the start of both that are the same and live under the same rules."""
+    n = min(len(held), len(prompt))
+    same = held.tokens[:n] == prompt.tokens[:n]
+    for name in ("death", "since", "gist"):
+        same &= getattr(held, name)[:n] == getattr(prompt, name)[:n]
+    return n if same.all() else int(same.argmin())
+
+
+def reusable(held: Held, prompt: Row, rules: Rules) -> int:
+    """Tokens of `prompt` that a new row may take over from `held`, 0 if not worth it. At least one is left to read.
+
+    Tokens 2 and 3 died when the row was at index 5, so a prompt may go on from 0, 1, 2 tokens (nobody has missed them
+    yet) or from 5 and more (whoever comes later would not see them either), but not from 3 or 4:
+
+        index    0 1 2 3 4 5 6
+        death    - - 5 5 - - -
+    """
+    n = min(common(held, prompt), held.most, len(prompt) - 1)
+    if rules.eviction is not None:
+        n = _under_budget(n, held, len(prompt), rules.eviction)
+    while n > 0:
+        death = held.death[:n]
+        missing = (death > n) & (death <= len(held))  # freed by now, but the next token would still see them
+        if missing.any():
+            n = int(missing.argmax())
+        elif prompt.gist[n] >= 0 and prompt.gist[n] == prompt.gist[n - 1]:  # a gist block is fed in one pass
+            n -= 1
+        else:
+            break
+    return n if n >= WORTH else 0
+
+
+def _under_budget(n: int, held: Held, prompt: int, how: Eviction) -> int:
+    """`n`, cut down so that the first eviction comes when it would, and finds the books as a whole reading leaves them.
+
+    Args:
+        held: of a row that has not evicted yet.
+        prompt: tokens of the prompt.
+    """
+    if (held.death[:n] <= len(held)).any():  # those were freed, and count no longer towards a full row
+        return 0
+    if how.policy == "h2o":  # what keys received cannot be taken apart again by query
+        return n if n == len(held) else 0
+    return min(n, min(prompt, how.least + how.buffer) - how.asks)  # the ring of queries is filled anew
