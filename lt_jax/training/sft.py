@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 
-from lt_jax.data.builder import by_content, open_prepared, prepare
+from lt_jax.data.builder import Traces, by_content, open_prepared, prepare
 from lt_jax.data.pipeline import PipelineConfig, count_batches, evaluation_batches, train_batches
 from lt_jax.data.prompts import prompter
 from lt_jax.data.readers import trace_files
@@ -129,7 +129,7 @@ def check_vocabulary(folder: str, tokens: int, rows: int) -> None:
 
 
 def open_source(source: SourceConfig, folder: Path) -> tuple[Sequence, dict]:
-    """The samples, and what tells them from all others: the content of files, or the first of the problems."""
+    """The samples, and what tells them from all others: the files' content and reader, or the first of the problems."""
     if source.embedded:
         families = tuple(source.families) or tuple(FAMILIES)
         problems = Problems(source.embedded, steps=tuple(source.steps), families=families)
@@ -138,7 +138,7 @@ def open_source(source: SourceConfig, folder: Path) -> tuple[Sequence, dict]:
         return samples, {"problems": hashlib.sha256(first.encode()).hexdigest()}
     prepared = prepare(source.paths, source.data_dir or folder / "data", source.format)
     files = [[digest, str(file)] for digest, file in by_content(trace_files(source.paths))]
-    return open_prepared(prepared), {"files": files}
+    return open_prepared(prepared), {"files": files, "reader": str(Traces.VERSION)}
 
 
 def row_maker(config: SftConfig, tokenizer, special: SpecialTokens) -> RowMaker:
