@@ -2,11 +2,12 @@
 
 import itertools
 import random
+import time
 
 import pytest
 
 from lt_jax.errors import UserError
-from lt_jax.layout.segment import merge, paragraphs, segment, sentences, token_chunks, without_ending
+from lt_jax.layout.segment import merge, paragraphs, segment, sentences, token_chunks, without_break
 
 TEXTS = [
     "",
@@ -17,12 +18,14 @@ TEXTS = [
     "1. First step. 2. Second.\nx = 3.5 and so on. Then \"quoted.\" End\n\n\n  code()\n\n",
     "漢字。日本語！ ok",
     "a" * 50,
+    "a. \r\n\r\n b\r\rc!\r\n \t\r\nd\u2029e.\u2028\u2028f\x85\x0c\x85g\r\n\n",
 ]
 
 
 def random_texts(count=60):
     rng = random.Random(0)
-    return ["".join(rng.choices("ab .!?\n", weights=[6, 6, 4, 1, 1, 1, 3], k=rng.randint(1, 80))) for _ in range(count)]
+    weights = [6, 6, 4, 1, 1, 1, 3, 2]
+    return ["".join(rng.choices("ab .!?\n\r", weights, k=rng.randint(1, 80))) for _ in range(count)]
 
 
 @pytest.mark.parametrize("cut", [paragraphs, sentences])
@@ -50,9 +53,36 @@ def test_paragraphs_end_with_their_empty_line():
     assert paragraphs("\n\na\n\n") == ["\n\na\n\n"]
 
 
+EMPTY = [
+    "\n\n", "\r\n\r\n", "\r\r", "\n \n", "\r\n\t \r\n", "\n\r\n", "\n\x0c\n", "\n\xa0\n\n",
+    "\x85\x85", "\u2028\u2028", "\u2029",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("empty", EMPTY)
+def test_an_empty_line_is_one_however_lines_end(empty):
+    assert paragraphs(f"a{empty}b{empty}") == [f"a{empty}", f"b{empty}"]
+    assert sentences(f"So.{empty}b") == [f"So.{empty}", "b"]
+    assert without_break(f"a {empty}") == "a " and without_break("a  ") == "a  "
+
+
+def test_the_end_of_a_line_is_no_empty_line():
+    for text in ("a\r\nb", "a\nb", "a\rb", "a\u2028b", "a \r\n b"):
+        assert paragraphs(text) == [text] and len(sentences(text)) == 2
+
+
+def test_long_runs_take_no_longer_than_their_length():
+    for text in ("." * 200_000 + "x", " " * 200_000, "\n" + " " * 200_000 + "x", "a" + "\n " * 100_000):
+        began = time.perf_counter()
+        assert "".join(sentences(text)) == "".join(paragraphs(text)) == text and without_break(text) is not None
+        segment("a" + " " * 50_000, maximum=40_000)
+        assert time.perf_counter() - began < 10
+
+
 def test_sentences_know_lists_numbers_and_short_forms():
     assert sentences("So x = 3.5. It holds, e.g. here! Fine") == ["So x = 3.5.", " It holds, e.g. here!", " Fine"]
     assert sentences("1. Add.\n2. Take it.") == ["1. Add.\n", "2. Take it."]
+    assert sentences("1.\r\nAdd. \r\nSee e.g.\r\nhere") == ["1.\r\nAdd. \r\n", "See e.g.\r\nhere"]
     assert sentences("The answer is B. Next") == ["The answer is B.", " Next"]
     assert sentences('He said "no." Then') == ['He said "no."', " Then"]
 
@@ -96,17 +126,3 @@ def test_token_chunks(minimum, maximum, last):
 def test_lengths_that_cannot_be_kept_are_refused(call):
     with pytest.raises(UserError):
         call()
-
-
-@pytest.mark.parametrize("gap", ["\r\n\r\n", "\n \n", "\n\t\r\n  \n", "\r\r", "\u2028\u2028", "\u2029", " \n\n"])
-def test_an_empty_line_is_one_however_lines_end(gap):
-    text = f"a{gap}b c.{gap}d"
-    assert paragraphs(text) == [f"a{gap}", f"b c.{gap}", "d"]
-    assert "".join(sentences(text)) == text and len(sentences(text)) == 3
-    blank = " " if gap.startswith(" ") else ""
-    assert [without_ending(piece) for piece in paragraphs(text)] == [f"a{blank}", f"b c.{blank}", "d"]
-
-
-def test_one_end_of_a_line_is_no_empty_line():
-    for gap in ("\n", "\r\n", "\r", "\u2028", "  "):
-        assert paragraphs(f"a{gap}b") == [f"a{gap}b"]

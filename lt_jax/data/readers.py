@@ -1,11 +1,11 @@
-"""Files of reasoning traces, read one record at a time: JSONL (also .gz) and Parquet."""
+"""Files of reasoning traces, read one record at a time: JSONL (also .gz) and Parquet; and the lines of text files."""
 
 from __future__ import annotations
 
 import codecs
-import contextlib
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,10 +13,13 @@ from typing import Any
 
 from lt_jax.data.traces import Trace, convert, detect
 from lt_jax.errors import UserError
+from lt_jax.layout.encode import SURROGATE
 
 JSONL = (".jsonl", ".jsonl.gz", ".ndjson")
 PARQUET = (".parquet",)
 _WANTED = "each line must be one JSON object"
+_MOST_DEEP = 100  # lists and objects in each other; Python itself gives up at some depth that depends on its version
+_DEEP = f"lists or objects nested more than {_MOST_DEEP} deep"
 _PARQUET_ROWS = 64  # rows decoded at a time: traces are long, memory should stay small
 
 
@@ -59,8 +62,8 @@ def read_placed(paths, format: str | None = None, evaluation: bool = False) -> I
         evaluation: accept records without an output (questions and answers only).
 
     Raises:
-        UserError: with file and line (row of a Parquet file, counted from 1): a broken line, a missing or mistyped
-            field; with the files' names: no record at all.
+        UserError: with file and line (row of a Parquet file, counted from 1): what `read_records` raises, a missing or
+            mistyped field; with the files' names: no record at all.
     """
     files = trace_files(paths)
     count = 0
@@ -76,104 +79,95 @@ def read_placed(paths, format: str | None = None, evaluation: bool = False) -> I
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Streams (where, record) of one file, `where` being "file:line"."""
-    yield from _read_parquet(path) if path.name.endswith(PARQUET) else _read_jsonl(path)
+    """Streams (where, record) of one file, `where` being "file:line".
+
+    A JSONL line is strict JSON (RFC 8259): NaN and Infinity, the same key twice, or half a surrogate pair, which is no
+    character, are refused. In a table NaN is a missing value, as pandas writes it.
+
+    Raises:
+        UserError: with file and line (or row), whatever it is that cannot be read.
+    """
+    if path.name.endswith(PARQUET):
+        yield from _read_parquet(path)
+        return
+    for where, line in read_lines(path):
+        if line.strip():
+            yield where, _parse(line, where)
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb"))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-        lines = enumerate(file, start=1)
-        while True:
-            try:
-                number, line = next(lines)
-            except StopIteration:
-                return
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise UserError(f"{path}: broken gzip file ({error}); download it again") from None
-            if not line.strip():
-                continue
-            yield f"{path}:{number}", _parse(line, f"{path}:{number}")
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Streams (where, line) of a text file in UTF-8, unpacked if it is a .gz; a byte order mark is left out.
 
+    Only "\\n" and "\\r\\n" end a line, and are left out: U+2028 or a form feed within a text are part of it.
 
-def _parse(line: bytes, where: str) -> dict[str, Any]:
+    Raises:
+        UserError: with file and line: another encoding, a broken or cut off .gz, a file that cannot be read.
+    """
+    number = 0
     try:
-        record = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_number)
-        check_text(record)
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                where = f"{path}:{number}"
+                yield where, _decoded(line, where).removesuffix("\n").removesuffix("\r")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: broken gzip file after line {number} ({error}); download it again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _decoded(line: bytes, where: str) -> str:
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in line:
+        raise UserError(f"{where}: not UTF-8 but UTF-16, or no text at all; save the file as UTF-8")
+    try:
+        return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: byte {error.start} of the line is not UTF-8; {_WANTED}") from None
+        raise UserError(f"{where}: byte {error.start} of the line is not UTF-8; save the file as UTF-8") from None
+
+
+def _parse(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line, object_pairs_hook=_unique, parse_constant=_no_constant)
+        _check(record)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: broken JSON: {error.msg} at column {error.colno}; {_WANTED}") from None
     except RecursionError:
-        raise UserError(f"{where}: JSON nested too deeply to be read; {_WANTED}") from None
-    except ValueError as error:  # said by us, or a number of too many digits
-        raise UserError(f"{where}: {str(error).split(';')[0]}; {_WANTED}") from None
+        raise UserError(f"{where}: {_DEEP}; {_WANTED}") from None
+    except ValueError as error:  # of the checks below, and of Python for a number of thousands of digits
+        raise UserError(f"{where}: {str(error).partition(';')[0]}; {_WANTED}") from None
     if not isinstance(record, dict):
         raise UserError(f"{where}: a JSON {type(record).__name__}, not an object; {_WANTED}")
     return record
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice in an object")
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!a} stands twice in one object")
     return found
 
 
-def _no_number(name: str):
-    raise ValueError(f"{name} is no number that JSON has")
+def _no_constant(name: str):
+    raise ValueError(f"{name} is not JSON, where a missing value is null")
 
 
-def check_text(value: Any) -> None:
-    """Raises ValueError if a text in a JSON-like value holds half of a surrogate pair, which no UTF-8 text can."""
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, str):
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                code = f"\\u{ord(value[error.start]):04x}"
-                around = value[max(0, error.start - 20) : error.start]
-                raise ValueError(f"a text has {code}, half of a surrogate pair, after {around!r}") from None
-        elif isinstance(value, dict):
-            waiting += [*value.keys(), *value.values()]
-        elif isinstance(value, list | tuple):
-            waiting += value
-
-
-def text_lines(path: Path) -> list[str]:
-    """The lines of a text file: UTF-8, or UTF-16 that says so by its byte order mark, which is no part of the text.
-
-    A line ends with a line feed, with or without a carriage return before it, and with nothing else.
-
-    Raises:
-        UserError: with file and line: the bytes are not of that encoding; the file cannot be read.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = data.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{path}:{line}: byte {error.start} of the file is not {'UTF-16' if wide else 'UTF-8'}; save it as UTF-8"
-        ) from None
-    return [line.removesuffix("\r") for line in text.split("\n")]
-
-
-def _without_nulls(value):
-    """`value` without fields that are null: Arrow gives every object of a list the fields of all the others."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(part) for name, part in value.items() if part is not None}
-    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
+def _check(value, depth: int = 0) -> None:
+    """Raises ValueError for what JSON can spell and nothing after it can take."""
+    if depth > _MOST_DEEP:
+        raise ValueError(_DEEP)
+    if isinstance(value, str):
+        if lone := SURROGATE.search(value):
+            raise ValueError(f"a text has {lone.group()!a}, half a surrogate pair, which is no character")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("a number is too large for a float")
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            _check(key, depth)
+            _check(part, depth + 1)
+    elif isinstance(value, list):
+        for part in value:
+            _check(part, depth + 1)
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -183,10 +177,35 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise UserError(f"{path}: the column {twice[0]!r} is there twice")
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
-                for record in batch.to_pylist():
+                for record in _rows(batch, path, number):
                     number += 1
-                    yield f"{path}:{number}", _without_nulls(record)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
+                    yield f"{path}:{number}", record
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
         raise UserError(f"{path}: broken Parquet file after row {number}: {reason}; download it again") from None
+
+
+def _rows(batch, path: Path, before: int) -> list[dict[str, Any]]:
+    """The rows of a record batch, `before` rows into the file."""
+    try:
+        return _without_nan(batch.to_pylist())
+    except Exception:  # text that is not UTF-8, dates that Python does not have, ...: which row is it?
+        for place in range(len(batch)):
+            try:
+                batch.slice(place, 1).to_pylist()
+            except Exception as error:
+                where, reason = f"{path}:{before + place + 1}", " ".join(str(error).split())
+                raise UserError(f"{where}: a value cannot be read: {reason}") from None
+        raise
+
+
+def _without_nan(value):
+    if isinstance(value, list):
+        return [_without_nan(part) for part in value]
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

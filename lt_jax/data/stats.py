@@ -1,4 +1,4 @@
-"""Numbers about a data set as a method lays it out, for one line at the start of a run."""
+"""Numbers about a data set as a method lays it out, for one line at the start of a run, or two if one is a warning."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from lt_jax.errors import UserError
+from lt_jax.layout.row import Role, Row
 from lt_jax.layout.scheme import Scheme
 
 MEASURED = 200
-FEW = 1.5  # thoughts of a sample, on average, below which compressing has no point
+FEW_THOUGHTS = 1.5  # a sample; with one each, nothing is written after what was compressed
+LITTLE, SOME = 0.1, 0.25  # shares of the responses' text that are put away
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,8 @@ class DataStats:
         tokens: mean tokens of a sample, prompt and gists included; `longest` the most.
         thoughts: mean thoughts of a sample, 0 for a method without thoughts.
         over: share of the samples that are longer than `length` tokens.
+        put_away: share of the responses' own tokens that are dead before the last of them is written: what a method
+            saves while it writes. A last thought that only an EOS follows counts as kept.
     """
 
     samples: int
@@ -33,22 +37,7 @@ class DataStats:
     thoughts: float
     over: float
     length: int
-
-    def warning(self, scheme: Scheme) -> str:
-        """A line for a compressing method that finds next to nothing to compress in the data; empty if it does not."""
-        if scheme.method == "vanilla" or self.thoughts >= FEW:
-            return ""
-        how = (
-            "the responses have no finished blocks with summaries"
-            if scheme.method == "memento"
-            else "scheme.step is longer than most responses"
-            if scheme.level == "token"
-            else "responses have few empty lines; data.segment='sentence' or 'chunk' (with data.maximum) cuts finer"
-        )
-        return (
-            f"warning: {scheme.method} finds {self.thoughts:.1f} thoughts in a sample, so there is next to nothing to "
-            f"compress: {how}"
-        )
+    put_away: float = 0.0
 
     def describe(self) -> str:
         """One line for a terminal."""
@@ -59,6 +48,22 @@ class DataStats:
         if self.over:
             parts.append(f"{100 * self.over:.1f} % longer than {self.length:,} tokens")
         return ", ".join(parts)
+
+    def warning(self, scheme: Scheme) -> str:
+        """One line if `scheme` is to compress and finds next to nothing to compress in these samples, else empty."""
+        few = self.thoughts < FEW_THOUGHTS and self.put_away < SOME
+        if scheme.method == "vanilla" or not (few or self.put_away < LITTLE):
+            return ""
+        if scheme.method == "memento":
+            hint = "memento compresses what stands between <|block_start|> and <|block_end|> in a response"
+        elif scheme.level == "token":
+            hint = f"a smaller scheme.step than {scheme.step} would"
+        else:
+            hint = "data.segment=sentence, or data.segment=chunk with data.maximum=100, would cut responses more finely"
+        return (
+            f"warning: {scheme.method} finds next to nothing to compress: {self.thoughts:.1f} thoughts each, and "
+            f"{100 * self.put_away:.1f} % of a response put away before its end; {hint}"
+        )
 
 
 def measure(source: Sequence, to_row: Callable[[Any], Any], length: int, most: int = MEASURED) -> DataStats:
@@ -78,7 +83,14 @@ def measure(source: Sequence, to_row: Callable[[Any], Any], length: int, most: i
     rows = [to_row(source[number * len(source) // measured]) for number in range(measured)]
     tokens = np.array([len(row) for row in rows])
     thoughts = [len(np.unique(row.thought[row.thought >= 0])) for row in rows]
+    put_away, written = np.sum([_put_away(row) for row in rows], axis=0)
     return DataStats(
         len(source), measured, float(tokens.mean()), int(tokens.max()), float(np.mean(thoughts)),
-        float((tokens > length).mean()), length,
+        float((tokens > length).mean()), length, float(put_away / max(written, 1)),
     )  # fmt: skip
+
+
+def _put_away(row: Row) -> tuple[int, int]:
+    """(tokens of the response's text that are dead when the last of it is written, all tokens of it)."""
+    text = np.flatnonzero((row.role == Role.THOUGHT) | (row.role == Role.TEXT))
+    return (int((row.death[text] <= text[-1]).sum()), len(text)) if len(text) else (0, 0)

@@ -3,6 +3,9 @@
 Every segmenter is lossless: its pieces joined are the text. (The reference splits at "\\n\\n" and forgets the newlines;
 here a piece keeps them at its end, and `build_row` puts `SpecialTokens.ending` in their place.) No piece is white space
 only, unless the whole text is or a piece had to be cut inside a run of white space to keep to the maximum.
+
+A line ends with "\\n", "\\r\\n", "\\r", or one of Unicode's own line ends (U+0085, U+2028, U+2029). A line of white
+space is an empty line, and U+2029 ends a paragraph by itself.
 """
 
 from __future__ import annotations
@@ -12,29 +15,19 @@ from collections.abc import Callable, Sequence
 
 from lt_jax.errors import UserError
 
-# A line ends with a line feed, a carriage return or both, and an empty one may have blanks in it.
-_LINE = r"(?:\r\n|\n|\r(?!\n)|\u2028|\u2029|\x85)"
-_BLANKS = r"[^\S\r\n\u2028\u2029\x85]*"
-_PARAGRAPH = re.compile(rf"{_LINE}(?:{_BLANKS}{_LINE})+|\u2029")
-_ENDING = re.compile(rf"(?:{_LINE}{_BLANKS})+\Z")
-_SENTENCE = re.compile(rf"(?:[.!?]+[\"'”’)\]]*(?=\s)|[。！？]+[”’」』]*){_LINE}*|{_LINE}+")
-_WORD = re.compile(r"\s*\S+")
-_SHORT_FORM = re.compile(r"(?:^|[\s(])(?:e\.g|i\.e|cf|vs|Mr|Mrs|Ms|Dr|Prof|Fig|Eq)\.$")
-_LIST_MARK = re.compile(r"\s*(?:\d+|[A-Za-z])\.$")
+_BREAKS = "\n\r\x85\u2028\u2029"
+_BREAK = rf"(?>\r\n|[{_BREAKS}])"  # atomic: "\r\n" is never taken for two
+_MORE = rf"(?:[^\S{_BREAKS}]*{_BREAK})"  # white space and the end of its line
+_PARAGRAPH = re.compile(rf"(?:{_BREAK}{_MORE}|\u2029){_MORE}*")
+_SENTENCE = re.compile(rf"(?:(?<![.!?])[.!?]++[\"'”’)\]]*+(?=\s)|[。！？]+[”’」』]*){_MORE}*|{_BREAK}{_MORE}*")
+_WORD = re.compile(r"\S+")  # with the white space before it, as `_cut` does
+_SHORT_FORM = re.compile(r"(?:^|[\s(])(?:e\.g|i\.e|cf|vs|Mr|Mrs|Ms|Dr|Prof|Fig|Eq)\.\s*\Z")
+_LIST_MARK = re.compile(r"\s*(?:\d+|[A-Za-z])\.\s*\Z")
 
 
 def paragraphs(text: str) -> list[str]:
-    """Pieces that end with an empty line, the last one as it ends.
-
-    Lines end as files have them (\\n, \\r\\n, \\r, Unicode's line separator), and a line of blanks is empty.
-    """
+    """Pieces that end with one or more empty lines, the last one as it ends."""
     return _cut(text, _PARAGRAPH)
-
-
-def without_ending(text: str) -> str:
-    """A piece without the ends of lines, and the empty lines, behind its text."""
-    found = _ENDING.search(text)
-    return text[: found.start()] if found else text
 
 
 def sentences(text: str) -> list[str]:
@@ -49,6 +42,13 @@ def sentences(text: str) -> list[str]:
             joined.append(held)
             held = ""
     return [*joined, held] if held else joined
+
+
+def without_break(text: str) -> str:
+    """The text without the line ends, empty lines and white space after its last line."""
+    body = len(text.rstrip())
+    end = next((place for place in range(body, len(text)) if text[place] in _BREAKS), len(text))
+    return text[:end]
 
 
 def token_chunks(ids: Sequence[int], step: int, minimum: int = 1, maximum: int | None = None) -> list[list[int]]:
