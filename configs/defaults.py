@@ -5,7 +5,7 @@ Not here is what a run fills in from the rest: the gist rule, the new tokens' ro
 Not meant to be run by itself: it names no model and no data.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def get_config() -> ConfigDict:
@@ -18,7 +18,8 @@ def get_config() -> ConfigDict:
     })  # fmt: skip
     config.lora = ConfigDict({"rank": 0, "alpha": 32.0, "targets": ("q", "k", "v", "o", "gate", "up", "down")})
     config.data = ConfigDict({
-        "path": "",  # a file, a folder, or several by commas: a.jsonl,b.jsonl
+        # A file or a folder; several as a tuple here, and with commas between them on the command line.
+        "path": FieldReference("", field_type=object),
         "format": "",  # seen from the records if empty
         "held_out": 0,
         "data_dir": "",

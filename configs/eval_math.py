@@ -7,12 +7,14 @@ interval, peak, dependency, time; the same problems for both.
 
 DIR is a folder that launch/train.py or launch/convert.py wrote. For the paper's comparison give the baseline a model of
 its own, trained on the same traces without compression: --config.contenders.vanilla.path=DIR2. The file has a problem a
-line: {"question": ..., "answer": ...}, where the answer may stand after "####" or in \boxed{}.
+line: {"question": ..., "answer": ...}, where the answer may stand after "####" or in \boxed{}. Several files or folders
+are written with commas. A checkpoint that was not trained to compress can be evaluated in a KV budget, beside itself
+without one: --method=rkv,snapkv.
 
 Hardware: anything; a 0.5B model on two CPU cores in float32 answers a GSM8K problem in about half a minute.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def get_config() -> ConfigDict:
@@ -24,7 +26,7 @@ def get_config() -> ConfigDict:
     })  # fmt: skip
     config.baseline = "vanilla"  # the contender that the others are compared with
     config.suite = ConfigDict({
-        "path": "",
+        "path": FieldReference("", field_type=object),  # or several, see configs/defaults.py
         "format": "",  # of the records; seen from their fields if empty
         "tfds": "",  # or a TFDS name such as "gsm8k", prepared in data_dir
         "split": "test",

@@ -2,8 +2,11 @@ r"""Evaluates methods on a suite of problems: prints a table, writes results.jso
 
     python launch/evaluate.py --config=configs/eval_math.py --config.model.path=DIR --config.suite.path=problems.jsonl
     python launch/evaluate.py --config=configs/eval_math.py --config.model.path=DIR --config.suite.path=problems.jsonl \
-        --method=rkv,snapkv --budget=512 --buffer=128       (KV policies beside the config's baseline)
-    python launch/evaluate.py --results=runs/eval_math/results.json --out=DIR     (draws an old evaluation again)
+        --method=rkv,snapkv --budget=512 --buffer=128
+    python launch/evaluate.py --results=runs/eval_math/results.json --out=DIR
+
+The second runs KV policies beside the config's baseline, which any checkpoint can; the last draws an old evaluation
+again.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import flags
 from ml_collections import config_flags
 
-from launch.main import compile_cache, resolved, run
+from launch.main import compile_cache, resolved, run, several
 from lt_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "an evaluation, such as configs/eval_math.py")
@@ -87,7 +90,7 @@ def eval_config(config, out: str | None = None, policies=None):
         }
     decode = config.decode
     return EvalConfig(
-        suite=SuiteConfig(**config.suite),
+        suite=SuiteConfig(**{**config.suite, "path": several(config.suite.path)}),
         contenders=contenders,
         out=out or config.out,
         dtype=config.model.dtype,

@@ -78,6 +78,18 @@ def unknown_key(argv: list[str]) -> str | None:
     return None
 
 
+def several(value) -> tuple[str, ...]:
+    """The paths that a config key names: those of a tuple, or of a text with commas between them.
+
+    A text that is the name of a file or folder as it stands is that one, commas and all.
+    """
+    if isinstance(value, tuple | list):
+        return tuple(str(path) for path in value if path != "")
+    text = str(value)  # a folder named 7 is a number to the parser of flags
+    parts = [text] if Path(text).expanduser().exists() else [part.strip() for part in text.split(",")]
+    return tuple(filter(None, parts))
+
+
 def resolved(holder, *, example: str) -> ConfigDict:
     """The config of a `config_flags.DEFINE_config_file` flag, or a `UserError` that says how to give one.
 

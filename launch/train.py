@@ -2,6 +2,8 @@
 
     python launch/train.py --config=configs/lightthinker_qwen.py --config.model.path=DIR --config.data.path=traces.jsonl
 
+Several files or folders are written with commas: --config.data.path=a.jsonl,b.parquet
+
 The run folder (--config.folder) holds config.json, metrics.jsonl, checkpoints and the prepared data. The same command
 again goes on from the newest checkpoint; SIGTERM saves one and stops with exit code 3. Of several processes
 (--config.distributed.processes) any one may get the SIGTERM: all stop after the same step.
@@ -16,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ml_collections import config_flags
 
-from launch.main import resolved, run
+from launch.main import resolved, run, several
 from lt_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "a training run, such as configs/lightthinker_qwen.py")
@@ -62,8 +64,6 @@ def sft_config(config):
     from lt_jax.training.sft_config import SftConfig, SourceConfig, TokensConfig
 
     given = lambda group: {name: value for name, value in group.items() if value != ""}
-    path = config.data.path
-    paths = (path,) if Path(path).expanduser().exists() else tuple(filter(None, map(str.strip, path.split(","))))
     source = given(config.data) | {"maximum": config.data.maximum or None}
     source.pop("path", None)
     return SftConfig(
@@ -72,7 +72,7 @@ def sft_config(config):
         dtype=config.model.dtype,
         scratch=config.model.scratch,
         lora=LoraConfig(**config.lora) if config.lora.rank else None,
-        source=SourceConfig(paths, **source),
+        source=SourceConfig(several(config.data.path), **source),
         batches=PipelineConfig(**config.batches),
         scheme=Scheme(**{**config.scheme, "prompt": config.scheme.prompt or None}),
         tokens=TokensConfig(**given(config.tokens)),

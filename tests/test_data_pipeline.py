@@ -250,7 +250,7 @@ def test_what_is_left_out_takes_no_row_and_its_count_survives_a_resume(packing):
 
 
 def test_nothing_fits_is_said_instead_of_waiting_for_ever():
-    with pytest.raises(UserError, match="batches.length, 6 tokens .the shortest has 9. and batches.over_length 'drop'"):
+    with pytest.raises(UserError, match="batches.length 6 tokens .the shortest has 9. and batches.over_length 'drop'"):
         next(train_batches(Numbers(), to_row, config(length=6), PAD))
     with pytest.raises(UserError, match="the training data is empty"):
         train_batches([], to_row, config(), PAD)

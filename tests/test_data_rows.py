@@ -171,14 +171,3 @@ def test_statistics_sample_evenly_and_need_data():
     assert stats.describe().startswith("100 samples (10 looked at) of")
     with pytest.raises(UserError, match="the data is empty"):
         measure([], maker(), 10)
-
-
-def test_a_method_that_finds_next_to_nothing_to_compress_says_so():
-    flat, cut = [Trace("q", "a. b. c. d")] * 3, [Trace("q", "a\r\n\r\nb\n \nc")] * 3
-    scheme = Scheme(n_gist=2)
-    said = measure(flat, maker(scheme), 99).warning(scheme)
-    assert said.startswith("warning: lightthinker finds 1.0 thoughts in a sample") and "data.segment='sentence'" in said
-    assert measure(cut, maker(scheme), 99).warning(scheme) == "" and measure(cut, maker(scheme), 99).thoughts == 3
-    assert measure(flat, maker(scheme, segment="sentence"), 99).warning(scheme) == ""
-    assert measure(flat, maker(Scheme("vanilla")), 99).warning(Scheme("vanilla")) == ""
-    assert "no finished blocks" in measure(flat, maker(Scheme("memento")), 99).warning(Scheme("memento"))

@@ -2,14 +2,18 @@
 
 import gzip
 import json
+import math
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from lt_jax.data import builder
 from lt_jax.data.readers import read_traces, trace_files
 from lt_jax.data.traces import Trace, Turn, convert, detect, memento_parts, without_summaries
 from lt_jax.errors import UserError
+from lt_jax.evaluation.generate import read_prompts
+from lt_jax.evaluation.suites import from_files
 
 MARKED = (
     "<think>\n<|block_start|>one two<|block_end|>\n<|summary_start|>1 2<|summary_end|>"
@@ -128,15 +132,86 @@ def test_questions_without_outputs_are_read_for_evaluation_only(tmp_path):
         (b'{"question": "q", ', "broken JSON: Expecting property name"),
         (b"[1, 2]", "a JSON list, not an object"),
         (b'{"question": "\xff"}', "is not UTF-8"),
+        (b'{"question": "\xed\xa0\x80"}', "is not UTF-8"),
+        (b'{"question": "a \\ud800 b", "response": "c"}', r"has '\ud800', half a surrogate pair"),
+        (b'{"question": "q", "response": "c", "meta": [{"\\udc00": 1}]}', r"has '\udc00', half a surrogate pair"),
+        (b'{"question": "q", "question": "r", "response": "c"}', "the key 'question' stands twice"),
+        (b'{"question": "q", "response": "c", "answer": NaN}', "NaN is not JSON"),
+        (b'{"question": "q", "response": "c", "meta": -Infinity}', "-Infinity is not JSON"),
+        (b'{"question": "q", "response": "c", "answer": 1e999}', "a number is too large"),
+        (b'{"question": "q", "response": "c", "answer": ' + b"9" * 5000 + b"}", "integer string conversion"),
+        (b'{"question": "q", "response": "c", "meta": ' + b"[" * 200 + b"]" * 200 + b"}", "more than 100 deep"),
+        (b'{"meta": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001, "more than 100 deep"),
+        (b'"' + "a".encode("utf-16") + b'"', "not UTF-8 but UTF-16"),
+        (b'{"question": "a\x00b"}', "not UTF-8 but UTF-16, or no text"),
+        (b"null", "a JSON NoneType, not an object"),
+        (b'{"question": "q", "response": {"a": 1}}', "field 'response' must be text, not dict"),
     ],
 )
 def test_a_broken_line_is_named_by_file_and_number(tmp_path, line, said):
     path = tmp_path / "a.jsonl"
     path.write_bytes(json.dumps(PLAIN).encode() + b"\n\n" + line + b"\n")
-    seen = []
     with pytest.raises(UserError) as error:
-        seen.extend(read_traces(path))
+        list(read_traces(path))
     assert str(error.value).startswith(f"{path}:3: ") and said in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).isascii(), "it must be printable anywhere"
+    with pytest.raises(UserError, match=":3: "):
+        builder.prepare(path, tmp_path / "data")
+    if b"question" in line and b"must be text" not in str(error.value).encode():
+        with pytest.raises(UserError, match=":3: "):
+            read_prompts(path)
+        with pytest.raises(UserError, match=":3: "):
+            from_files(path, name="suite")
+
+
+def test_what_a_line_may_hold_comes_through_whole(tmp_path):
+    response = "\x00a\u2028b\x0cc\x85d\r\ne\ufeff\U0001f600 \x00"
+    plain = {"question": "\\ud83d\\ude00", "response": response, "answer": 10**400, "meta": [1e300, None, "\x00"]}
+    path = write_jsonl(tmp_path / "a.jsonl", plain)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\\\\ud", b"\\ud").replace(b"\n", b"\r\n"))
+    (trace,) = read_traces(path)
+    assert (trace.question, trace.response, trace.answer) == ("\U0001f600", response, "1" + "0" * 400)
+    (kept,) = builder.open_prepared(builder.prepare(path, tmp_path / "data"))
+    assert kept == trace
+
+
+@pytest.mark.parametrize("cut", [lambda data: data[:-12], lambda data: data[:-8] + b"\x00" * 8,
+                                 lambda data: data[: len(data) // 2] + b"\xff" * 40])  # fmt: skip
+def test_a_broken_gzip_file_is_named_with_its_line(tmp_path, cut):
+    path = tmp_path / "a.jsonl.gz"
+    lines = [json.dumps({**PLAIN, "meta": str(number) * 500}) for number in range(400)]
+    path.write_bytes(cut(gzip.compress("\n".join(lines).encode())))
+    with pytest.raises(UserError, match=r"a.jsonl.gz: broken gzip file after line \d+"):
+        list(read_traces(path))
+
+
+def table_of(path, **columns):
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def test_odd_types_in_a_table_are_named_with_their_row(tmp_path):
+    text = ["q", "r", "s"]
+    broken = pyarrow.array([b"a", b"\xff", b"c"]).cast(pyarrow.binary()).view(pyarrow.string())
+    late = pyarrow.array([0, 0, 2**62], pyarrow.timestamp("us"))
+    many = {"question": text, "response": text}
+    for columns, said in [
+        ({"question": text, "response": broken}, r":2: a value cannot be read: .*utf-8"),
+        ({**many, "when": late}, r":3: a value cannot be read"),
+        ({"question": text, "response": [b"a", b"b", b"c"]}, r":1: field 'response' must be text, not bytes"),
+        ({"question": [["q"]] * 3, "response": text}, r":1: field 'question' must be text, not list"),
+        ({"question": pyarrow.nulls(3), "response": text}, r":1: missing field 'question'"),
+    ]:
+        with pytest.raises(UserError, match=said) as error:
+            list(read_traces(table_of(tmp_path / "a.parquet", **columns)))
+        assert "\n" not in str(error.value)
+    numbers = [math.nan, 5.0, None]
+    traces = list(read_traces(table_of(tmp_path / "b.parquet", **many, answer=numbers, score=numbers)))
+    assert [trace.answer for trace in traces] == ["", "5.0", ""] and traces[1].extra == {"score": 5.0}
+    twice = pyarrow.Table.from_arrays([pyarrow.array(text)] * 3, ["question", "response", "question"])
+    pyarrow.parquet.write_table(twice, tmp_path / "c.parquet")
+    with pytest.raises(UserError, match="the column 'question' is there twice"):
+        list(read_traces(tmp_path / "c.parquet"))
 
 
 def test_the_format_of_a_file_is_that_of_its_first_record(tmp_path):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def test_method_of_a_folder(folder, base):
     assert open_folder(base).scheme == Scheme("vanilla")
     with pytest.raises(UserError, match="trained for lightthinker; it can be decoded as lightthinker or vanilla"):
         open_folder(folder, "anllm")
-    with pytest.raises(UserError, match="has no lt_jax.json, so its tokenizer has no special tokens for lightthinker"):
+    with pytest.raises(UserError, match="has no lt_jax.json, .* for lightthinker; .* launch/evaluate.py --method=rkv"):
         open_folder(base, "lightthinker")
 
 
@@ -106,6 +107,29 @@ def test_pieces_keep_every_character(folder):
     assert "".join(pieces) == "é 😀 x" and len(pieces) == len(ids) and "\ufffd" not in "".join(pieces)
 
 
+def test_transformers_does_not_tell_us_that_there_is_no_torch(tmp_path):
+    """Nothing here needs torch; everything else that transformers says is still heard."""
+    code = """
+        import importlib.util, logging, sys
+        real = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, *more: None if name == "torch" else real(name, *more)
+        if sys.argv[1] == "ours":
+            from lt_jax.layout.tokenizer import load_tokenizer
+            load_tokenizer(sys.argv[2])
+        import transformers
+        logging.getLogger("transformers").warning("PyTorch is nice")
+    """
+    said = {}
+    for which in ("ours", "theirs"):
+        command = [sys.executable, "-c", textwrap.dedent(code), which, str(TOKENIZER)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert not done.returncode, done.stderr
+        said[which] = done.stderr
+    assert "PyTorch was not found" in said["theirs"], "it says so no longer: the filter can go"
+    assert "PyTorch was not found" not in said["ours"] and said["ours"].count("\n") == 1
+    assert "PyTorch is nice" in said["ours"]
+
+
 # Suites.
 
 
@@ -121,6 +145,9 @@ def test_suite_from_file(tmp_path):
     assert [(p.answer, p.family) for p in suite.problems] == [("2", "plus"), ("B", "all")]
     assert suite.problems[0].question == "Box it. 1+1?"
     assert question(suite.problems[1]) == "Box it. capital?\n\nA. Rome\nB. Paris"
+    (tmp_path / "more.jsonl").write_text(json.dumps({"question": "2+2?", "answer": 4}))
+    both = job.SuiteConfig((str(path), str(tmp_path / "more.jsonl"))).open()
+    assert both.name == "math, more" and [p.answer for p in both.problems] == ["2", "B", "4"]
     path.write_text(json.dumps(records[2]))
     assert suites.from_files(path, name="chat").problems[0].answer == "6"
     path.write_text("\n".join(json.dumps({"question": str(i), "answer": str(i)}) for i in range(50)))
@@ -156,7 +183,7 @@ def test_embedded_suite_is_held_out_and_seeded():
         suites.embedded(6, families=("chess",))
     with pytest.raises(UserError, match="TFDS no_such_set, split test: cannot be read"):
         suites.from_tfds("no_such_set")
-    with pytest.raises(UserError, match="give one of --config.suite.path=FILE, .* given are path, embedded"):
+    with pytest.raises(UserError, match="give one of path, tfds and embedded; given are path, embedded"):
         job.SuiteConfig(path="x", embedded=3)
 
 
@@ -368,6 +395,15 @@ def test_generate_streams_with_gists_marked(folder):
     assert line["question"] == "Sum 1)+006" and line["compressions"] == done[0].compressions
 
 
+def test_generate_warns_where_nothing_was_compressed(folder):
+    writer, out = open_folder(folder), []
+    generate.generate(writer, [("Sum 1)+006", "")], max_new=5, write=out.append)
+    assert out[-1].startswith("warning: lightthinker found next to nothing to compress: 0.0 thoughts in an answer of")
+    assert "--max_thought ends" in out[-1] and out[-1].count("\n") == 1
+    generate.generate(open_folder(folder, "vanilla"), [("Sum 1)+006", "")], max_new=5, write=out.append)
+    assert "warning" not in out[-1]
+
+
 def test_prompts_from_files(tmp_path):
     text, lines = tmp_path / "p.txt", tmp_path / "p.jsonl"
     text.write_text("one\n\ntwo\n")
@@ -382,6 +418,33 @@ def test_prompts_from_files(tmp_path):
             generate.read_prompts(lines)
     with pytest.raises(UserError, match="no such file"):
         generate.read_prompts(tmp_path / "none.txt")
+
+
+def test_prompts_of_a_text_file_are_its_lines_letter_by_letter(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffone\u2028more\x0cand\x85so\rfar\r\n \r\n\ttwo ".encode())
+    assert generate.read_prompts(path) == [("one\u2028more\x0cand\x85so\rfar", ""), ("\ttwo ", "")]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("one\ntwo".encode("utf-16"), r"p.txt:1: not UTF-8 but UTF-16, or no text at all; save the file as UTF-8"),
+        ("one\ntwo".encode("utf-16-le"), r"p.txt:1: not UTF-8 but UTF-16"),
+        ("one\ntwo".encode("utf-32"), r"p.txt:1: not UTF-8 but UTF-16"),
+        ("one\ntwo é".encode("latin-1"), r"p.txt:2: byte 4 of the line is not UTF-8"),
+        (b"\xef\xbb\xbf\n \n", "p.txt: there is no prompt in it"),
+    ],
+)
+def test_other_encodings_are_one_line(tmp_path, content, message):
+    (tmp_path / "p.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        generate.read_prompts(tmp_path / "p.txt")
+
+
+def test_a_prompt_that_is_no_text_is_one_line(folder):
+    with pytest.raises(UserError, match=r"the text '.*' has '\\udcff', which is no character"):
+        generate.generate(open_folder(folder), [("Sum \udcff", "")])
 
 
 # The command lines.
@@ -403,7 +466,10 @@ CONFIG = "--config=configs/eval_math.py"
          "config.decode has no key 'row'; did you mean rows?"),
         ("evaluate", [CONFIG, "--config.decode.rows=many"], "invalid literal for int"),
         ("evaluate", [CONFIG, "extra"], "unexpected argument 'extra'"),
-        ("evaluate", [CONFIG], "which problems? give one of --config.suite.path=FILE"),
+        ("evaluate", [CONFIG], "suite: give one of path, tfds and embedded; given are none; for example "
+         "--config.suite.path=problems.jsonl or --config.suite.embedded=100"),
+        ("evaluate", [CONFIG, "--config.suite.path=no.jsonl,neither", "--config.model.path=x"],
+         "no.jsonl: no such file"),
         ("evaluate", [CONFIG, "--results=x", "--out=y"], "--config and --results are both given"),
     ],
 )  # fmt: skip
@@ -411,6 +477,16 @@ def test_bad_command_lines_get_one_line_and_exit_code_2(script, arguments, messa
     code, out, error = launch(script, *arguments)
     assert (code, out) == (2, "")
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+@pytest.mark.parametrize("script", ["convert", "demo", "evaluate", "generate", "train", "train_tokenizer"])
+def test_help_shows_commands_one_a_line(script):
+    code, out, error = launch(script, "--help")
+    assert (code, error) == (0, "") and out.count("python launch/") >= 1
+    for line in out.splitlines():
+        assert line.count("python launch/") <= 1 and len(line) <= 140
+        if "python launch/" in line:
+            assert line.startswith("    python launch/") and "  --" not in line.strip(), "one command, on one line"
 
 
 def test_evaluate_and_generate_from_the_command_line(folder, tmp_path):

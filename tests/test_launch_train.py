@@ -99,6 +99,19 @@ def test_a_run_leaves_config_metrics_checkpoints_and_an_export(run_folder):
     assert "data: 12 samples of " in said and "3.0 thoughts each" in said
 
 
+def test_a_run_that_finds_nothing_to_compress_says_so_before_it_starts(base, tmp_path, monkeypatch):
+    def enough(*_, **__):
+        raise UserError("enough")
+
+    monkeypatch.setattr(sft_module.run, "train", enough)
+    traces, said = tmp_path / "traces.jsonl", []
+    for response, warned in (("1) one line\n2) and the next", True), ("1) one\r\n\r\n2) two\n \n3) three", False)):
+        traces.write_text("".join(json.dumps({"question": f"{i}?", "response": response}) + "\n" for i in range(4)))
+        with pytest.raises(UserError, match="enough"):
+            sft(settings(tmp_path / "run", base, traces), said.append)
+        assert said[-1].startswith("warning: lightthinker finds next to nothing to compress") == warned, said
+
+
 def test_the_export_is_the_base_with_adapters_and_new_rows(run_folder, base):
     final = run_folder[0] / "final"
     (before, was), (after, now) = huggingface.load(base), huggingface.load(final)
@@ -308,6 +321,42 @@ def test_configs_for_any_model_take_its_own_template_and_end_of_turn(name):
     assert (found.source.segment, found.source.maximum) == ("chunk", 64)
 
 
+def test_several_paths_are_a_tuple_or_a_text_with_commas(tmp_path, monkeypatch):
+    values = importlib.import_module("configs.lora_qwen").get_config()
+    values.model.path = "m"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one, two").mkdir()
+    for given, wanted in [
+        (("a.jsonl", "b"), ("a.jsonl", "b")),
+        (["a.jsonl"], ("a.jsonl",)),
+        ("a.jsonl", ("a.jsonl",)),
+        ("a.jsonl, b b.parquet,", ("a.jsonl", "b b.parquet")),
+        ("one, two", ("one, two",)),
+        (2024, ("2024",)),
+    ]:
+        values.data.path = given
+        assert sft_config(values).source.paths == wanted
+    for nothing in ("", (), ","):
+        values.data.path = nothing
+        with pytest.raises(UserError, match="data.path is empty; give a trace file, --config.data.path=traces.jsonl"):
+            sft_config(values)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(base, traces, tmp_path):
+    folder = tmp_path / "wide"
+    shutil.copytree(base, folder)
+    tokenizer = load_tokenizer(folder)
+    rows = len(tokenizer)
+    tokenizer.add_tokens(["[PAD]"])
+    tokenizer.save_pretrained(folder)
+    said = f"wide: the tokenizer needs {rows + 1} rows and the model has {rows} .* resize_token_embeddings.{rows + 1}."
+    for scheme in (Scheme(n_gist=2), Scheme("vanilla")):
+        with pytest.raises(UserError, match=said):
+            sft(settings(tmp_path / "run", folder, traces, scheme=scheme), QUIET)
+    with pytest.raises(UserError, match=f"the model has rows for {rows} tokens and the tokenizer has {rows + 1}"):
+        export.convert(folder, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
@@ -317,7 +366,7 @@ def test_configs_for_any_model_take_its_own_template_and_end_of_turn(name):
         (lambda c, t: {"source": dataclasses.replace(c.source, held_out=12)}, "cannot hold out 12 of 12"),
         (lambda c, t: {"tokens": TokensConfig(trigger="not one token")}, "trigger 'not one token' is"),
         (lambda c, t: {"tokens": TokensConfig(table="reference")}, "eos '<.im_end.>' is"),
-        (lambda c, t: {"batches": PipelineConfig(length=4, batch=2)}, "longer than batches.length, 4 tokens"),
+        (lambda c, t: {"batches": PipelineConfig(length=4, batch=2)}, "longer than batches.length 4 tokens"),
     ],
 )
 def test_bad_input_is_one_clear_line(base, traces, tmp_path, change, said):

@@ -237,9 +237,9 @@ class _Elements:
         self._shortest = min(self._shortest, length)
         if not self._fits and self._dropped >= self._patience:
             raise UserError(
-                f"all of the first {self._dropped} samples are longer than batches.length, {self._config.length} "
-                f"tokens (the shortest has {self._shortest}) and batches.over_length {self._config.over_length!r} "
-                "drops them; raise the length"
+                f"all of the first {self._dropped} samples are longer than batches.length {self._config.length} tokens "
+                f"(the shortest has {self._shortest}) and batches.over_length {self._config.over_length!r} drops them; "
+                "raise the length"
             )
 
 

@@ -192,7 +192,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _rows(batch, path: Path, before: int) -> list[dict[str, Any]]:
     """The rows of a record batch, `before` rows into the file."""
     try:
-        return _without_nan(batch.to_pylist())
+        return _without_missing(batch.to_pylist())
     except Exception:  # text that is not UTF-8, dates that Python does not have, ...: which row is it?
         for place in range(len(batch)):
             try:
@@ -203,9 +203,12 @@ def _rows(batch, path: Path, before: int) -> list[dict[str, Any]]:
         raise
 
 
-def _without_nan(value):
+def _without_missing(value):
+    """`value` without fields that are null, as Arrow fills every object of a list up to the fields of all the others,
+    or NaN, as pandas writes what is missing."""
     if isinstance(value, list):
-        return [_without_nan(part) for part in value]
+        return [_without_missing(part) for part in value]
     if isinstance(value, dict):
-        return {key: _without_nan(part) for key, part in value.items()}
+        whole = {key: _without_missing(part) for key, part in value.items()}
+        return {key: part for key, part in whole.items() if part is not None}
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -17,7 +17,7 @@ from lt_jax.layout.build import Exchange, build_turns
 from lt_jax.layout.encode import encoder
 from lt_jax.layout.row import Row
 from lt_jax.layout.scheme import Scheme
-from lt_jax.layout.segment import SEGMENTERS, merge, token_chunks, without_ending
+from lt_jax.layout.segment import SEGMENTERS, merge, token_chunks, without_break
 from lt_jax.layout.special import SpecialTokens
 from lt_jax.layout.template import Reply
 
@@ -133,7 +133,7 @@ def ready_thoughts(trace: Trace) -> list[str]:
         UserError: the trace was not cut.
     """
     if trace.segments:
-        whole = lambda text: text if without_ending(text) != text else text + "\n\n"
+        whole = lambda text: text if without_break(text) != text else text + "\n\n"
         return [*map(whole, trace.segments[:-1]), trace.segments[-1]]
     if BLOCK_START not in trace.response:
         raise UserError(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lt_jax.data.readers import JSONL, read_records, text_lines
+from lt_jax.data.readers import JSONL, read_lines, read_records
 from lt_jax.decode import Completion, DecodeConfig, Request, Sampling, TextStreamer
 from lt_jax.errors import UserError
 from lt_jax.evaluation import metrics, notices
@@ -30,7 +30,7 @@ def read_prompts(path: str | Path) -> list[tuple[str, str]]:
     if path.name.endswith(JSONL):
         found = [_prompt(record, where) for where, record in read_records(path)]
     elif path.suffix == ".txt":
-        found = [(line, "") for line in text_lines(path) if line.strip()]
+        found = [(line, "") for _, line in read_lines(path) if line.strip()]
     else:
         raise UserError(f"{path}: unknown kind of file; give a .txt or .jsonl file of prompts")
     if not found:

@@ -21,14 +21,14 @@ class SuiteConfig:
     """Where the problems come from: exactly one of `path`, `tfds` and `embedded`.
 
     Attributes:
-        path: file or folder, see `suites.from_files`; `format` of `data.traces.FORMATS`, "" to see it.
+        path: file or folder, or several, see `suites.from_files`; `format` of `data.traces.FORMATS`, "" to see it.
         tfds: data set name, see `suites.from_tfds`; `split` and `data_dir` of it.
         embedded: number of embedded problems, with `steps` (least, most) and `families` (empty: all).
         name: what the tables call it.
         limit: problems to keep, drawn by `seed`; 0 keeps all.
     """
 
-    path: str = ""
+    path: str | tuple[str, ...] = ""
     format: str = ""
     tfds: str = ""
     split: str = "test"
@@ -44,13 +44,14 @@ class SuiteConfig:
         given = [name for name in ("path", "tfds", "embedded") if getattr(self, name)]
         if len(given) != 1:
             raise UserError(
-                "which problems? give one of --config.suite.path=FILE, --config.suite.tfds=NAME and "
-                f"--config.suite.embedded=NUMBER; given are {', '.join(given) or 'none'}"
+                f"suite: give one of path, tfds and embedded; given are {', '.join(given) or 'none'}; for example "
+                "--config.suite.path=problems.jsonl or --config.suite.embedded=100"
             )
 
     def open(self) -> suites.Suite:
         if self.path:
-            return suites.from_files(self.path, name=self.name or Path(self.path).stem, format=self.format or None,
+            stems = [Path(path).stem for path in ((self.path,) if isinstance(self.path, str) else self.path)]
+            return suites.from_files(self.path, name=self.name or ", ".join(stems), format=self.format or None,
                                      limit=self.limit, seed=self.seed)  # fmt: skip
         if self.tfds:
             return suites.from_tfds(self.tfds, split=self.split, data_dir=self.data_dir or None, name=self.name,

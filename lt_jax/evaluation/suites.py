@@ -71,7 +71,11 @@ def from_tfds(dataset: str, *, split: str = "test", data_dir: str | None = None,
     problems = []
     for number, record in enumerate(source, 1):
         where = f"{dataset}:{split}, example {number}"
-        problems.append(_problem(convert(_text(record), None, where, evaluation=True), where, system, prefix))
+        try:
+            record = _text(record)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: byte {error.start} of a text is not UTF-8") from None
+        problems.append(_problem(convert(record, None, where, evaluation=True), where, system, prefix))
     if not problems:
         raise UserError(f"TFDS {dataset}, split {split}: empty")
     return Suite(name or f"{dataset}:{split}", limited(problems, limit, seed))

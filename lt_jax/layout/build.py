@@ -16,7 +16,7 @@ from lt_jax.layout.memento import write_memento
 from lt_jax.layout.prompt import Prompt, Tokenize, refuse_control, write_prompt
 from lt_jax.layout.row import Role, Row, Writer
 from lt_jax.layout.scheme import Scheme
-from lt_jax.layout.segment import token_chunks, without_ending
+from lt_jax.layout.segment import token_chunks, without_break
 from lt_jax.layout.special import SpecialTokens
 from lt_jax.lifetimes import NEVER
 
@@ -239,7 +239,7 @@ def _thoughts(segment: Segment, special: SpecialTokens, tokenize: Tokenize, has_
         if not segment.strip():
             return []
         if special.ending is not None:
-            segment = without_ending(segment) + special.ending
+            segment = without_break(segment) + special.ending
         segment = tokenize(segment)
     thoughts: list[list[int]] = [[]]
     for token in segment:

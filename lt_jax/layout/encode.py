@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from tokenizers import Tokenizer
 
 from lt_jax.errors import UserError
+
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a pair: no character, in no encoding; whole pairs are one in Python
 
 
 def encoder(tokenizer) -> Callable[[str], list[int]]:
@@ -14,7 +17,8 @@ def encoder(tokenizer) -> Callable[[str], list[int]]:
 
     Some post-processors (Llama's) put a BOS before every text that is tokenised on its own; this leaves them out. What
     the text itself spells, such as a chat template's BOS, becomes its id. Padding and truncation that were saved with
-    the tokenizer are turned off, see `core`.
+    the tokenizer are turned off, see `core`. A text with half a
+    surrogate pair, which is no character (a command line that is not UTF-8 gives such), is a UserError.
     """
     if not callable(getattr(tokenizer, "encode", None)):
         raise UserError(f"{type(tokenizer).__name__} has no encode(); a tokenizers or transformers tokenizer is needed")
@@ -22,6 +26,8 @@ def encoder(tokenizer) -> Callable[[str], list[int]]:
         core(tokenizer)
 
     def encode(text: str) -> list[int]:
+        if lone := SURROGATE.search(text):
+            raise UserError(f"the text {text[:60]!a} has {lone.group()!a}, which is no character")
         encoded = tokenizer.encode(text, add_special_tokens=False)
         return list(getattr(encoded, "ids", encoded))
 

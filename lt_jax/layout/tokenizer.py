@@ -20,7 +20,7 @@ def load_tokenizer(folder: str | Path):
     Raises:
         UserError: the folder has no tokenizer.json, or a broken one.
     """
-    with _without_advice():
+    with _no_advice_on_torch():
         from transformers import PreTrainedTokenizerFast
 
     folder = Path(folder)
@@ -34,21 +34,21 @@ def load_tokenizer(folder: str | Path):
     return tokenizer
 
 
-class _Advice(logging.Filter):
-    """Lets everything pass but the line that PyTorch is not there: tokenizers are all that we take of transformers."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "PyTorch was not found" not in record.getMessage()
-
-
 @contextlib.contextmanager
-def _without_advice():
-    logger, advice = logging.getLogger("transformers"), _Advice()
-    logger.addFilter(advice)
+def _no_advice_on_torch():
+    """`transformers` warns, when it is first imported, that there is no PyTorch. Nothing here needs it."""
+    other = lambda record: not record.getMessage().startswith("PyTorch was not found")
+    logger = logging.getLogger("transformers")
+    logger.addFilter(other)
     try:
         yield
     finally:
-        logger.removeFilter(advice)
+        logger.removeFilter(other)
+
+
+def rows_needed(tokenizer) -> int:
+    """Rows that a model's table must have for every id of a `transformers` tokenizer, added tokens included."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def tokenizer_hash(folder: str | Path) -> str:

@@ -119,7 +119,7 @@ class DecoderConfig:
         if self.dtype not in DTYPES:
             raise UserError(f"model config: dtype is {self.dtype!r}; it is one of {', '.join(DTYPES)}")
         if self.lora and self.lora.rows and sum(self.lora.rows) > self.vocab_size:
-            raise UserError(f"lora.rows {self.lora.rows} reach past the vocabulary of {self.vocab_size}")
+            raise UserError(f"LoraConfig.rows {self.lora.rows} reach past the vocabulary of {self.vocab_size}")
 
     @property
     def vocab_padded(self) -> int:

@@ -15,7 +15,7 @@ from lt_jax.layout.card import NAME, Card, read_card
 from lt_jax.layout.chat import BOXED
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import name_ends, reference_table
-from lt_jax.layout.tokenizer import load_tokenizer, tokenizer_hash
+from lt_jax.layout.tokenizer import load_tokenizer, rows_needed, tokenizer_hash
 from lt_jax.models import huggingface
 from lt_jax.models.config import LoraConfig
 from lt_jax.training import mesh as meshes
@@ -56,9 +56,9 @@ def convert(source: str | Path, target: str | Path, *, dtype: str | None = None,
         n_gist = {"qwen": 9, "llama": 7}.get(table)
         special = reference_table(tokens, table, n_gist).special
         card = Card(Scheme(n_gist=n_gist), special, table, prefix=BOXED)
-    if len(tokens) > model.vocab_size:
+    if (needed := rows_needed(tokens)) > model.vocab_size:
         raise UserError(
-            f"{source}: the model has rows for {model.vocab_size:,} tokens and the tokenizer has {len(tokens):,}; "
+            f"{source}: the model has rows for {model.vocab_size:,} tokens and the tokenizer has {needed:,}; "
             "it is another model's, or the checkpoint was not trained with this table"
         )
     if card is None:

@@ -29,7 +29,7 @@ from lt_jax.data.tasks import FAMILIES, Problems
 from lt_jax.errors import UserError
 from lt_jax.layout.card import NAME, Card, read_card
 from lt_jax.layout.special import SpecialTokens, Table, default_table, name_ends, one_token, reference_table
-from lt_jax.layout.tokenizer import load_tokenizer, tokenizer_hash
+from lt_jax.layout.tokenizer import load_tokenizer, rows_needed, tokenizer_hash
 from lt_jax.models import huggingface, lora, vocabulary
 from lt_jax.models import params as parameters
 from lt_jax.models.config import DecoderConfig
@@ -51,8 +51,9 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
         UserError: anything about model, tokenizer, data, mesh, checkpoint or disk that the user can put right.
     """
     mesh = meshes.make(config.train.mesh)
-    huggingface.read_config(config.model)  # its complaints come before the tokenizer's
+    rows = huggingface.read_config(config.model).vocab_size  # its complaints come before the tokenizer's
     tokenizer = load_tokenizer(config.model)
+    check_rows(config.model, rows, rows_needed(tokenizer))
     table = special_tokens(tokenizer, config)
     folder = Path(config.folder)
     samples, named = open_source(config.source, folder)
@@ -61,7 +62,6 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
     params, model = read_model(config, mesh)
     resolved = describe(config, named, base_of(config, params, tokenizer), table.special)
     params, model = fitted(params, model, config, table)
-    check_vocabulary(config.model, len(tokenizer), model.vocab_size)
     say(summary(model, mesh, config))
     found = measure(samples, to_row, config.batches.length)
     say(f"data: {found.describe()}")
@@ -86,6 +86,16 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
     )  # fmt: skip
     say(f"exported to {final}")
     return final
+
+
+def check_rows(folder: str, rows: int, needed: int) -> None:
+    """Raises UserError if a folder's tokenizer has ids for which its model has no rows."""
+    if needed > rows:
+        raise UserError(
+            f"{folder}: the tokenizer needs {needed:,} rows and the model has {rows:,} (vocab_size in config.json): it "
+            "is another model's tokenizer, or tokens were added to it alone; give the model their rows with "
+            f"resize_token_embeddings({needed}) of transformers and save both, or take the tokens out of the tokenizer"
+        )
 
 
 def special_tokens(tokenizer, config: SftConfig) -> Table:
@@ -117,15 +127,6 @@ def special_tokens(tokenizer, config: SftConfig) -> Table:
             raise UserError(f"{config.model}: the tokenizer names no eos_token; give one with --config.tokens.eos")
         eos = tokenizer.convert_ids_to_tokens(ends[0])
     return default_table(tokenizer, scheme, eos, tokens.pad or tokenizer.pad_token, tokens.trigger)
-
-
-def check_vocabulary(folder: str, tokens: int, rows: int) -> None:
-    """Raises UserError if the tokenizer has tokens that the model has no row for."""
-    if tokens > rows:
-        raise UserError(
-            f"{folder}: the tokenizer has {tokens:,} tokens, and the model rows for {rows:,}; give the tokenizer that "
-            "the model came with"
-        )
 
 
 def open_source(source: SourceConfig, folder: Path) -> tuple[Sequence, dict]:

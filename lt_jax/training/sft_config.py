@@ -73,7 +73,10 @@ class SourceConfig:
         check_turns(self.turns)
         if any(self.paths) == bool(self.embedded):
             given = "both data.path and data.embedded are given" if self.embedded else "data.path is empty"
-            raise UserError(f"{given}; give a trace file, --config.data.path=traces.jsonl, or a number of problems")
+            raise UserError(
+                f"{given}; give a trace file, --config.data.path=traces.jsonl, or a number of embedded problems, "
+                "--config.data.embedded=100000"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
