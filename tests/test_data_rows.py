@@ -1,5 +1,7 @@
 """Traces as rows, sources put together, and the numbers of a data set."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -163,6 +165,33 @@ def test_statistics_of_a_small_set_by_hand():
         "2 samples of 24 tokens on average, 35 at most, 2.5 thoughts each, 50.0 % longer than 30 tokens"
     )
     assert measure([TRACE], maker(Scheme(method="vanilla")), 30).thoughts == 0
+
+
+@pytest.mark.parametrize(
+    "scheme, more, trace, said",
+    [
+        (None, {}, Trace("q", "one and\r\nthe same"), "lightthinker finds next to nothing .*: 1.0 thoughts each"),
+        (None, {}, Trace("q", "a\n\n" + "b" * 50), "2.0 thoughts each, and 2.0 % .* data.segment=sentence"),
+        (None, {}, Trace("q", "one\r\n \r\ntwo\r\n\r\nthree"), ""),
+        (Scheme("anllm"), {}, Trace("q", "a. b. c."), "anllm finds next to nothing"),
+        (Scheme("anllm"), {"segment": "sentence"}, Trace("q", "So aa. bb. cc."), ""),
+        (Scheme(level="token", step=30, n_gist=1), {}, Trace("q", "abc"), "a smaller scheme.step than 30"),
+        (Scheme(level="token", step=2, n_gist=1), {}, Trace("q", "abcdefg"), ""),
+        (Scheme("memento"), {}, Trace("q", "no blocks at all"), "memento finds next to nothing .*block_start"),
+        (Scheme("memento"), {}, Trace("q", MARKED), ""),
+        (Scheme("vanilla"), {}, Trace("q", "one"), ""),
+    ],
+)
+def test_a_method_that_finds_nothing_to_compress_is_warned_of(scheme, more, trace, said):
+    warning = measure([trace], maker(scheme, **more), 100).warning(scheme or Scheme(n_gist=2))
+    assert re.search(said, warning) if said else not warning
+    assert "\n" not in warning
+
+
+def test_what_is_put_away_is_what_is_dead_before_the_end():
+    assert measure([Trace("q", "aaa\n\nb")], maker(), 100).put_away == 3 / 4
+    assert measure([Trace("q", "aaa")], maker(), 100).put_away == 0, "only an EOS follows the thought"
+    assert measure([Trace("q", "aaa\n\nb")], maker(Scheme("vanilla")), 100).put_away == 0
 
 
 def test_statistics_sample_evenly_and_need_data():
