@@ -292,7 +292,7 @@ def test_evaluation_leaves_out_what_is_too_long_and_counts_it():
         ({"length": 0}, "batches.length is 0; it must be at least 1"),
         ({"packing": "tight"}, "batches.packing is 'tight'; it must be one of best_fit, first_fit, none"),
         ({"over_length": "cut"}, "batches.over_length is 'cut'; it must be one of drop, split"),
-        ({"epochs": 0}, "batches.epochs is 0"),
+        ({"epochs": 0}, "PipelineConfig.epochs is 0"),
         ({"prefetch": -1}, "batches.prefetch is -1"),
     ],
 )

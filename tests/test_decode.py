@@ -452,7 +452,7 @@ def test_streamed_and_returned_text_are_the_same():
     [
         (dict(max_thought=5), "vanilla has no thoughts"),
         (dict(rows=0), "decode.rows is 0"),
-        (dict(closers=3), "decode.closers is 3"),
+        (dict(closers=3), "DecodeConfig.closers is 3"),
     ],
 )
 def test_bad_configs_say_what_is_wrong(change, match):

@@ -316,7 +316,7 @@ def test_bad_input_is_one_line_before_anything_compiles():
         (lambda: how("lru"), "policy is 'lru'"),
         (lambda: engine(how("rkv", budget=(24, 24))), "2 budgets were given for a model of 3 layers"),
         (lambda: engine(how("rkv", buffer=2), scheme=Scheme(n_gist=3)), "closing a thought takes 5 keys"),
-        (lambda: DecodeConfig(horizon=5), "decode.horizon is set"),
+        (lambda: DecodeConfig(horizon=5), "DecodeConfig.horizon is set"),
         (lambda: engine(how("full")).complete([Request(range(40), 5)]), "does not fit; the capacity is 32"),
         (lambda: how("sepllm", order="reference"), "sepllm needs the order of births"),
         (lambda: how("rkv", budget=()), "budget is"),

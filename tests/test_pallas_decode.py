@@ -236,7 +236,7 @@ def test_an_engine_decodes_alike_by_the_kernel():
 
 
 def test_an_engine_refuses_the_kernel_where_there_is_none(monkeypatch):
-    with pytest.raises(UserError, match="decode.implementation is 'palas'; it is one of native, plain, pallas"):
+    with pytest.raises(UserError, match="DecodeConfig.implementation is 'palas'; it is one of native, plain, pallas"):
         engine("palas")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     with pytest.raises(UserError, match="which is for TPUs; the platform is gpu"):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lt_jax.data.builder import prepare
-from lt_jax.data.readers import read_traces, text_lines
+from lt_jax.data.readers import read_traces
 from lt_jax.errors import UserError
 from lt_jax.evaluation.generate import read_prompts
 from lt_jax.evaluation.suites import from_files
@@ -19,12 +19,12 @@ GOOD = b'{"question": "q", "response": "r", "answer": "1"}\n'
 @pytest.mark.parametrize(
     "line, said",
     [
-        (rb'{"question": "a\ud800b", "response": "r", "answer": "1"}', r"a text has \\ud800, half of a surrogate pair"),
-        (rb'{"question": "q", "response": "r", "answer": "1", "extra": {"deep": ["\udc00"]}}', r"a text has \\udc00"),
+        (rb'{"question": "a\ud800b", "response": "r", "answer": "1"}', r"a text has '\\ud800', half a surrogate pair"),
+        (rb'{"question": "q", "response": "r", "answer": "1", "extra": {"deep": ["\udc00"]}}', r"a text has '\\udc00'"),
         (b'{"question": "q\xff", "response": "r"}', "byte 15 of the line is not UTF-8"),
-        (b'{"question": "q", "response": "r", "score": NaN}', "NaN is no number that JSON has"),
+        (b'{"question": "q", "response": "r", "score": NaN}', "NaN is not JSON"),
         (b'{"question": "q", "question": "z", "response": "r"}', "the key 'question' stands twice"),
-        (b'{"question": "q", "n": ' + b"[" * 20000 + b"]" * 20000 + b"}", "nested too deeply"),
+        (b'{"question": "q", "n": ' + b"[" * 20000 + b"]" * 20000 + b"}", "nested more than 100 deep"),
         (b'{"question": "q", "n": ' + b"9" * 5000 + b"}", "Exceeds the limit"),
         (b'{"question": "q"', "broken JSON"),
         (b"[1, 2]", "a JSON list, not an object"),
@@ -62,7 +62,7 @@ def test_a_gzip_file_that_was_cut_off_or_spoilt(tmp_path):
             list(read_traces(path))
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_prompts_of_a_text_file(tmp_path, encoding):
     path = tmp_path / "prompts.txt"
     path.write_bytes("one\u2028still one\r\n\r\ntwo\x0cstill two\x85\nthrée".encode(encoding))
@@ -72,11 +72,11 @@ def test_prompts_of_a_text_file(tmp_path, encoding):
 def test_a_text_file_of_another_encoding_is_refused_with_its_line(tmp_path):
     path = tmp_path / "latin.txt"
     path.write_bytes("one\ntwo\nthrée".encode("latin-1"))
-    with pytest.raises(UserError, match=r"latin.txt:3: byte 11 of the file is not UTF-8; save it as UTF-8"):
+    with pytest.raises(UserError, match=r"latin.txt:3: byte 3 of the line is not UTF-8; save the file as UTF-8"):
         read_prompts(path)
-    path.write_bytes(codecs.BOM_UTF16_LE + b"a")
-    with pytest.raises(UserError, match=r"latin.txt:1: byte \d of the file is not UTF-16"):
-        text_lines(path)
+    path.write_bytes("one".encode("utf-16"))
+    with pytest.raises(UserError, match=r"latin.txt:1: not UTF-8 but UTF-16"):
+        read_prompts(path)
 
 
 def test_a_start_says_nothing_of_libraries_that_are_not_needed():

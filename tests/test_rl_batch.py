@@ -80,7 +80,7 @@ def test_what_is_no_batch_is_refused_in_one_line():
         (done, dict(length=40), "request 0: 45 tokens do not fit into rows of 40; raise the length"),
         (done, dict(length=S, rows=2), "3 completions do not fit into a batch of 2 rows"),
         ((done[0], sampled("rkv layers")[0]), dict(length=S), "must be of one engine"),
-        ((unknown,), dict(length=S), "request 0: its evictions were not recorded; set decode.horizon"),
+        ((unknown,), dict(length=S), "request 0: its evictions were not recorded; set DecodeConfig.horizon"),
     ):
         with pytest.raises(UserError, match=line):
             batch_of(given, pad=SPECIAL.pad, **options)

@@ -70,7 +70,7 @@ class PipelineConfig:
             if getattr(self, name) < least:
                 raise UserError(f"batches.{name} is {getattr(self, name)}; it must be at least {least}")
         if self.epochs is not None and not self.epochs > 0:
-            raise UserError(f"batches.epochs is {self.epochs}; it must be above 0, or None for no end")
+            raise UserError(f"PipelineConfig.epochs is {self.epochs}; it must be above 0, or None for no end")
         if self.over_length not in POLICIES:
             raise UserError(f"batches.over_length is {self.over_length!r}; it must be one of {', '.join(POLICIES)}")
         if self.packing not in PACKERS:

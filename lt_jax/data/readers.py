@@ -192,7 +192,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _rows(batch, path: Path, before: int) -> list[dict[str, Any]]:
     """The rows of a record batch, `before` rows into the file."""
     try:
-        return _without_missing(batch.to_pylist())
+        return [{name: _without_missing(value) for name, value in record.items()} for record in batch.to_pylist()]
     except Exception:  # text that is not UTF-8, dates that Python does not have, ...: which row is it?
         for place in range(len(batch)):
             try:

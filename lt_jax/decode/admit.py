@@ -51,7 +51,7 @@ def _check_ids(name: str, field: str, ids, model: DecoderConfig, config: DecodeC
     if isinstance(ids, str) or not all(isinstance(i, int | np.integer) and 0 <= i < model.vocab_size for i in ids):
         raise UserError(f"{name}: {field} is {ids!r}; it must be token ids below {model.vocab_size}")
     if len(ids) > config.listed:
-        raise UserError(f"{name}: {field} has {len(ids)} ids, and decode.listed leaves room for {config.listed}")
+        raise UserError(f"{name}: {field} has {len(ids)} ids, and DecodeConfig.listed leaves room for {config.listed}")
 
 
 def _check_prompt(name: str, prompt: Row, model: DecoderConfig, config: DecodeConfig, rules: Rules) -> None:

@@ -64,7 +64,7 @@ def lower(
         UserError: native kernels are asked for.
     """
     if config.implementation == "native":
-        raise UserError("decode.implementation is 'native', which cannot be lowered ahead of time; 'plain' can")
+        raise UserError("DecodeConfig.implementation is 'native', which cannot be lowered ahead of time; 'plain' can")
     rules = rules_of(model, scheme, special, config)
     shapes = jax.eval_shape(lambda p: prepare(p, model, "plain"), parameters.abstract(model, model.dtype))
     state = jax.eval_shape(lambda: control.idle(config.rows, config.top_logps))

@@ -101,7 +101,7 @@ class Completion:
     def check_recorded(self) -> None:
         """Raises UserError if keys may have been evicted and nobody recorded their deaths."""
         if self.unrecorded:
-            raise UserError(f"request {self.id}: its evictions were not recorded; set decode.horizon to record them")
+            raise UserError(f"request {self.id}: its evictions were not recorded; set DecodeConfig.horizon for that")
 
     def lifetimes(self) -> Lifetimes:
         """Of prompt and response as a batch of one: a masked forward under them sees what decoding saw.

@@ -56,18 +56,18 @@ class DecodeConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"decode.{name} is {getattr(self, name)}; it must be 1 or more")
         if self.max_thought is not None and self.max_thought < 1:
-            raise UserError(f"decode.max_thought is {self.max_thought}; it must be 1 or more, or None")
+            raise UserError(f"max_thought is {self.max_thought}; it must be 1 or more, or None")
         object.__setattr__(self, "stop", tuple(self.stop))
         for name in ("closers", "evictors"):
             if (value := getattr(self, name)) is not None and not 1 <= value <= self.rows:
-                raise UserError(f"decode.{name} is {value}; it must be from 1 to decode.rows ({self.rows})")
+                raise UserError(f"DecodeConfig.{name} is {value}; it must be from 1 to rows ({self.rows})")
         for name in ("listed", "top_logps"):
             if getattr(self, name) < 0:
-                raise UserError(f"decode.{name} is {getattr(self, name)}; it must be 0 or more")
+                raise UserError(f"DecodeConfig.{name} is {getattr(self, name)}; it must be 0 or more")
         if self.horizon < 0:
-            raise UserError(f"decode.horizon is {self.horizon}; it must be 0 (records nothing) or more")
+            raise UserError(f"DecodeConfig.horizon is {self.horizon}; it must be 0 (records nothing) or more")
         if self.horizon and self.eviction is None:
-            raise UserError("decode.horizon is set, but without decode.eviction nothing is recorded")
+            raise UserError("DecodeConfig.horizon is set, but without an eviction nothing is recorded")
 
     @property
     def closing_rows(self) -> int:

@@ -215,7 +215,7 @@ class Engine:
         """
         self._check_owner(None)
         if self.cache.record is None:
-            raise UserError("reading prompts for their deaths needs decode.eviction and decode.horizon")
+            raise UserError("reading prompts for their deaths needs DecodeConfig.eviction and DecodeConfig.horizon")
         found = {}
         for request in requests:
             self._submit(request)

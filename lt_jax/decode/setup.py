@@ -33,12 +33,12 @@ def products(config: DecodeConfig) -> str:
     """
     if config.implementation not in ATTENTION:
         known = ", ".join(name for name in ATTENTION if name)
-        raise UserError(f"decode.implementation is {config.implementation!r}; it is one of {known}")
+        raise UserError(f"DecodeConfig.implementation is {config.implementation!r}; it is one of {known}")
     if config.implementation != "pallas":
         return native.choose(config.implementation)
     platform = jax.default_backend()
     if platform not in ("cpu", "tpu"):  # on a CPU it is interpreted, for tests
-        raise UserError(f"decode.implementation is 'pallas', which is for TPUs; the platform is {platform}")
+        raise UserError(f"DecodeConfig.implementation is 'pallas', which is for TPUs; the platform is {platform}")
     return "plain"
 
 
@@ -130,7 +130,7 @@ def check(scheme: Scheme, model: DecoderConfig, config: DecodeConfig, rules: Rul
     """Raises UserError if scheme, token table, model and config do not go together."""
     if config.max_thought is not None and (rules.close is None or rules.close.every):
         why = "vanilla has no thoughts" if rules.close is None else "scheme.step already bounds a thought"
-        raise UserError(f"decode.max_thought is set, but {why}")
+        raise UserError(f"max_thought is set, but {why}")
     if config.most_keys <= rules.longest:
         raise UserError(f"decode.capacity is {config.most_keys}; closing a thought alone takes {rules.longest} keys")
     if rules.eviction is not None:
