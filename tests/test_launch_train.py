@@ -301,7 +301,10 @@ TOKEN = Scheme(level="token", step=4)
         ({"tokens": {"trigger": "a"}, "scheme": TOKEN}, "tokens.trigger is 'a', but scheme.level 'token' writes none"),
         ({"source": {"segment": "sentence"}, "scheme": Scheme("vanilla")}, "data.segment .* scheme.method 'vanilla'"),
         ({"train": {"epochs": 2.0}}, "train.steps is 4 and train.epochs is 2; give one of them and set the other to 0"),
-        ({"batches": PipelineConfig(length=8, batch=2, epochs=2)}, "PipelineConfig.epochs is 2; .* given as train.epochs"),
+        (
+            {"batches": PipelineConfig(length=8, batch=2, epochs=2)},
+            "PipelineConfig.epochs is 2; .* given as train.epochs",
+        ),
         ({"source": {"held_out": 0}, "train": {"eval_every": 2}}, "train.eval_every is 2 and data.held_out is 0"),
         ({"lora": LoraConfig(rank=2), "train": {"optim": {"name": "muon"}}}, "optim.name is 'muon' and lora.rank"),
     ],
