@@ -69,6 +69,7 @@ class Ours:
         self.new, self.peak = new, 0
 
     def __call__(self):
+        self.engine.forget()  # each turn reads its prompts, as the other side does
         done = self.engine.complete(self.asked)
         for c in done:
             generated = np.sum(~c.forced | (c.tokens == self.special.trigger))

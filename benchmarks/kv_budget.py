@@ -92,10 +92,13 @@ def price(params, model) -> list[dict]:
         engine = Engine(params, model, VANILLA, SPECIAL, budgeted(policy, OPTIONS.rows))
         asked = [Request(p, 4 * BUFFER) for p in prompts(model, OPTIONS.rows, BUDGET)]
         rows, how = np.arange(OPTIONS.rows, dtype=np.int32), engine.config.eviction
-        engine._fill(enumerate(asked), {}, range(len(asked)))  # prompts into the rows, without decoding
+        for request in asked:
+            engine.submit(request)
+        engine._fill()  # prompts into the rows, without decoding
 
         def block(engine=engine):
-            engine.state, engine.cache, *log = engine.block(engine.weights, engine.state, engine.cache, np.int32(99))
+            state = engine.weights, engine.state, engine.cache, engine.settings
+            engine.state, engine.cache, *log = engine.block(*state, np.int32(99))
             jax.block_until_ready(log)
 
         cut = jax.jit(functools.partial(slots.evict, how=how), donate_argnums=(0,))
@@ -127,7 +130,9 @@ def speed(params, model) -> list[dict]:
         for name, config in (("full", full(length)), ("budget", budgeted(rows=rows))):
             engine = Engine(params, model, VANILLA, SPECIAL, config)
             ask = lambda n, rows=config.rows: [Request(p, n) for p in prompts(model, rows)]
+            engine.reserve(PROMPT + length)
             engine.complete(ask(2))
+            engine.forget()
             start = time.perf_counter()
             done = engine.complete(ask(length))
             assert all(len(c.tokens) == length for c in done)

@@ -84,11 +84,11 @@ class Engine:
         )
         self.copy = jax.jit(slots.copied, donate_argnums=0)
         self.grow = jax.jit(slots.grown, static_argnums=1)
+        self.rows = Rows(config.rows, self.rules)
         self.load(params)
         self.state = control.idle(config.rows, config.top_logps)
         self.cache = empty_cache(model, config, self.rules, need=0)
         self.settings = settings_of([Request(())] * config.rows, config, self.rules)
-        self.rows = Rows(config.rows, self.rules)
         self.rows.slots = self.cache.capacity - self.rules.longest
         self.waiting: collections.deque[Record] = collections.deque()
         self.said: list[Event] = []  # refusals and cancellations, told at the next step
@@ -104,8 +104,15 @@ class Engine:
         """
         self.weights = None
         self.weights = jax.jit(prepare, static_argnums=(1, 2))(params, self.model, self.form)
-        if hasattr(self, "rows"):
-            self.rows.forget()
+        self.forget()
+
+    def forget(self) -> None:
+        """Lets go of what finished rows hold, and what those under way will: the prompts to come are read whole."""
+        self.rows.forget()
+
+    def reserve(self, keys: int) -> None:
+        """Gives every row room for so many keys now, where it would otherwise come when one needs it."""
+        self._make_room(keys)
 
     def submit(self, request: Request) -> int:
         """Queues a request; the handle by which `step` and `cancel` know it. One that cannot be answered is told so by
