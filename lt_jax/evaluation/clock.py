@@ -6,7 +6,6 @@ import functools
 
 import jax
 
-
 EVENTS = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
 
 
