@@ -124,7 +124,7 @@ class SftConfig:
                 f"train.steps is {self.train.steps} and train.epochs is {self.train.epochs:g}; "
                 "give one of them and set the other to 0"
             )
-        if self.PipelineConfig.epochs is not None:
+        if self.batches.epochs is not None:
             epochs = self.batches.epochs
             raise UserError(f"PipelineConfig.epochs is {epochs:g}; a run's passes are given as train.epochs")
         if self.train.eval_every and not source.held_out:
