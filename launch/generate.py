@@ -42,9 +42,10 @@ def main(argv) -> None:
     if (PROMPT.value is None) == (PROMPTS.value is None):
         raise UserError("give one of --prompt=\"...\" and --prompts=FILE")
 
+    from lt_jax.evaluation.folder import open_folder
+
     from lt_jax.decode import Sampling
     from lt_jax.evaluation import generate
-    from lt_jax.evaluation.folder import open_folder
     from lt_jax.evaluation.results import write_whole
 
     compile_cache(COMPILE_CACHE.value)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lt_jax.evaluation.folder import contender, open_folder, question, warm_up
 
 from lt_jax.data import answers
 from lt_jax.data.problem import Problem
 from lt_jax.decode import DecodeConfig, Request
 from lt_jax.errors import UserError
 from lt_jax.evaluation import generate, job, notices, pictures, progress, report, results, suites, table
-from lt_jax.evaluation.folder import contender, open_folder, question, warm_up
 from lt_jax.evaluation.run import evaluate
 from lt_jax.evaluation.suites import Suite
 from lt_jax.layout import card
