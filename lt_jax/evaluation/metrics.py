@@ -1,4 +1,4 @@
-"""Accuracy, peak and dependency of many completions: estimates with their 95 % intervals. Counted in `decode.counts`."""
+"""Accuracy, peak and dependency of many completions, with their 95 % intervals; counted by `decode.counts`."""
 
 from __future__ import annotations
 
