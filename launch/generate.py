@@ -30,7 +30,7 @@ ROWS = flags.DEFINE_integer("rows", 8, "questions answered side by side", lower_
 KV = flags.DEFINE_string("kv", None, "KV policy: a row keeps --budget keys and never holds more than budget + buffer")
 BUDGET = flags.DEFINE_integer("budget", None, "keys that each layer and kv head keeps, with --kv; 512 if not given")
 BUFFER = flags.DEFINE_integer("buffer", None, "tokens between two evictions, with --kv; 128 if not given")
-CAPACITY = flags.DEFINE_integer("capacity", 0, "most keys a row may hold at once; 0: as the model has positions", lower_bound=0)
+CAPACITY = flags.DEFINE_integer("capacity", 0, "most keys a row may hold; 0: as the model has positions", lower_bound=0)
 MAX_THOUGHT = flags.DEFINE_integer("max_thought", 0, "compress a thought this long by force; 0: never", lower_bound=0)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy")
 TOP_K = flags.DEFINE_integer("top_k", 0, "sample from the k most probable tokens; 0: all")

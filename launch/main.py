@@ -78,11 +78,11 @@ def named_configs(argv: list[str]) -> list[str]:
         elif not equals or option.lstrip("-") != "config" or not option.startswith("-"):
             continue
         name, colon, rest = given.partition(":")
-        if not name or name.endswith(".py") or Path(name).exists():
+        if not name or name.endswith(".py") or Path(name).is_file():
             continue
         file = CONFIGS / f"{name}.py"
         if not file.is_file():
-            known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.py")))
+            known = ", ".join(sorted(path.stem for path in CONFIGS.glob("[a-z]*.py")))
             raise UserError(f"--config={name}: there is no config of that name (there are {known}), and no such file")
         out[place] = f"{option}{equals}{file}{colon}{rest}"
     return out

@@ -320,8 +320,11 @@ class Model:
                 when.
         """
         one = isinstance(texts, str | Row | Answer) or (len(texts) > 0 and isinstance(texts[0], int | np.integer))
-        given = [self._given(each, temperature) for each in ([texts] if one else texts)]
-        found = score_rows(self.params, self.config, given)
+        texts = [texts] if one else list(texts)
+        found = score_rows(self.params, self.config, [self._given(each, temperature) for each in texts])
+        for text, logp in zip(texts, found, strict=True):
+            if isinstance(text, Answer):
+                logp[text.completion.prompt_length :][text.completion.forced] = 0.0
         return found[0] if one else found
 
     def _given(self, text, temperature: float | None) -> Given:

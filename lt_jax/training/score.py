@@ -132,7 +132,7 @@ def score_rows(params: dict, model: DecoderConfig, rows: Sequence[Given]) -> lis
                 positions = np.pad(own.positions, (0, length - len(own.positions)))[None]
             logp = np.asarray(_logps(params, model, tokens, lifetimes, positions, temperature, never))
             for place, number in enumerate(some):
-                found[number] = logp[place, : len(rows[number].tokens)]
+                found[number] = logp[place, : len(rows[number].tokens)].copy()
     return found
 
 
