@@ -35,6 +35,7 @@ from lt_jax.decode.counts import count
 from lt_jax.decode.setup import check, rules_of
 from lt_jax.errors import UserError
 from lt_jax.layout.card import NAME, Card, read_card
+from lt_jax.layout.closing import closing
 from lt_jax.layout.encode import encoder
 from lt_jax.layout.prompt import build_prompt
 from lt_jax.layout.row import Row
@@ -251,7 +252,9 @@ class Model:
         """The engine for so many answers: 1, 2, 4 ... rows, so that few are compiled, and no more than asked for."""
         rows = min(how.rows, 1 << max(0, answers - 1).bit_length())
         eviction = None if how.eviction is None else self.eviction(**how.eviction)
-        capacity = how.capacity or self.config.max_positions
+        rule = closing(self.scheme, self.special, self.tokenize)
+        most = self.config.max_positions + (0 if rule is None else len(rule)) + 1  # so that positions end a row first
+        capacity = how.capacity or most
         return DecodeConfig(rows=rows, capacity=capacity, eviction=eviction, max_thought=how.max_thought)
 
     def engine(self, config: DecodeConfig, weights: dict | None = None) -> Engine:
