@@ -176,8 +176,8 @@ def test_a_terminal_and_a_pipe(folder):
     finally:
         process.kill()
         os.close(ours)
-    piped = subprocess.run([sys.executable, *command, "--max_new=4"], input="1\n/reset\n2\n", cwd=ROOT, env=environment, text=True,
-                           capture_output=True)  # fmt: skip
+    piped = subprocess.run([sys.executable, *command, "--max_new=4"], input="1\n/reset\n2\n", cwd=ROOT, text=True,
+                           env=environment, capture_output=True)  # fmt: skip
     assert piped.returncode == 0, piped.stderr
     assert piped.stdout.count("tokens of prompt") == 2 and "you>" not in piped.stdout
 
