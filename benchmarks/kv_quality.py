@@ -42,9 +42,9 @@ from machine import provenance, table, write  # noqa: E402
 
 from lt_jax.decode import DecodeConfig, Request  # noqa: E402
 from lt_jax.evaluation.budgets import budget_curves  # noqa: E402
-from lt_jax.evaluation.folder import Writer, open_folder  # noqa: E402
 from lt_jax.evaluation.results import write_whole  # noqa: E402
 from lt_jax.lifetimes import NEVER, Lifetimes  # noqa: E402
+from lt_jax.model import Model, load  # noqa: E402
 from lt_jax.models import decoder  # noqa: E402
 
 GOODS = (
@@ -69,7 +69,7 @@ def document(seed: int) -> list[tuple[str, str]]:
     return out
 
 
-def tokens(writer: Writer, pieces) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def tokens(writer: Model, pieces) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Ids [S], and the indices of the tokens of each kind. Digits and signs are tokens of their own in Qwen's
     vocabulary, so cutting the text before them changes nothing."""
     ids, at = [], {"solution": [], "price": [], "answer": []}
@@ -93,7 +93,7 @@ def read(params, ids, death):
     return own - jax.nn.logsumexp(logits, -1), logits.argmax(-1) == ids[1:]
 
 
-def measure(writer: Writer, documents, eviction, length: int) -> dict:
+def measure(writer: Model, documents, eviction, length: int) -> dict:
     """The three figures under an eviction, or under full attention (None)."""
     shape = 1, MODEL.layers, MODEL.kv_heads, length
     engine = None
@@ -134,6 +134,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    WRITER = open_folder(OPTIONS.real, "vanilla")
-    MODEL = WRITER.model
+    WRITER = load(OPTIONS.real, "vanilla")
+    MODEL = WRITER.config
     main()

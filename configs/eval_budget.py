@@ -5,7 +5,7 @@ keys; the table says what the caches weigh.
 
     python launch/evaluate.py --config=configs/eval_budget.py --config.model.path=DIR --config.suite.path=problems.jsonl
     python launch/evaluate.py --config=configs/eval_budget.py --config.model.path=DIR --config.suite.embedded=100 \
-        --method=rkv,snapkv --budget=256 --buffer=64          (other policies, one budget)
+        --kv=rkv,snapkv --budget=256 --buffer=64          (other policies, one budget)
 
 H2O and SepLLM have the settings of LightThinker's comparison (appendix C.2), scaled to the budget. LightThinker itself
 composes with any of them: give its contender an eviction, too.

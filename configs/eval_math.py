@@ -9,7 +9,7 @@ DIR is a folder that launch/train.py or launch/convert.py wrote. For the paper's
 its own, trained on the same traces without compression: --config.contenders.vanilla.path=DIR2. The file has a problem a
 line: {"question": ..., "answer": ...}, where the answer may stand after "####" or in \boxed{}. Several files or folders
 are written with commas. A checkpoint that was not trained to compress can be evaluated in a KV budget, beside itself
-without one: --method=rkv,snapkv.
+without one: --kv=rkv,snapkv.
 
 Hardware: anything; a 0.5B model on two CPU cores in float32 answers a GSM8K problem in about half a minute.
 """

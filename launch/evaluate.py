@@ -2,7 +2,7 @@ r"""Evaluates methods on a suite of problems: prints a table, writes results.jso
 
     python launch/evaluate.py --config=configs/eval_math.py --config.model.path=DIR --config.suite.path=problems.jsonl
     python launch/evaluate.py --config=configs/eval_math.py --config.model.path=DIR --config.suite.path=problems.jsonl \
-        --method=rkv,snapkv --budget=512 --buffer=128
+        --kv=rkv,snapkv --budget=512 --buffer=128
     python launch/evaluate.py --results=runs/eval_math/results.json --out=DIR
 
 The second runs KV policies beside the config's baseline, which any checkpoint can; the last draws an old evaluation
@@ -20,15 +20,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import flags
 from ml_collections import config_flags
 
-from launch.main import compile_cache, resolved, run, several
+from launch.main import METHODS, compile_cache, resolved, run, several
 from lt_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "an evaluation, such as configs/eval_math.py")
-METHOD = flags.DEFINE_list(
-    "method", None, "KV policies, by commas, to run beside the config's baseline in place of its other contenders"
+METHOD = flags.DEFINE_enum("method", None, METHODS, "what runs beside the baseline; how --kv is decoded")
+KV = flags.DEFINE_list(
+    "kv", None, "KV policies, by commas, to run beside the config's baseline in place of its other contenders"
 )
-BUDGET = flags.DEFINE_integer("budget", 512, "keys that each layer and kv head keeps, with --method")
-BUFFER = flags.DEFINE_integer("buffer", 128, "tokens between two evictions, with --method")
+BUDGET = flags.DEFINE_integer("budget", None, "keys that each layer and kv head keeps, with --kv; 512 if not given")
+BUFFER = flags.DEFINE_integer("buffer", None, "tokens between two evictions, with --kv; 128 if not given")
 RESULTS = flags.DEFINE_string("results", None, "a results.json to print and draw again instead")
 OUT = flags.DEFINE_string("out", None, "folder for the files; config.out if not given")
 
@@ -39,9 +40,9 @@ def main(argv) -> None:
         from lt_jax.evaluation import job
 
         compile_cache(config.compile_cache)
-        job.run(eval_config(config, OUT.value, policies()))
+        job.run(eval_config(config, OUT.value, policies(), METHOD.value))
         return
-    if given := [f"--{flag.name}" for flag in (METHOD, BUDGET, BUFFER) if flag.present]:
+    if given := [f"--{flag.name}" for flag in (METHOD, KV, BUDGET, BUFFER) if flag.present]:
         raise UserError(f"{given[0]} and --results are both given: evaluate, or draw an old evaluation again")
     if CONFIG.value is not None:
         raise UserError("--config and --results are both given: evaluate with the one, or draw the other again")
@@ -55,19 +56,23 @@ def main(argv) -> None:
 
 
 def policies() -> dict:
-    """What --method asks for: name -> settings of the eviction."""
-    if METHOD.value is None:
+    """What --kv asks for: name -> settings of the eviction."""
+    if KV.value is None:
         if given := [flag.name for flag in (BUDGET, BUFFER) if flag.present]:
-            raise UserError(f"--{given[0]} needs --method=POLICY, which it is the {given[0]} of")
+            raise UserError(f"--{given[0]} needs --kv=POLICY, which it is the {given[0]} of")
         return {}
-    return {name: {"policy": name, "budget": BUDGET.value, "buffer": BUFFER.value} for name in METHOD.value}
+    from lt_jax.ask import AskConfig
+
+    return {name: AskConfig(kv=name, budget=BUDGET.value, buffer=BUFFER.value).eviction for name in KV.value}
 
 
-def eval_config(config, out: str | None = None, policies=None):
+def eval_config(config, out: str | None = None, policies=None, method: str | None = None):
     """The `EvalConfig` of a config file. Empty texts in it mean "the model's own".
 
     Args:
         policies: name -> settings of an eviction, to run beside the baseline in place of the other contenders.
+        method: how those are decoded, or what runs beside the baseline without policies: the config's contender of this
+            method, or the baseline's folder decoded so.
     """
     from lt_jax.decode import Sampling
     from lt_jax.evaluation.job import ContenderConfig, EvalConfig, SuiteConfig
@@ -81,13 +86,8 @@ def eval_config(config, out: str | None = None, policies=None):
         if "eviction" in values:
             values["eviction"] = dict(values["eviction"])
         contenders[name] = ContenderConfig(**{"path": config.model.path, **values})
-    if policies:
-        name, first = next(iter(contenders.items()))
-        if name in policies:
-            raise UserError(f"--method={name}: that is the baseline, which always runs; name policies beside it")
-        contenders = {name: first} | {
-            policy: dataclasses.replace(first, eviction=how) for policy, how in policies.items()
-        }
+    if policies or method:
+        contenders = chosen(contenders, policies or {}, method)
     decode = config.decode
     return EvalConfig(
         suite=SuiteConfig(**{**config.suite, "path": several(config.suite.path)}),
@@ -103,6 +103,20 @@ def eval_config(config, out: str | None = None, policies=None):
         samples=config.samples,
         note=config.note,
     )
+
+
+def chosen(contenders: dict, policies: dict, method: str | None) -> dict:
+    """The baseline, which is the first contender, and beside it what --kv and --method ask for."""
+    name, first = next(iter(contenders.items()))
+    if name in policies:
+        raise UserError(f"--kv={name}: that is the baseline, which always runs; name policies beside it")
+    own = first
+    if method is not None:
+        same = {place: each for place, each in contenders.items() if each.method == method}
+        place, own = next(iter(same.items()), (method, dataclasses.replace(first, method=method)))
+        if not policies:
+            return {name: first, place: own}
+    return {name: first} | {policy: dataclasses.replace(own, eviction=how) for policy, how in policies.items()}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@ r"""Answers prompts with a trained model, streaming to the terminal; where a tho
 
     python launch/generate.py --model=DIR --prompt="What is 17 * 24?"
     python launch/generate.py --model=DIR --method=vanilla --prompts=questions.jsonl --out=answers.jsonl
+    python launch/generate.py --model=DIR --kv=rkv --budget=512 --buffer=128 --prompt="..."    (inside a KV budget)
+    python launch/generate.py --model=DIR                (a conversation: /reset, /quit, and Ctrl-C stops an answer)
 """
 
 from __future__ import annotations
@@ -13,12 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import flags
 
-from launch.main import compile_cache, run
+from launch.main import METHODS, compile_cache, run
 from lt_jax.errors import UserError
 
 MODEL = flags.DEFINE_string("model", None, "checkpoint folder (Hugging Face layout)")
-METHOD = flags.DEFINE_enum("method", None, ("lightthinker", "vanilla", "anllm", "memento"),
-                           "how to decode; the method the model was trained for if not given")  # fmt: skip
+METHOD = flags.DEFINE_enum("method", None, METHODS, "how to decode; the method the model was trained for if not given")
 PROMPT = flags.DEFINE_string("prompt", None, "one question")
 PROMPTS = flags.DEFINE_string("prompts", None, "file of questions: .txt (one a line) or .jsonl (question, system)")
 OUT = flags.DEFINE_string("out", None, "write the answers to this .jsonl file")
@@ -26,12 +27,15 @@ SYSTEM = flags.DEFINE_string("system", None, "system turn")
 CHAT = flags.DEFINE_enum("chat", None, ("own", "qwen", "llama", "plain"), "chat template; the model's own if not given")
 MAX_NEW = flags.DEFINE_integer("max_new", 1024, "most tokens of an answer", lower_bound=1)
 ROWS = flags.DEFINE_integer("rows", 8, "questions answered side by side", lower_bound=1)
-CAPACITY = flags.DEFINE_integer("capacity", 0, "most keys a row may hold at once; 0: room for all", lower_bound=0)
+KV = flags.DEFINE_string("kv", None, "KV policy: a row keeps --budget keys and never holds more than budget + buffer")
+BUDGET = flags.DEFINE_integer("budget", None, "keys that each layer and kv head keeps, with --kv; 512 if not given")
+BUFFER = flags.DEFINE_integer("buffer", None, "tokens between two evictions, with --kv; 128 if not given")
+CAPACITY = flags.DEFINE_integer("capacity", 0, "most keys a row may hold; 0: as the model has positions", lower_bound=0)
 MAX_THOUGHT = flags.DEFINE_integer("max_thought", 0, "compress a thought this long by force; 0: never", lower_bound=0)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy")
 TOP_K = flags.DEFINE_integer("top_k", 0, "sample from the k most probable tokens; 0: all")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "sample from the most probable tokens that make up this share")
-SEED = flags.DEFINE_integer("seed", 0, "of the random numbers")
+SEED = flags.DEFINE_integer("seed", 0, "of the random numbers; prompt i has seed + i")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "of weights and computation")
 COMPILE_CACHE = flags.DEFINE_string("compile_cache", "~/.cache/lt_jax/jax", "folder of compiled programs; empty: none")
 
@@ -39,24 +43,31 @@ COMPILE_CACHE = flags.DEFINE_string("compile_cache", "~/.cache/lt_jax/jax", "fol
 def main(argv) -> None:
     if MODEL.value is None:
         raise UserError("--model=DIR is needed: a checkpoint folder")
-    if (PROMPT.value is None) == (PROMPTS.value is None):
-        raise UserError("give one of --prompt=\"...\" and --prompts=FILE")
+    if PROMPT.value is not None and PROMPTS.value is not None:
+        raise UserError("--prompt and --prompts are both given; give one, or neither for a conversation")
+    if OUT.value is not None and PROMPT.value is None and PROMPTS.value is None:
+        raise UserError("--out needs --prompt or --prompts; a conversation is not written to a file")
 
-    from lt_jax.decode import Sampling
-    from lt_jax.evaluation import generate
-    from lt_jax.evaluation.folder import open_folder
+    from lt_jax.ask import AskConfig
     from lt_jax.evaluation.results import write_whole
+    from lt_jax.model import load
+    from lt_jax.serving import chat, prompts
 
     compile_cache(COMPILE_CACHE.value)
-    prompts = [(PROMPT.value, "")] if PROMPTS.value is None else generate.read_prompts(PROMPTS.value)
-    writer = open_folder(MODEL.value, METHOD.value, dtype=DTYPE.value, chat=CHAT.value, system=SYSTEM.value)
-    done = generate.generate(
-        writer, prompts, max_new=MAX_NEW.value, rows=ROWS.value, capacity=CAPACITY.value,
-        sampling=Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value), max_thought=MAX_THOUGHT.value or None,
-        seed=SEED.value, write=lambda text: print(text, end="", flush=True),
+    how = AskConfig(
+        max_new=MAX_NEW.value, temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value, seed=SEED.value,
+        kv=KV.value, budget=BUDGET.value, buffer=BUFFER.value, rows=ROWS.value, capacity=CAPACITY.value,
+        max_thought=MAX_THOUGHT.value or None,
     )  # fmt: skip
+    show = lambda text: print(text, end="", flush=True)
+    asked = [(PROMPT.value, "")] if PROMPTS.value is None else prompts.read_prompts(PROMPTS.value)
+    model = load(MODEL.value, METHOD.value, dtype=DTYPE.value, chat=CHAT.value, system=SYSTEM.value)
+    if PROMPT.value is None and PROMPTS.value is None:
+        chat.chat(model, how, chat.from_terminal, show)
+        return
+    answers = prompts.generate(model, asked, how, write=show)
     if OUT.value is not None:
-        write_whole(OUT.value, generate.as_jsonl(writer, prompts, done))
+        write_whole(OUT.value, prompts.as_jsonl(asked, answers))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ from ml_collections import ConfigDict
 
 from lt_jax.errors import UserError
 
+METHODS = ("lightthinker", "vanilla", "anllm", "memento")  # `layout.scheme.METHODS`, without the seconds JAX takes
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
 
 def run(main) -> None:
     """Parses flags, calls `main(argv)` and exits: 0, or 2 after one line on stderr for a `UserError`."""
@@ -44,6 +47,7 @@ def parse(argv: list[str]) -> list[str]:
     if any(argument.lstrip("-") in ("help", "helpshort", "h") for argument in argv[1:]):
         print(f"{sys.modules['__main__'].__doc__ or ''}\nflags:{flags.FLAGS.main_module_help()}")
         sys.exit(0)
+    argv = named_configs(argv)
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
@@ -55,6 +59,33 @@ def parse(argv: list[str]) -> list[str]:
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; options are written --name=value")
     return rest
+
+
+def named_configs(argv: list[str]) -> list[str]:
+    """`argv` with the file of a config in place of its name: --config=eval_math stands for the one that comes along.
+
+    What is a path (it ends in .py, or there is such a file) stays as it is. After the name may follow an argument of
+    the config, as after a path: --config=name:argument.
+
+    Raises:
+        UserError: there is no config of that name.
+    """
+    out = list(argv)
+    for place, argument in enumerate(argv[1:], 1):
+        option, equals, given = argument.partition("=")
+        if argv[place - 1].lstrip("-") == "config" and not argument.startswith("-"):
+            option, equals, given = "", "", argument
+        elif not equals or option.lstrip("-") != "config" or not option.startswith("-"):
+            continue
+        name, colon, rest = given.partition(":")
+        if not name or name.endswith(".py") or Path(name).is_file():
+            continue
+        file = CONFIGS / f"{name}.py"
+        if not file.is_file():
+            known = ", ".join(sorted(path.stem for path in CONFIGS.glob("[a-z]*.py")))
+            raise UserError(f"--config={name}: there is no config of that name (there are {known}), and no such file")
+        out[place] = f"{option}{equals}{file}{colon}{rest}"
+    return out
 
 
 def unknown_key(argv: list[str]) -> str | None:

@@ -1,3 +1,27 @@
-"""lt_jax: reasoning long inside a small attention cache. A key has a lifetime; see `lt_jax.lifetimes`."""
+"""lt_jax: reasoning long inside a small attention cache. A key has a lifetime; see `lt_jax.lifetimes`.
+
+    import lt_jax
+
+    model = lt_jax.load("DIR")
+    print(model.generate("What is 17 * 24?"))
+"""
+
+from __future__ import annotations
 
 __version__ = "0.1.0"
+__all__ = ["Answer", "AskConfig", "Model", "load"]
+
+_PLACES = {"load": "model", "Model": "model", "Answer": "ask", "AskConfig": "ask"}
+
+
+def __getattr__(name: str):
+    """The front door, imported when it is first asked for: JAX and all that comes with it take seconds."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'lt_jax' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"lt_jax.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -10,8 +10,11 @@ import pytest
 from lt_jax.data.tasks import Problems
 from lt_jax.decode import DecodeConfig
 from lt_jax.demo import BASE
-from lt_jax.evaluation import folder, suites
+from lt_jax.evaluation import suites
+from lt_jax.evaluation.contenders import contender
 from lt_jax.evaluation.run import evaluate
+from lt_jax.layout.tokenizer import load_tokenizer
+from lt_jax.model import load
 
 ROOT = Path(__file__).parents[1]
 
@@ -19,8 +22,8 @@ ROOT = Path(__file__).parents[1]
 def test_the_base_model_reasons():
     """Greedy, on held-out problems: what the demo starts from must solve nearly all of them."""
     suite = suites.embedded(30, seed=5)
-    writer = folder.open_folder(BASE)
-    found = evaluate([folder.contender("base", writer, DecodeConfig(rows=30, capacity=800), max_new=760)], suite)
+    writer = load(BASE)
+    found = evaluate([contender("base", writer, DecodeConfig(rows=30, capacity=800), max_new=760)], suite)
     assert sum(record.correct for record in found.methods[0].records) >= 28
 
 
@@ -29,7 +32,7 @@ def test_the_base_model_is_small():
 
 
 def test_the_tokenizer_keeps_digits_apart():
-    tokenizer = folder.load_tokenizer(BASE)
+    tokenizer = load_tokenizer(BASE)
     problem = Problems(5, seed=1)[2]
     text = "\n\n".join((problem.question, *problem.thoughts))
     ids = tokenizer.encode(text, add_special_tokens=False)

@@ -10,8 +10,8 @@ import pytest
 
 from lt_jax.cache.policies import POLICIES, Eviction, pyramid
 from lt_jax.decode import DecodeConfig, Engine, Request, control
+from lt_jax.decode.counts import count
 from lt_jax.errors import UserError
-from lt_jax.evaluation import metrics
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
 from lt_jax.lifetimes import NEVER, Lifetimes
@@ -175,7 +175,7 @@ def test_pyramid_and_the_order_of_the_release_replay(order):
         np.testing.assert_allclose(c.visible, seen, rtol=1e-12)
         np.testing.assert_allclose(c.held, seen, rtol=1e-12)
         assert (c.visible < c.visible.max()).any() and c.held.max() == np.mean(budgets) + 8 == 32, "not the largest"
-        assert metrics.count(c).dependency == round(seen.sum())
+        assert count(c).dependency == round(seen.sum())
     long = Request(np.random.default_rng(0).integers(0, 100, 90), 3)
     (c,) = engine(how("rkv", budget=budgets, order=order)).complete([long])
     assert 24 < c.prompt_held <= 32, "the mean over layers: the largest alone holds 38 + 8"

@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from lt_jax.data.pipeline import PipelineConfig
 from lt_jax.errors import UserError
-from lt_jax.evaluation.folder import open_folder
 from lt_jax.layout import card
 from lt_jax.layout.scheme import Scheme
+from lt_jax.model import load
 from lt_jax.models import huggingface
 from lt_jax.models import params as parameters
 from lt_jax.models.config import LoraConfig
@@ -55,8 +55,8 @@ def test_the_newest_checkpoint_is_what_the_run_exported(run, tmp_path):
     out = export.convert(run, tmp_path / "out")
     for name in SAME:
         assert (out / name).read_bytes() == (run / "final" / name).read_bytes(), name
-    writer = open_folder(out)
-    assert writer.scheme == Scheme(n_gist=2) and writer.model.lora is None
+    writer = load(out)
+    assert writer.scheme == Scheme(n_gist=2) and writer.config.lora is None
 
 
 def test_run_folders_that_cannot_be_exported(run, tmp_path):
@@ -93,7 +93,7 @@ def test_the_card_goes_along(tmp_path):
     light = make(tmp_path / "light", Scheme("anllm"))
     again = export.convert(light, tmp_path / "again")
     assert (again / card.NAME).read_bytes() == (light / card.NAME).read_bytes()
-    assert open_folder(again).scheme == Scheme("anllm")
+    assert load(again).scheme == Scheme("anllm")
 
 
 def test_a_released_checkpoint_needs_its_own_tokenizer(base, tmp_path):
@@ -111,7 +111,7 @@ def test_a_released_checkpoint_is_completed_with_its_tokens(tmp_path):
     (tmp_path / "base").mkdir()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>").save_pretrained(tmp_path / "base")
     out = export.convert(tmp_path / "release", tmp_path / "out", table="qwen", tokenizer=tmp_path / "base")
-    writer = open_folder(out)
+    writer = load(out)
     assert (writer.special.trigger, writer.special.gists) == (151_665, tuple(range(151_673, 151_682)))
     assert writer.scheme == Scheme(n_gist=9) and len(writer.tokenizer) == 151_682
     assert writer.tokenizer.convert_ids_to_tokens(151_681) == "<|o_8|>" and writer.special.eos == 151_664
@@ -146,7 +146,7 @@ def test_the_end_a_model_was_trained_with_is_what_ends_its_rows(base, run, tmp_p
     final = other / "final"
     assert ends(final) == [(1, 2), ([1, 3, 0], 2), ("<|user|>", "<|assistant|>")]
     assert json.loads((final / "generation_config.json").read_text()).items() >= {"temperature": 0.6}.items()
-    writer = open_folder(final)
+    writer = load(final)
     assert (writer.special.eos, writer.stop, writer.tokenizer.eos_token_id) == (1, (3, 0), 1)
     again = export.convert(other, tmp_path / "again")
     plain = export.convert(start, tmp_path / "plain")
@@ -175,7 +175,7 @@ def test_what_ends_a_row_is_what_ends_it_for_generate(generation, config, eos, s
     (folder / "config.json").write_text(json.dumps(raw | config))
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
-    writer = open_folder(folder)
+    writer = load(folder)
     assert (writer.special.eos, writer.stop) == (eos, stop)
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).generation_config.eos_token_id
     if theirs is not None:  # it never ends then
@@ -188,6 +188,6 @@ def test_a_folder_in_which_nothing_ends_a_row_is_refused(base, tmp_path):
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": None}))
     with pytest.raises(UserError, match="name no eos_token_id and the tokenizer no eos_token"):
-        open_folder(folder)
+        load(folder)
     (folder / "generation_config.json").write_text('{"eos_token_id": 3}')
-    assert open_folder(folder).special.eos == 3
+    assert load(folder).special.eos == 3

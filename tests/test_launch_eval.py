@@ -14,17 +14,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lt_jax.ask import AskConfig
 from lt_jax.data import answers
 from lt_jax.data.problem import Problem
 from lt_jax.decode import DecodeConfig, Request
 from lt_jax.errors import UserError
-from lt_jax.evaluation import generate, job, notices, pictures, progress, report, results, suites, table
-from lt_jax.evaluation.folder import contender, open_folder, question, warm_up
+from lt_jax.evaluation import job, pictures, progress, report, results, suites, table
+from lt_jax.evaluation.contenders import contender, question, warm_up
 from lt_jax.evaluation.run import evaluate
 from lt_jax.evaluation.suites import Suite
 from lt_jax.layout import card
 from lt_jax.layout.scheme import Scheme
+from lt_jax.model import load
 from lt_jax.models import huggingface
+from lt_jax.serving import prompts
 from tests.scripted import three
 from tests.tiny_folder import TOKENIZER, make
 
@@ -52,7 +55,7 @@ def launch(script, *arguments):
 
 
 def test_card_survives_the_folder(folder):
-    writer = open_folder(folder)
+    writer = load(folder)
     assert writer.scheme == Scheme(n_gist=2) and len(writer.special.gists) == 2
     assert writer.tokenizer.convert_ids_to_tokens(writer.special.trigger) == "<|splitter|>"
     row = writer.ask("Sum 1)+001")
@@ -60,12 +63,12 @@ def test_card_survives_the_folder(folder):
 
 
 def test_method_of_a_folder(folder, base):
-    assert open_folder(folder, "vanilla").scheme == Scheme("vanilla")
-    assert open_folder(base).scheme == Scheme("vanilla")
+    assert load(folder, "vanilla").scheme == Scheme("vanilla")
+    assert load(base).scheme == Scheme("vanilla")
     with pytest.raises(UserError, match="trained for lightthinker; it can be decoded as lightthinker or vanilla"):
-        open_folder(folder, "anllm")
-    with pytest.raises(UserError, match="has no lt_jax.json, .* for lightthinker; .* launch/evaluate.py --method=rkv"):
-        open_folder(base, "lightthinker")
+        load(folder, "anllm")
+    with pytest.raises(UserError, match="has no lt_jax.json, .* for lightthinker; .* launch/evaluate.py --kv=rkv"):
+        load(base, "lightthinker")
 
 
 def test_tokenizer_without_the_special_tokens(folder, tmp_path):
@@ -75,7 +78,7 @@ def test_tokenizer_without_the_special_tokens(folder, tmp_path):
         if path.name.startswith("tokenizer"):
             shutil.copy(path, other)
     with pytest.raises(UserError, match=r"other: the tokenizer has no token '<\|splitter\|>' with id"):
-        open_folder(other)
+        load(other)
 
 
 @pytest.mark.parametrize(
@@ -96,12 +99,12 @@ def test_broken_folders(folder, tmp_path, change, message):
     shutil.copytree(folder, broken)
     change(broken)
     with pytest.raises(UserError, match=message) as caught:
-        open_folder(broken)
+        load(broken)
     assert "\n" not in str(caught.value)
 
 
 def test_pieces_keep_every_character(folder):
-    writer = open_folder(folder)
+    writer = load(folder)
     ids = writer.tokenize("é 😀 x")
     pieces = writer.pieces(ids)
     assert "".join(pieces) == "é 😀 x" and len(pieces) == len(ids) and "\ufffd" not in "".join(pieces)
@@ -202,7 +205,7 @@ def test_embedded_problems_are_distinct_and_each_drawn_once(monkeypatch):
 
 def test_engine_counts_what_its_lifetimes_say(folder):
     """The counter of a real engine, against the rule applied to the lifetimes it reports."""
-    writer = open_folder(folder)
+    writer = load(folder)
     config = DecodeConfig(rows=3, capacity=256, buffer=8, max_thought=9)
     problems = tuple(Problem(f"Sum 1)+00{i} 2)+01{i}", str(10 + 2 * i)) for i in range(4))
     found = evaluate([contender("light", writer, config, max_new=30)], Suite("sums", problems), samples=4)
@@ -217,7 +220,7 @@ def test_engine_counts_what_its_lifetimes_say(folder):
 
 def test_warming_compiles_every_group_that_may_come(folder):
     """Rows become free one by one or together: whatever the engine then feeds was compiled before the clock."""
-    writer = open_folder(folder)
+    writer = load(folder)
     engine = writer.engine(DecodeConfig(rows=5, capacity=256, buffer=4))
     prompts = [writer.ask("Sum " + "1)+001 " * n) for n in (1, 2, 9, 1, 20)]
     warm_up(engine, prompts)
@@ -307,28 +310,14 @@ def test_where_rows_end_does_not_depend_on_what_the_report_keeps(folder, tmp_pat
     assert any(finish == "positions" for finish, _ in ends[0])
 
 
-def test_an_answer_that_reaches_the_last_position_is_told_of(folder, capsys):
-    writer, lines, out = open_folder(folder), [], []
-    writer = dataclasses.replace(writer, model=writer.model.replace(max_positions=30))
-    asked = [("Sum 1)+006", ""), ("1", "")]
-    done = generate.generate(writer, asked, max_new=20, write=out.append, warn=lines.append)
-    late = sum(each.prompt_length + 20 > 30 for each in done)
-    assert late and len(lines) == 1
-    assert lines[0].startswith(f"warning: {late} of 2 prompts and max_new (20) together are longer than the 30 posit")
-    assert "positions" in {each.finish for each in done} and "made for no more positions" in "".join(out)
-    with pytest.raises(UserError, match="request 0: a prompt of .* leaves no room for a response within the 5 posi"):
-        generate.generate(dataclasses.replace(writer, model=writer.model.replace(max_positions=5)), asked)
-    assert notices.beyond([5, 9], 20, 29) == ""
-
-
 def test_logits_that_are_no_numbers_are_told_of(folder, tmp_path, capsys):
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     tree, model = huggingface.load(broken)
     tree["final_norm"] = tree["final_norm"] * np.nan
-    writer = dataclasses.replace(open_folder(folder), params=tree, model=model)
+    writer = dataclasses.replace(load(folder), params=tree, config=model)
     lines = []
-    (done,) = generate.generate(writer, [("1", "")], max_new=5, warn=lines.append)
+    (done,) = prompts.generate(writer, [("1", "")], AskConfig(max_new=5), warn=lines.append)
     assert done.finish == "nan" and len(done.tokens) == 0
     assert lines[0].startswith("warning: 1 of 1 answers ended where the model's logits were NaN or infinite")
     problems = Suite("one", (Problem("1", "1"),))
@@ -367,63 +356,37 @@ def test_progress_is_there_at_once_and_once_for_each_contender(monkeypatch):
 
 
 def test_compiling_has_a_clock_of_its_own_and_the_cache_of_a_row_its_need(folder):
-    writer = open_folder(folder)
+    writer = load(folder)
     config = DecodeConfig(rows=2, capacity=1000, buffer=8)
     problems = Suite("two", (Problem("Sum 1)+006", "1"), Problem("1", "1")))
     found = evaluate([contender("vanilla", writer, config, max_new=6)], problems).methods[0]
     assert found.compile_seconds > 0
-    peak, model = max(r.counts.peak for r in found.records), writer.model
+    peak, model = max(r.counts.peak for r in found.records), writer.config
     slot = 2 * 4 * model.layers * model.kv_heads * model.head_dim + 8  # keys, values, birth and death
     assert found.cache_used == pytest.approx(peak * slot, abs=8)
     assert found.cache_bytes == pytest.approx(1024 * slot, abs=8)
-
-
-def test_generate_streams_with_gists_marked(folder):
-    writer, out = open_folder(folder), []
-    done = generate.generate(writer, [("Sum 1)+006", "")], max_new=24, max_thought=9, write=out.append)
-    text = "".join(out)
-    assert text.count("[2 gists for 10 keys]") == done[0].compressions > 0
-    assert "cut off at max_new" in text
-    size = done[0].prompt_length
-    sampled = int((~done[0].forced).sum())
-    assert f"\n-- {size} tokens of prompt and {sampled} of answer, " in text
-    out.clear()
-    both = generate.generate(writer, [("Sum 1)+006", ""), ("1", "")], max_new=8, write=out.append)
-    for each in both:
-        assert f"\n[{each.id}] -- {each.prompt_length} tokens of prompt and 8 of answer, " in "".join(out)
-    line = json.loads(generate.as_jsonl(writer, [("Sum 1)+006", "")], done))
-    assert line["question"] == "Sum 1)+006" and line["compressions"] == done[0].compressions
-
-
-def test_generate_warns_where_nothing_was_compressed(folder):
-    writer, out = open_folder(folder), []
-    generate.generate(writer, [("Sum 1)+006", "")], max_new=5, write=out.append)
-    assert out[-1].startswith("warning: lightthinker found next to nothing to compress: 0.0 thoughts in an answer of")
-    assert "--max_thought ends" in out[-1] and out[-1].count("\n") == 1
-    generate.generate(open_folder(folder, "vanilla"), [("Sum 1)+006", "")], max_new=5, write=out.append)
-    assert "warning" not in out[-1]
 
 
 def test_prompts_from_files(tmp_path):
     text, lines = tmp_path / "p.txt", tmp_path / "p.jsonl"
     text.write_text("one\n\ntwo\n")
     lines.write_text('{"question": "one", "system": "s"}\n{"prompt": "two", "system": null}\n')
-    assert generate.read_prompts(text) == [("one", ""), ("two", "")]
-    assert generate.read_prompts(lines) == [("one", "s"), ("two", "")]
+    assert prompts.read_prompts(text) == [("one", ""), ("two", "")]
+    assert prompts.read_prompts(lines) == [("one", "s"), ("two", "")]
     for content, message in (("{", r"p.jsonl:1: broken JSON"), ('{"q": 1}', r"p.jsonl:1: no text in 'question'"),
                              ('{"prompt": "a", "system": 3}', r"p.jsonl:1: 'system' must be text, not int"),
                              ("", "there is no prompt")):  # fmt: skip
         lines.write_text(content)
         with pytest.raises(UserError, match=message):
-            generate.read_prompts(lines)
+            prompts.read_prompts(lines)
     with pytest.raises(UserError, match="no such file"):
-        generate.read_prompts(tmp_path / "none.txt")
+        prompts.read_prompts(tmp_path / "none.txt")
 
 
 def test_prompts_of_a_text_file_are_its_lines_letter_by_letter(tmp_path):
     path = tmp_path / "p.txt"
     path.write_bytes("\ufeffone\u2028more\x0cand\x85so\rfar\r\n \r\n\ttwo ".encode())
-    assert generate.read_prompts(path) == [("one\u2028more\x0cand\x85so\rfar", ""), ("\ttwo ", "")]
+    assert prompts.read_prompts(path) == [("one\u2028more\x0cand\x85so\rfar", ""), ("\ttwo ", "")]
 
 
 @pytest.mark.parametrize(
@@ -439,12 +402,12 @@ def test_prompts_of_a_text_file_are_its_lines_letter_by_letter(tmp_path):
 def test_other_encodings_are_one_line(tmp_path, content, message):
     (tmp_path / "p.txt").write_bytes(content)
     with pytest.raises(UserError, match=message):
-        generate.read_prompts(tmp_path / "p.txt")
+        prompts.read_prompts(tmp_path / "p.txt")
 
 
 def test_a_prompt_that_is_no_text_is_one_line(folder):
     with pytest.raises(UserError, match=r"the text '.*' has '\\udcff', which is no character"):
-        generate.generate(open_folder(folder), [("Sum \udcff", "")])
+        load(folder).generate("Sum \udcff")
 
 
 # The command lines.
@@ -456,7 +419,11 @@ CONFIG = "--config=configs/eval_math.py"
     "script, arguments, message",
     [
         ("generate", [], "--model=DIR is needed"),
-        ("generate", ["--model=x"], "give one of --prompt"),
+        ("generate", ["--model=x", "--prompt=a", "--prompts=b"], "--prompt and --prompts are both given"),
+        ("generate", ["--model=x", "--out=b"], "--out needs --prompt or --prompts"),
+        ("generate", ["--model=x", "--prompt=a", "--budget=5"], "budget is given, but no kv policy"),
+        ("evaluate", ["--config=eval_meth"], "there is no config of that name (there are base, defaults, demo, eval_b"),
+        ("evaluate", [CONFIG, "--results=x", "--kv=rkv"], "--kv and --results are both given"),
         ("generate", ["--model=x", "--method=magic", "--prompt=a"], "value should be one of"),
         ("generate", ["--nothing=1"], "Unknown command line flag 'nothing'"),
         ("generate", ["--model=/no/where", "--prompt=a"], "/no/where: no such folder"),
@@ -516,7 +483,7 @@ def budget(*more, **environment):
 
 
 def test_policies_run_beside_the_baseline(tmp_path):
-    out = budget("--method=rkv,streaming", "--budget=64", "--buffer=32", "--config.decode.max_new=100",
+    out = budget("--kv=rkv,streaming", "--budget=64", "--buffer=32", "--config.decode.max_new=100",
                  "--config.contenders.vanilla.prefix=", f"--config.out={tmp_path}")  # fmt: skip
     assert not out.returncode, out.stderr[-2000:]
     lines = [line.split() for line in out.stdout.splitlines()]
@@ -531,10 +498,10 @@ def test_policies_run_beside_the_baseline(tmp_path):
 
 
 @pytest.mark.parametrize("flags, line", [
-    (["--budget=64"], "--budget needs --method"),
-    (["--method=rkv", "--budget=8"], "budget 8 leaves no room beside the window"),
-    (["--method=rkv", "--buffer=0"], "buffer is 0"),
-    (["--method=vanilla"], "that is the baseline"),
+    (["--budget=64"], "--budget needs --kv=POLICY"),
+    (["--kv=rkv", "--budget=8"], "budget 8 leaves no room beside the window"),
+    (["--kv=rkv", "--buffer=0"], "buffer is 0"),
+    (["--kv=vanilla"], "that is the baseline"),
     (["--config.baseline=rk"], "config.baseline is 'rk'"),
 ])  # fmt: skip
 def test_a_bad_budget_is_one_line(flags, line):
@@ -544,6 +511,6 @@ def test_a_bad_budget_is_one_line(flags, line):
 
 def test_a_bad_budget_is_one_line_the_first_time_too(tmp_path):
     """When every package is compiled to bytecode, some warn of their syntax."""
-    out = budget("--method=lru", PYTHONPYCACHEPREFIX=str(tmp_path))
+    out = budget("--kv=lru", PYTHONPYCACHEPREFIX=str(tmp_path))
     assert out.returncode == 2 and out.stderr.startswith("error: policy is 'lru'"), out.stderr[-2000:]
     assert out.stderr.count("\n") == 1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lt_jax.decode import Completion
+from lt_jax.decode.counts import count
 from lt_jax.evaluation import metrics
 from lt_jax.evaluation.results import Record
 from lt_jax.evaluation.run import curve
@@ -19,7 +20,7 @@ from tests.scripted import SPECIAL, completion, encode
 def counted(scheme, prompt, thoughts, add_eos=True):
     """Counts of a completion laid out as in training: thoughts of the given numbers of tokens."""
     row = build_row(scheme, SPECIAL, [9] * prompt, [[5] * length for length in thoughts], encode, add_eos)
-    return metrics.count(completion(row, scheme))
+    return count(completion(row, scheme))
 
 
 def budgeted(prompt, seen):
@@ -41,12 +42,12 @@ def test_vanilla_closed_form(prompt, out):
 
 def test_reference_value_where_its_evaluator_is_negative():
     # spec 5: P=300, O=200 under a budget of 1024 gives -57,950 in the released evaluator, 80,100 by definition
-    assert metrics.count(budgeted(300, np.minimum(300 + np.arange(1, 201), 1024))).dependency == 80_100
+    assert count(budgeted(300, np.minimum(300 + np.arange(1, 201), 1024))).dependency == 80_100
 
 
 @pytest.mark.parametrize("prompt, out, budget", [(100, 900, 256), (300, 200, 300), (50, 50, 100)])
 def test_h2o_closed_form(prompt, out, budget):
-    counts = metrics.count(budgeted(prompt, np.minimum(prompt + np.arange(1, out + 1), budget)))
+    counts = count(budgeted(prompt, np.minimum(prompt + np.arange(1, out + 1), budget)))
     paper = (2 * prompt * budget + 2 * out * budget - prompt**2 - budget**2) / 2
     # The paper integrates; the sum over whole tokens is half a token more for every step the cache grows.
     assert counts.dependency == paper + (budget - prompt) / 2

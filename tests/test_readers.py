@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from lt_jax.evaluation.generate import read_prompts
 
 from lt_jax.data.builder import prepare
 from lt_jax.data.readers import read_traces
 from lt_jax.errors import UserError
-from lt_jax.evaluation.generate import read_prompts
 from lt_jax.evaluation.suites import from_files
 
 GOOD = b'{"question": "q", "response": "r", "answer": "1"}\n'

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from lt_jax.data.tokenizer import CHAT_TEMPLATE
-from lt_jax.evaluation.folder import open_folder
 from lt_jax.layout.scheme import Scheme
+from lt_jax.model import load
 from lt_jax.models import decoder, huggingface
 from lt_jax.models import params as parameters
 from lt_jax.models.config import DecoderConfig
@@ -119,12 +119,12 @@ def test_both_versions_read_the_same_of_an_export(name, exported, version_4):
     np.testing.assert_allclose(first, second, atol=1e-4, rtol=0)
     assert old == new
 
-    writer = open_folder(exported[name])
+    writer = load(exported[name])
     tokens = jnp.asarray([ASKED["tokens"]])
     logits = lambda model: decoder.logits(writer.params, model, decoder.forward(writer.params, model, tokens))[0]
-    ours = np.asarray(logits(writer.model))[:, : writer.model.vocab_size]
+    ours = np.asarray(logits(writer.config))[:, : writer.config.vocab_size]
     np.testing.assert_allclose(ours, first, atol=1e-4, rtol=0)
-    assert np.abs(logits(writer.model.replace(rope_theta=1e4))[:, : ours.shape[1]] - first).max() > 0.01
+    assert np.abs(logits(writer.config.replace(rope_theta=1e4))[:, : ours.shape[1]] - first).max() > 0.01
     assert old["ids"] == writer.tokenize(ASKED["text"]) and len(old["ids"]) > 16
     assert old["ends"] == ENDS[name] and old["dtype"] == "torch.float32"
     ends = ENDS[name] if isinstance(ENDS[name], list) else [ENDS[name]]

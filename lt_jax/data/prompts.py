@@ -44,12 +44,15 @@ class Prompter:
         if self.name != "own" and self.tokenizer is not None:
             chat.check_control(self.name, self.tokenizer)
 
-    def __call__(self, question: str, system: str = "", history: Sequence[Turn] = ()) -> Prompt:
+    def __call__(
+        self, question: str, system: str = "", history: Sequence[Turn] = (), between: Sequence[Turn] = ()
+    ) -> Prompt:
+        """The prompt; history: turns before the question, between: an assistant's and its tools' after it."""
         if self.name != "own":
-            self._check(Trace(question, system=system, history=tuple(history)))
+            self._check(Trace(question, system=system, history=tuple(history), between=tuple(between)))
             bos = {"bos": chat.opening(self.tokenizer)} if self.name == "plain" and self.tokenizer is not None else {}
             return chat.CHATS[self.name](self.prefix + question, system or self.system, **bos)
-        turns = [*history, Turn("user", question)]
+        turns = [*history, Turn("user", question), *between]
         return chat.own(self.tokenizer, self._messages(turns, len(history), system))
 
     def replies(self, trace: Trace, turns: str = LAST) -> list[Reply]:

@@ -15,6 +15,7 @@ matrix product rounds differently for another number of rows).
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import time
@@ -64,11 +65,13 @@ class Engine:
         config: DecodeConfig,
         tokenize: Callable | None = None,
         detokenize: Callable | None = None,
+        weights: dict | None = None,
     ):
         """Args:
             params: of `models/params.py`; see `load` to change them later.
             tokenize: text -> ids, needed for `scheme.instruction` only.
             detokenize: ids -> text, needed for requests with `stop_text` only.
+            weights: of another engine of these parameters and `config.implementation`, to be shared with it.
 
         Raises:
             UserError: the scheme, the token table and the config do not go together.
@@ -85,7 +88,9 @@ class Engine:
         self.copy = jax.jit(slots.copied, donate_argnums=0)
         self.grow = jax.jit(slots.grown, static_argnums=1)
         self.rows = Rows(config.rows, self.rules)
-        self.load(params)
+        self.weights = weights
+        if weights is None:
+            self.load(params)
         self.state = control.idle(config.rows, config.top_logps)
         self.cache = empty_cache(model, config, self.rules, need=0)
         self.settings = settings_of([Request(())] * config.rows, config, self.rules)
@@ -170,9 +175,27 @@ class Engine:
         """Completions in the order in which they finish.
 
         Args:
+            requests: as `events` takes them.
+            stream: called after each block with every live row's record and the place in it where the news begins.
+
+        Raises:
+            UserError: the engine is closed or has other work under way.
+        """
+        with contextlib.closing(self.events(requests)) as rounds:
+            for events in rounds:
+                for event in events:
+                    if stream is not None and event.record is not None and event.start < len(event.record):
+                        stream(event.record, event.start)
+                for event in events:
+                    if event.completion is not None:
+                        yield event.completion
+
+    def events(self, requests: Iterable[Request]) -> Iterator[list[Event]]:
+        """What each `step` tells, until all requests are answered; the engine is the iterator's until it is closed.
+
+        Args:
             requests: the next one is asked for when a row becomes free; may be endless. (Where the next one may be long
                 in coming, use `submit` and `step`: this would wait for it.)
-            stream: called after each block with every live row's record and the place in it where the news begins.
 
         Raises:
             UserError: the engine is closed or has other work under way.
@@ -192,12 +215,7 @@ class Engine:
                     if more:
                         mine.add(self._submit(request))
                 events = self._step()
-                for event in events:
-                    if stream is not None and event.record is not None and event.start < len(event.record):
-                        stream(event.record, event.start)
-                for event in events:
-                    if event.completion is not None:
-                        yield event.completion
+                yield events
                 if not events and not more and not self.busy:
                     return
         finally:  # also when the caller stops asking

@@ -7,13 +7,15 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from lt_jax import notices
 from lt_jax.decode import DecodeConfig, Sampling
 from lt_jax.errors import UserError
-from lt_jax.evaluation import notices, pictures, report, results, suites, table
-from lt_jax.evaluation.folder import Writer, contender, open_folder, question
+from lt_jax.evaluation import pictures, report, results, suites, table
+from lt_jax.evaluation.contenders import contender, question
 from lt_jax.evaluation.progress import ProgressLine
 from lt_jax.evaluation.run import Contender, evaluate
 from lt_jax.layout.closing import closing
+from lt_jax.model import Model, load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +122,9 @@ def run(config: EvalConfig, say=print) -> results.Results:
             )
         key = each.path, each.method, each.chat, each.system, each.prefix
         if key not in opened:
-            opened[key] = open_folder(each.path, each.method, dtype=config.dtype, chat=each.chat, system=each.system,
-                                      prefix=each.prefix, weights=weights.get(each.path))  # fmt: skip
-            weights[each.path] = opened[key].params, opened[key].model
+            opened[key] = load(each.path, each.method, dtype=config.dtype, chat=each.chat, system=each.system,
+                               prefix=each.prefix, weights=weights.get(each.path))  # fmt: skip
+            weights[each.path] = opened[key].params, opened[key].config
         eviction = opened[key].eviction(**each.eviction) if each.eviction else None
         recorded = eviction is not None and config.samples > 0
         decode = DecodeConfig(rows=min(config.rows, len(suite)), capacity=config.capacity, buffer=config.buffer,
@@ -130,7 +132,7 @@ def run(config: EvalConfig, say=print) -> results.Results:
                               horizon=horizon(opened[key], suite, config.max_new) if recorded else 0)  # fmt: skip
         ready.append(contender(name, opened[key], decode, max_new=config.max_new, seed=config.seed))
         lengths = check_fits(ready[-1], opened[key], suite, decode, config.max_new)
-        late.append(notices.beyond(lengths, config.max_new, opened[key].model.max_positions))
+        late.append(notices.beyond(lengths, config.max_new, opened[key].config.max_positions))
     for line in dict.fromkeys(filter(None, late)):
         notices.to_stderr(line)
 
@@ -150,15 +152,15 @@ def run(config: EvalConfig, say=print) -> results.Results:
     return found
 
 
-def horizon(writer: Writer, suite: suites.Suite, max_new: int) -> int:
+def horizon(model: Model, suite: suites.Suite, max_new: int) -> int:
     """Indices that no row of the suite grows beyond: every token sampled may close a thought."""
-    rule = closing(writer.scheme, writer.special, writer.tokenize)
-    prompt = max(len(writer.ask(question(problem), problem.system)) for problem in suite.problems)
-    return min(prompt + max_new * (1 if rule is None else 1 + len(rule)) + 1, writer.model.max_positions)
+    rule = closing(model.scheme, model.special, model.tokenize)
+    prompt = max(len(model.ask(question(problem), problem.system)) for problem in suite.problems)
+    return min(prompt + max_new * (1 if rule is None else 1 + len(rule)) + 1, model.config.max_positions)
 
 
 def check_fits(
-    each: Contender, writer: Writer, suite: suites.Suite, decode: DecodeConfig, max_new: int
+    each: Contender, model: Model, suite: suites.Suite, decode: DecodeConfig, max_new: int
 ) -> list[int]:
     """The tokens of each prompt; raises UserError now, not hours later, for one that the engine would refuse."""
     prompts = [each.encode(problem) for problem in suite.problems]
@@ -169,7 +171,7 @@ def check_fits(
             f"decode.capacity is {decode.capacity:,} keys, which leaves no room for an answer"
         )
     try:
-        writer.check(decode, prompts, max_new)
+        model.check(decode, prompts, max_new)
     except UserError as error:
         raise UserError(f"{each.name}: {suite.name}: {error}") from None
     return [len(prompt) for prompt in prompts]

@@ -8,8 +8,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from lt_jax.decode.counts import Counts
 from lt_jax.errors import UserError
-from lt_jax.evaluation.metrics import Counts
 
 VERSION = 1
 

@@ -11,7 +11,8 @@ import numpy as np
 from lt_jax.data import answers
 from lt_jax.data.problem import Problem
 from lt_jax.decode import Completion
-from lt_jax.evaluation import clock, metrics
+from lt_jax.decode.counts import count
+from lt_jax.evaluation import clock
 from lt_jax.evaluation.progress import ProgressLine
 from lt_jax.evaluation.results import Curve, MethodResult, Record, Results, Sample, drawable
 from lt_jax.evaluation.suites import Suite
@@ -137,7 +138,7 @@ def _record(contender: Contender, problem: Problem, done: Completion) -> Record:
     text = contender.decode(done.tokens[done.written].tolist())
     given, correct = answers.judge(problem, text)
     return Record(done.id, problem.family, problem.question, problem.answer, text, given, bool(correct), done.finish,
-                  metrics.count(done), judged=correct is not None)  # fmt: skip
+                  count(done), judged=correct is not None)  # fmt: skip
 
 
 def _sample(contender: Contender, done: Completion, rule: Closing | None) -> Sample:

@@ -11,7 +11,7 @@ from orbax.checkpoint import v1 as ocp
 
 from lt_jax.data.pipeline import PipelineConfig
 from lt_jax.errors import UserError
-from lt_jax.layout.card import NAME, Card, read_card
+from lt_jax.layout.card import Card, read_card
 from lt_jax.layout.chat import BOXED
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import name_ends, reference_table
@@ -23,6 +23,7 @@ from lt_jax.training import optimizer, sft
 from lt_jax.training import state as states
 from lt_jax.training.checkpoint import Checkpoints, describe
 from lt_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
+from lt_jax.training.folder import save_trained
 
 
 def convert(source: str | Path, target: str | Path, *, dtype: str | None = None, table: str | None = None,
@@ -61,13 +62,9 @@ def convert(source: str | Path, target: str | Path, *, dtype: str | None = None,
             f"{source}: the model has rows for {model.vocab_size:,} tokens and the tokenizer has {needed:,}; "
             "it is another model's, or the checkpoint was not trained with this table"
         )
-    if card is None:
-        return huggingface.save(target, params, model, tokens, dtype=dtype, overwrite=overwrite, source=source)
-    name_ends(tokens, card.special.eos)
-    return huggingface.save(
-        target, params, model, tokens, dtype=dtype, overwrite=overwrite, source=source,
-        files={NAME: card.to_json(tokens)}, eos=card.special.eos, pad=tokens.pad_token_id,
-    )  # fmt: skip
+    if card is not None:
+        name_ends(tokens, card.special.eos)
+    return save_trained(target, params, model, tokens, card, source=source, dtype=dtype, overwrite=overwrite)
 
 
 def export_run(run: Path, target: str | Path, *, dtype: str | None = None, overwrite: bool = False) -> Path:
@@ -87,10 +84,8 @@ def export_run(run: Path, target: str | Path, *, dtype: str | None = None, overw
         params = _trained(checkpoints, start, model, config)
     source = config.source
     card = Card(config.scheme, table.special, source.chat, source.system, source.prefix)
-    return huggingface.save(
-        target, params, model, tokenizer, dtype=dtype or sft.export_dtype(config), overwrite=overwrite,
-        files={NAME: card.to_json(tokenizer)}, source=config.model, eos=table.special.eos, pad=tokenizer.pad_token_id,
-    )  # fmt: skip
+    return save_trained(target, params, model, tokenizer, card, source=config.model,
+                        dtype=dtype or sft.export_dtype(config), overwrite=overwrite)  # fmt: skip
 
 
 def _trained(checkpoints: Checkpoints, start: dict, model, config: sft.SftConfig) -> dict:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import functools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 
-from lt_jax.lifetimes import Lifetimes
+from lt_jax.errors import UserError
+from lt_jax.lifetimes import NEVER, Lifetimes
 from lt_jax.models import decoder
 from lt_jax.models.config import DecoderConfig
 from lt_jax.training import loss as losses
@@ -76,3 +83,82 @@ def score(
     own = lambda a: jnp.pad(a.reshape(tokens.shape)[:, :-1], [(0, 0), (1, 0)])
     fed = jnp.isin(tokens, jnp.asarray(never, jnp.int32))
     return jnp.where(fed, 0.0, own(logp)), own(entropy)
+
+
+SHORTEST = 32  # rows are filled up to 32, 64, 128 ... tokens, so that few lengths are compiled
+TOGETHER = 4096  # most tokens of rows that are scored together
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """A row to score by itself.
+
+    Attributes:
+        tokens: [N] ids.
+        lifetimes: of a batch of one, N tokens; None where nothing ever dies.
+        positions: [N] int32; None is 0, 1, 2 ...
+        temperature, never: see `score`.
+    """
+
+    tokens: Sequence[int]
+    lifetimes: Lifetimes | None = None
+    positions: np.ndarray | None = None
+    temperature: float = 1.0
+    never: tuple[int, ...] = ()
+
+
+def score_rows(params: dict, model: DecoderConfig, rows: Sequence[Given]) -> list[np.ndarray]:
+    """`score` of rows of any lengths: [N] float32 log-probs of each. Rows without lifetimes are scored together.
+
+    Raises:
+        UserError: a row without tokens, or with ids outside of the vocabulary.
+    """
+    groups = collections.defaultdict(list)
+    for number, row in enumerate(rows):
+        _check(np.asarray(row.tokens), number, model)
+        length = max(SHORTEST, 1 << (len(row.tokens) - 1).bit_length())
+        alone = row.lifetimes is not None or row.positions is not None
+        groups[length, number if alone else -1, float(row.temperature), row.never].append(number)
+    found: list[np.ndarray] = [np.zeros(0)] * len(rows)
+    for (length, alone, temperature, never), numbers in groups.items():
+        most = 1 if alone >= 0 else max(1, TOGETHER // length)
+        for some in [numbers[i : i + most] for i in range(0, len(numbers), most)]:
+            tokens = np.zeros((1 << (len(some) - 1).bit_length(), length), np.int32)
+            for place, number in enumerate(some):
+                tokens[place, : len(rows[number].tokens)] = rows[number].tokens
+            own = rows[some[0]]
+            lifetimes, positions = _filled(own.lifetimes, length), None
+            if own.positions is not None:
+                positions = np.pad(own.positions, (0, length - len(own.positions)))[None]
+            logp = np.asarray(_logps(params, model, tokens, lifetimes, positions, temperature, never))
+            for place, number in enumerate(some):
+                found[number] = logp[place, : len(rows[number].tokens)].copy()
+    return found
+
+
+@functools.partial(jax.jit, static_argnames=("model", "never"))
+def _logps(params, model, tokens, lifetimes, positions, temperature, never):
+    return score(params, model, tokens, lifetimes, positions, temperature=temperature, never=never)[0]
+
+
+def _check(tokens: np.ndarray, number: int, model: DecoderConfig) -> None:
+    if not tokens.size or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise UserError(f"row {number}: there is nothing to score; give a text, or one token id or more")
+    outside = (tokens < 0) | (tokens >= model.vocab_size)
+    if outside.any():
+        raise UserError(
+            f"row {number}: token id {tokens[outside.argmax()]} is outside the model's vocabulary of {model.vocab_size}"
+        )
+
+
+def _filled(lifetimes: Lifetimes | None, length: int) -> Lifetimes | None:
+    """The same with padding behind the row, which no token of it sees."""
+    if lifetimes is None:
+        return None
+
+    def fill(x, value):
+        return None if x is None else jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, length - x.shape[-1])],
+                                              constant_values=value)  # fmt: skip
+
+    return Lifetimes(fill(lifetimes.death, NEVER), fill(lifetimes.since, 0), fill(lifetimes.gist, -1),
+                     lifetimes.gist_rule)  # fmt: skip

@@ -37,6 +37,7 @@ from lt_jax.models.hf_ends import read_ends
 from lt_jax.training import mesh as meshes
 from lt_jax.training import metrics, run
 from lt_jax.training.checkpoint import fingerprint
+from lt_jax.training.folder import save_trained
 from lt_jax.training.sft_config import SftConfig, SourceConfig, TokensConfig, describe
 
 __all__ = ["SftConfig", "SourceConfig", "TokensConfig", "sft"]
@@ -80,10 +81,8 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
         return None
     source = config.source
     card = Card(config.scheme, table.special, source.chat, source.system, source.prefix)
-    final = huggingface.save(
-        folder / "final", result.params, model, tokenizer, dtype=export_dtype(config), overwrite=True,
-        files={NAME: card.to_json(tokenizer)}, source=config.model, eos=table.special.eos, pad=tokenizer.pad_token_id,
-    )  # fmt: skip
+    final = save_trained(folder / "final", result.params, model, tokenizer, card, source=config.model,
+                         dtype=export_dtype(config), overwrite=True)  # fmt: skip
     say(f"exported to {final}")
     return final
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def to_stderr(line: str) -> None:
@@ -53,3 +53,11 @@ def broken(finishes: Iterable[str], name: str = "") -> str:
         f"warning: {name + ': ' if name else ''}{bad:,} of {len(finishes):,} answers ended where the model's logits "
         "were NaN or infinite; the weights may be broken, or their dtype too narrow"
     )
+
+
+def refused(why: Mapping[int, str], total: int) -> str:
+    """A line on prompts (by number, of `total`) that nobody can answer; empty if there are none."""
+    if not why:
+        return ""
+    first = min(why)
+    return f"warning: {len(why):,} of {total:,} prompts were refused, the first of them prompt {first}: {why[first]}"

@@ -1,0 +1,142 @@
+"""What the front door (`lt_jax.model`) is asked, and what it answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lt_jax.data.dialogue import Turn, turns
+from lt_jax.decode import Completion, Request, Sampling
+from lt_jax.decode.counts import Counts
+from lt_jax.errors import UserError
+
+Message = Mapping[str, object]
+BUDGET, BUFFER = 512, 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AskConfig:
+    """How to answer. Calls that agree in all but what is marked * share one compiled engine.
+
+    Attributes:
+        method: how to decode: what the model was trained for (None), or "vanilla", which any model can.
+        max_new: * most tokens to sample for an answer.
+        n: * answers to each prompt.
+        temperature, top_k, top_p: * how to sample, see `decode.Sampling`; temperature 0 is greedy.
+        seed: * of the random numbers; prompt i has seed + i. None: other numbers for every prompt.
+        stop: * a text or texts that end an answer. The answer ends with it, as with `stop_strings` of transformers.
+        kv: a KV policy, one of `cache.policies.POLICIES`: under it a row never holds more than budget + buffer keys.
+        budget: keys that each layer and kv head keeps, with `kv`; None is 512.
+        buffer: tokens between two evictions, with `kv`; None is 128.
+        rows: most answers that are written side by side.
+        capacity: most keys that a row may hold; 0 is as many as the model has positions. (Memory is taken only as rows
+            come to need it.)
+        max_thought: most tokens of a thought before it is compressed by force; None: no limit.
+    """
+
+    method: str | None = None
+    max_new: int = 1024
+    n: int = 1
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    kv: str | None = None
+    budget: int | None = None
+    buffer: int | None = None
+    rows: int = 8
+    capacity: int = 0
+    max_thought: int | None = None
+
+    def __post_init__(self):
+        if self.rows < 1:
+            raise UserError(f"rows is {self.rows}; it must be 1 or more")
+        if self.kv is None:
+            if given := [name for name in ("budget", "buffer") if getattr(self, name) is not None]:
+                raise UserError(f"{given[0]} is given, but no kv policy, which it is the {given[0]} of (kv=\"rkv\")")
+        elif self.capacity:
+            raise UserError("capacity and kv are both given; under a kv policy a row holds budget + buffer keys")
+
+    @property
+    def eviction(self) -> dict | None:
+        """Settings of the KV budget, for `policies.published`; None without one."""
+        if self.kv is None:
+            return None
+        own = lambda given, otherwise: otherwise if given is None else given
+        return {"policy": self.kv, "budget": own(self.budget, BUDGET), "buffer": own(self.buffer, BUFFER)}
+
+    def request(self, prompt, number: int) -> Request:
+        """The request for one prompt."""
+        seed = None if self.seed is None else self.seed + number
+        texts = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        sampling = Sampling(self.temperature, self.top_k, self.top_p)
+        return Request(prompt, self.max_new, seed, number, self.n, sampling, stop_text=texts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An answer with what it cost.
+
+    Attributes:
+        text: what was written, special tokens left out.
+        finish: why it ended: "eos", "stop", "length", "capacity", "positions", "nan", "cancelled" or "refused", see
+            `decode.Completion`.
+        tokens: [N] int32, the tokens that the text is made of, and what ended it. logp: [N] float32, their log-probs.
+        counts: tokens read and written, thoughts compressed, peak, dependency, seconds.
+        why: why a prompt was refused.
+        completion: everything the engine knows of it, with the gists.
+        asked: how it was asked.
+    """
+
+    text: str
+    finish: str
+    tokens: np.ndarray
+    logp: np.ndarray
+    counts: Counts
+    why: str
+    completion: Completion = dataclasses.field(repr=False)
+    asked: AskConfig = dataclasses.field(repr=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def one_prompt(prompts) -> bool:
+    """Whether `prompts` is one question or one conversation, and not a list of such.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if isinstance(prompts, str):
+        return True
+    if isinstance(prompts, Sequence) and all(isinstance(each, Mapping) for each in prompts):
+        return len(prompts) > 0
+    if isinstance(prompts, Sequence) and all(isinstance(each, str | Sequence) for each in prompts):
+        return False
+    raise UserError(
+        "a prompt is a text, or a list of chat messages such as {\"role\": \"user\", \"content\": \"...\"}; several "
+        "prompts are a list of those"
+    )
+
+
+def read_conversation(messages: Sequence[Message]) -> tuple[str, str, list[Turn], list[Turn]]:
+    """(question, system, turns before the question, turns after it) of chat messages that wait for an answer.
+
+    Raises:
+        UserError: a message is broken, or the last one is an assistant's.
+    """
+    said = turns(messages, "messages", "the prompt")
+    system = ""
+    if said and said[0].role == "system":
+        system = said.pop(0).text
+    if any(turn.role == "system" for turn in said):
+        raise UserError("a system message must be the first one")
+    if not said or said[-1].role not in ("user", "tool"):
+        raise UserError("the last message must be the user's (or a tool's): there is nothing to answer")
+    last = max((i for i, turn in enumerate(said) if turn.role == "user"), default=None)
+    if last is None:
+        raise UserError("there is no message of the user's")
+    return said[last].text, system, said[:last], said[last + 1 :]

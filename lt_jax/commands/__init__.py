@@ -1,0 +1,24 @@
+"""The commands that an installation brings: `lt-train` is `python launch/train.py`, and so are the others theirs.
+
+In a clone the scripts and the configs lie in `launch/` and `configs/`, beside the library. An installed package has
+both in here (setup.py), so that nothing but `lt_jax` stands in site-packages.
+"""
+
+from __future__ import annotations
+
+import functools
+import runpy
+import sys
+from pathlib import Path
+
+
+def _run(script: str) -> None:
+    here = Path(__file__).resolve().parent
+    sys.path.insert(0, str(here if (here / "launch").is_dir() else here.parents[1]))
+    runpy.run_module(f"launch.{script}", run_name="__main__", alter_sys=True)
+
+
+train = functools.partial(_run, "train")
+generate = functools.partial(_run, "generate")
+evaluate = functools.partial(_run, "evaluate")
+convert = functools.partial(_run, "convert")

@@ -1,0 +1,420 @@
+"""The front door: a checkpoint folder as one object that answers, scores, and is saved again.
+
+    import lt_jax
+
+    model = lt_jax.load("DIR")
+    print(model.generate("What is 17 * 24?"))
+    print(model.generate("What is 17 * 24?", kv="rkv", budget=512, n=8, temperature=1.0))
+    print(model.generate([{"role": "user", "content": "Hello"}, ...]))
+    for piece in model.stream("What is 17 * 24?"):
+        print(piece, end="")
+
+Engines are kept between calls: what is compiled is compiled once, and a prompt that begins like one that a row still
+holds, such as the next turn of a chat, is read from there on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lt_jax.ask import Answer, AskConfig, Message, one_prompt, read_conversation
+from lt_jax.cache.policies import Eviction, published
+from lt_jax.data.prompts import Prompter
+from lt_jax.decode import Completion, DecodeConfig, Engine, Event, Request, TextStreamer
+from lt_jax.decode.admit import check_request
+from lt_jax.decode.completion import refused
+from lt_jax.decode.control import Rules
+from lt_jax.decode.counts import count
+from lt_jax.decode.setup import check, rules_of
+from lt_jax.errors import UserError
+from lt_jax.layout.card import NAME, Card, read_card
+from lt_jax.layout.closing import closing
+from lt_jax.layout.encode import encoder
+from lt_jax.layout.prompt import build_prompt
+from lt_jax.layout.row import Row
+from lt_jax.layout.scheme import Scheme
+from lt_jax.layout.separators import separators
+from lt_jax.layout.special import SpecialTokens
+from lt_jax.layout.tokenizer import load_tokenizer
+from lt_jax.lifetimes import Lifetimes
+from lt_jax.models import huggingface
+from lt_jax.models.config import DecoderConfig
+from lt_jax.models.hf_ends import read_ends
+from lt_jax.training.folder import save_trained
+from lt_jax.training.score import Given, score_rows
+
+ENGINES = 4  # kept with their caches; the weights they share
+
+Prompts = str | Sequence[Message] | Sequence[str | Sequence[Message]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model with all that is needed to ask it something; `load` makes one.
+
+    Attributes:
+        params, config: weights and their config.
+        card: what its folder says of it. trained: whether it says so, in an `lt_jax.json`.
+        scheme: how it writes: the card's, or vanilla.
+        tokenizer: a `transformers` tokenizer.
+        prompt: (question, system, history) -> chat prompt, see `data.prompts.Prompter`.
+        origin: the folder that the weights came from.
+        stop: ids that end an answer besides `special.eos`, see `models.hf_ends`.
+    """
+
+    params: dict = dataclasses.field(repr=False)
+    config: DecoderConfig
+    card: Card
+    scheme: Scheme
+    tokenizer: Any = dataclasses.field(repr=False)
+    prompt: Prompter = dataclasses.field(repr=False)
+    origin: str = ""
+    stop: tuple[int, ...] = ()
+    trained: bool = True
+    engines: dict = dataclasses.field(init=False, repr=False, compare=False, default_factory=dict)
+
+    @property
+    def special(self) -> SpecialTokens:
+        return self.card.special
+
+    @property
+    def tokenize(self) -> Callable[[str], list[int]]:
+        return encoder(self.tokenizer)
+
+    # Asking.
+
+    def generate(self, prompts: Prompts, *, stream: Callable[[str], None] | None = None, **settings):
+        """Answers as texts.
+
+        Args:
+            prompts: a question, a conversation (a list of chat messages), or a list of those.
+            stream: takes pieces of text as they come. With several prompts each line begins with its prompt's number.
+            settings: the fields of `ask.AskConfig`, such as method, max_new, temperature, kv, budget and n.
+
+        Returns:
+            a str for one prompt, a list of them for several; where `n` is above 1, a list of n in place of each.
+
+        Raises:
+            UserError: a setting or a prompt that nobody can answer, before anything is decoded.
+        """
+        found = self._answers(prompts, AskConfig(**settings), stream, strict=True)
+        return _nested(lambda answer: answer.text, found)
+
+    def answer(self, prompts: Prompts, *, stream: Callable[[str], None] | None = None, **settings):
+        """Answers as `ask.Answer`, with why they ended, their tokens and what they cost; else as `generate`.
+
+        Of several prompts one that nobody can answer has an answer like the others: its `finish` is "refused", and
+        `why` says why.
+        """
+        return self._answers(prompts, AskConfig(**settings), stream, strict=one_prompt(prompts))
+
+    def stream(self, prompt: str | Sequence[Message], **settings) -> Iterator[str]:
+        """The answer to one prompt, piece by piece. Closing the iterator ends the answer.
+
+        Raises:
+            UserError: as `generate`.
+        """
+        if not one_prompt(prompt):
+            raise UserError("stream() answers one prompt; for several, give generate() a function as `stream`")
+        pieces: list[str] = []
+        with contextlib.closing(self.answering([prompt], AskConfig(**settings), pieces.append)) as answering:
+            for _ in answering:
+                yield from pieces
+                pieces.clear()
+
+    def answering(
+        self,
+        prompts: Sequence[str | Sequence[Message]],
+        how: AskConfig,
+        stream: Callable[[str], None] | None = None,
+        *,
+        strict: bool = True,
+        mark: Callable[[int, int], str] | None = lambda gists, keys: "",
+        ended: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Answer | None]:
+        """Answers in the order in which they are finished, and None after every block of steps between them.
+
+        Args:
+            stream: takes text, before what is yielded next.
+            strict: raise for a prompt that nobody can answer; else its answer says so.
+            mark: what is streamed in place of gists, see `TextStreamer`; nothing, so that the pieces are the text.
+            ended: asked after every block; when it says so, the answers under way end as "cancelled".
+        """
+        if stream is not None and how.n > 1:
+            raise UserError(f"n is {how.n}; streaming shows one answer to each prompt")
+        own = self.decoding_as(how.method)
+        requests = [how.request((), number) for number in range(len(prompts))]
+        config = own.decode_config(how, sum(request.n for request in requests))
+        requests, refusals = own._admitted(prompts, requests, config)
+        if refusals and strict:
+            number, why = next(iter(refusals.items()))
+            raise UserError(why if len(prompts) == 1 else f"prompt {number}: {why}")
+        for number, why in refusals.items():
+            for sample in range(how.n):
+                yield own._answer(refused(number, sample, why), how)
+        streamer = None if stream is None else TextStreamer(self.text, stream, prefix=len(prompts) > 1, mark=mark)
+        with contextlib.closing(self._events(own, requests, config, ended)) as rounds:
+            for events in rounds:
+                for event in events:
+                    if streamer is not None and event.start < len(event.record):
+                        streamer(event.record, event.start)
+                for done in (event.completion for event in events if event.completion is not None):
+                    if streamer is not None:
+                        streamer.close(done.id)
+                    yield own._answer(done, how)
+                yield None
+
+    def _answers(self, prompts: Prompts, how: AskConfig, stream, strict: bool):
+        one = one_prompt(prompts)
+        prompts = [prompts] if one else list(prompts)
+        with contextlib.closing(self.answering(prompts, how, stream, strict=strict)) as answering:
+            found = {(each.completion.id, each.completion.sample): each for each in answering if each is not None}
+        samples = [[found[number, sample] for sample in range(how.n)] for number in range(len(prompts))]
+        nested = samples if how.n > 1 else [each[0] for each in samples]
+        return nested[0] if one else nested
+
+    def _answer(self, done: Completion, how: AskConfig) -> Answer:
+        tokens = done.tokens[done.written]
+        return Answer(self.text(tokens), done.finish, tokens, done.logp[done.written], count(done), done.why, done, how)
+
+    def _admitted(self, prompts, requests, config: DecodeConfig) -> tuple[list[Request], dict[int, str]]:
+        """The requests with their prompts, and of those that cannot be answered why, by number."""
+        rules, asked, refusals = self.rules(config), [], {}
+        check(self.scheme, self.config, config, rules)
+        for number, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
+            try:
+                request = dataclasses.replace(request, prompt=self.ask(prompt))
+                check_request(request, number, self.config, config, rules)
+                asked.append(request)
+            except UserError as error:
+                refusals[number] = str(error).removeprefix(f"request {number}: ")
+        return asked, refusals
+
+    # Decoding.
+
+    def decoding_as(self, method: str | None) -> Model:
+        """The same model under another method: the one it was trained for, or "vanilla".
+
+        Raises:
+            UserError: it was not trained for `method`.
+        """
+        if method is None or method == self.scheme.method:
+            return self
+        return dataclasses.replace(self, scheme=scheme_of(self.card, method, self.trained, self.origin))
+
+    def ask(self, prompt: str | Sequence[Message], system: str = "") -> Row:
+        """A question or a conversation as the prompt of a request.
+
+        Args:
+            system: the system turn, where the conversation has none.
+        """
+        history, between = [], []
+        if not isinstance(prompt, str):
+            prompt, own, history, between = read_conversation(prompt)
+            system = own or system
+        text = self.prompt(prompt, system, history, between)
+        return build_prompt(self.scheme, self.special, text, self.tokenize)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Ids as text, special tokens left out."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """One text per id, special tokens written out; the bytes of one character stand with its last token."""
+        out, waiting = [], []
+        for token in ids:
+            waiting.append(int(token))
+            text = self.tokenizer.decode(waiting, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            whole = not text.endswith("\ufffd") or len(waiting) == 4
+            out.append(text if whole else "")
+            waiting = [] if whole else waiting
+        return out
+
+    def eviction(self, **settings) -> Eviction:
+        """A KV budget from `policy`, `budget` and what else is to differ from the paper, see `policies.published`."""
+        known = {field.name for field in dataclasses.fields(Eviction)}
+        if missing := [name for name in ("policy", "budget") if name not in settings]:
+            raise UserError(f"eviction: {missing[0]} is missing")
+        if unknown := sorted(set(settings) - known):
+            raise UserError(f"eviction: unknown setting {unknown[0]!r}; it is one of {', '.join(sorted(known))}")
+        if settings["policy"] == "sepllm" and "separators" not in settings:
+            settings["separators"] = separators(self.tokenizer)
+        return published(**settings)
+
+    def decode_config(self, how: AskConfig, answers: int) -> DecodeConfig:
+        """The engine for so many answers: 1, 2, 4 ... rows, so that few are compiled, and no more than asked for."""
+        rows = min(how.rows, 1 << max(0, answers - 1).bit_length())
+        eviction = None if how.eviction is None else self.eviction(**how.eviction)
+        rule = closing(self.scheme, self.special, self.tokenize)
+        most = self.config.max_positions + (0 if rule is None else len(rule)) + 1  # so that positions end a row first
+        capacity = how.capacity or most
+        return DecodeConfig(rows=rows, capacity=capacity, eviction=eviction, max_thought=how.max_thought)
+
+    def engine(self, config: DecodeConfig, weights: dict | None = None) -> Engine:
+        """A new engine; `weights` of another one of this model may be shared with it."""
+        stopping = self._stopping(config)
+        return Engine(self.params, self.config, self.scheme, self.special, stopping, self.tokenize, self.text, weights)
+
+    def rules(self, config: DecodeConfig) -> Rules:
+        """What an engine of this config would go by."""
+        return rules_of(self.config, self.scheme, self.special, self._stopping(config), self.tokenize)
+
+    def check(self, config: DecodeConfig, prompts: Sequence[Row], max_new: int) -> None:
+        """Raises UserError if an engine of this config could not be made, or would refuse one of the prompts."""
+        rules = self.rules(config)
+        check(self.scheme, self.config, config, rules)
+        for number, prompt in enumerate(prompts):
+            check_request(Request(prompt, max_new), number, self.config, config, rules)
+
+    def _stopping(self, config: DecodeConfig) -> DecodeConfig:
+        return dataclasses.replace(config, stop=tuple(sorted({*config.stop, *self.stop})))
+
+    def _events(self, own: Model, requests: list[Request], config: DecodeConfig, ended) -> Iterator[list[Event]]:
+        """The events of requests to the engine that is kept for this scheme and config.
+
+        An engine that something unforeseen interrupted (Ctrl-C, no memory) may hold half of a step: it is let go of.
+        """
+        key = own.scheme, config
+        engine = self.engines.pop(key, None)
+        if engine is None:
+            idle = [each for each, kept in self.engines.items() if kept.owner is None]
+            for old in idle[: max(0, len(self.engines) - ENGINES + 1)]:
+                self.engines.pop(old).close()
+            engine = own.engine(config, next((kept.weights for kept in self.engines.values()), None))
+        self.engines[key] = engine  # the last one used stands last
+        try:
+            with contextlib.closing(engine.events(requests)) as rounds:
+                for events in rounds:
+                    yield events
+                    if ended():
+                        for handle in {event.handle for event in events}:
+                            engine.cancel(handle)
+        except (UserError, GeneratorExit):
+            raise
+        except BaseException:
+            self.engines.pop(key).close()
+            raise
+
+    # Scoring and saving.
+
+    def score(self, texts, *, temperature: float | None = None):
+        """What the model says of given tokens: the log-prob of each, given those before it.
+
+        Args:
+            texts: a text, which is tokenised as it is, without a chat template; a list of token ids; a `layout.Row`,
+                under its lifetimes; an `Answer`, prompt and response, under the lifetimes that it was written with. Or
+                a list of those.
+            temperature: divides the logits; None is 1, and for an `Answer` its own.
+
+        Returns:
+            [N] float32 of N tokens, or a list of them; the first token's is 0, and that of a token of an answer which
+            was fed and not sampled (a gist). The sampled tokens of an answer get the log-probs they were drawn with
+            (unless top_k or top_p narrowed the choice).
+
+        Raises:
+            UserError: no token, or ids outside of the vocabulary; an answer whose keys were evicted: nobody recorded
+                when.
+        """
+        one = isinstance(texts, str | Row | Answer) or (len(texts) > 0 and isinstance(texts[0], int | np.integer))
+        texts = [texts] if one else list(texts)
+        found = score_rows(self.params, self.config, [self._given(each, temperature) for each in texts])
+        for text, logp in zip(texts, found, strict=True):
+            if isinstance(text, Answer):
+                logp[text.completion.prompt_length :][text.completion.forced] = 0.0
+        return found[0] if one else found
+
+    def _given(self, text, temperature: float | None) -> Given:
+        own = 1.0 if temperature is None else temperature
+        if isinstance(text, Answer):
+            done, how = text.completion, text.asked
+            never = self.decoding_as(how.method).rules(DecodeConfig()).never
+            own = how.temperature if temperature is None else temperature
+            return Given(done.row, done.lifetimes(), temperature=own, never=never)
+        if isinstance(text, Row):
+            gist = None if self.scheme.gist_rule == "causal" else text.gist[None]
+            lifetimes = Lifetimes(text.death[None], text.since[None], gist, self.scheme.gist_rule)
+            return Given(text.tokens, lifetimes, text.position, own)
+        return Given(self.tokenize(text) if isinstance(text, str) else text, temperature=own)
+
+    def save(self, folder: str | Path, *, dtype: str | None = None, overwrite: bool = False) -> Path:
+        """Writes the model as a Hugging Face folder, as training exports it, with what its own folder said of it.
+
+        Args:
+            dtype: of the tensors; None is the one it was loaded in.
+            overwrite: replace a checkpoint folder that is there.
+
+        Raises:
+            UserError: the folder is in the way, or the disk is full.
+        """
+        return save_trained(folder, self.params, self.config, self.tokenizer, self.card if self.trained else None,
+                            source=self.origin or None, dtype=dtype, overwrite=overwrite)  # fmt: skip
+
+
+def _nested(what: Callable, found):
+    return [_nested(what, each) for each in found] if isinstance(found, list) else what(found)
+
+
+def load(folder: str | Path, method: str | None = None, *, dtype: str | None = None, chat: str | None = None,
+         system: str | None = None, prefix: str | None = None,
+         weights: tuple[dict, DecoderConfig] | None = None) -> Model:  # fmt: skip
+    """Opens a Hugging Face folder, as this library exports it (with `lt_jax.json`) or any other.
+
+    Args:
+        method: how to decode: the method the folder was trained for (None), or "vanilla", which any model can.
+        dtype: of weights and computation; None is float32 on a CPU and bfloat16 elsewhere.
+        chat, system, prefix: in place of the folder's own.
+        weights: parameters and config, if they were read from this folder before, in `dtype`.
+
+    Raises:
+        UserError: the folder cannot be read, or was not trained for `method`.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder; give a checkpoint folder")
+    huggingface.read_config(folder)  # its complaints come before the tokenizer's
+    tokenizer = load_tokenizer(folder)
+    card = read_card(folder, tokenizer)
+    trained = card is not None
+    card = card or _plain(folder, tokenizer)
+    scheme = scheme_of(card, method, trained, folder)
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    params, config = weights or huggingface.load(folder, dtype, compute_dtype=dtype)
+    own = lambda given, otherwise: otherwise if given is None else given
+    prompt = Prompter(own(chat, card.chat), tokenizer, own(system, card.system), own(prefix, card.prefix))
+    stop = tuple(i for i in read_ends(folder, tokenizer) if i != card.special.eos)
+    return Model(params, config, card, scheme, tokenizer, prompt, str(folder), stop, trained)
+
+
+def scheme_of(card: Card, method: str | None, trained: bool, folder: str | Path) -> Scheme:
+    """How a folder is decoded as `method`; UserError if it was not trained for that."""
+    if method in (None, card.scheme.method):
+        return card.scheme
+    if method == "vanilla":
+        return Scheme("vanilla")
+    if not trained:
+        raise UserError(
+            f"{folder}: has no {NAME}, so its tokenizer has no special tokens for {method}; train it with "
+            "launch/train.py, or describe a released checkpoint with launch/convert.py --table; as it is, it can be "
+            "evaluated in a KV budget, launch/evaluate.py --kv=rkv,snapkv, and generate with --method=vanilla"
+        )
+    able = " or ".join(dict.fromkeys((card.scheme.method, "vanilla")))
+    raise UserError(f"{folder}: trained for {card.scheme.method}; it can be decoded as {able}, not as {method}")
+
+
+def _plain(folder: str | Path, tokenizer) -> Card:
+    """The card of a model that was not trained here."""
+    ends = read_ends(folder, tokenizer)
+    if not ends:
+        raise UserError(
+            f"{folder}: generation_config.json and config.json name no eos_token_id and the tokenizer no eos_token, so "
+            "an answer would never end"
+        )
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0]
+    special = SpecialTokens(eos=eos, pad=eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+    return Card(Scheme("vanilla"), special, "own" if tokenizer.chat_template else "plain")

@@ -1,0 +1,194 @@
+"""The front door: a folder that is loaded, asked in every way, scored with and saved again."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lt_jax
+from lt_jax.errors import UserError
+from lt_jax.layout.build import build_row
+from lt_jax.layout.scheme import Scheme
+from lt_jax.models import huggingface
+from tests.tiny_folder import make
+
+ROOT = Path(__file__).parents[1]
+ASKED = "Sum 1)+006"
+LONG = "Sum " + "1)+006 2)+01 " * 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("models") / "light", Scheme(n_gist=2))
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return lt_jax.load(folder)
+
+
+def test_importing_the_library_is_quick():
+    """JAX comes with `lt_jax.load`, not before."""
+    code = "import sys, lt_jax; dir(lt_jax); print({'jax', 'numpy', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = lt_jax.lode
+
+
+def test_the_five_lines_of_the_readme(folder, monkeypatch, capsys):
+    text = (ROOT / "README.md").read_text()
+    lines = text.split("```python\n")[1].split("```")[0]
+    assert len(lines.splitlines()) == 5 and '"DIR"' in lines
+    monkeypatch.chdir(folder.parent)
+    (folder.parent / "DIR").symlink_to(folder)
+    exec(compile(lines, "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) >= 1
+
+
+def test_one_prompt_is_a_text_and_several_are_a_list(model):
+    text = model.generate(ASKED, max_new=8)
+    assert isinstance(text, str) and text
+    assert model.generate([{"role": "user", "content": ASKED}], max_new=8) == text
+    several = model.generate([ASKED, [{"role": "user", "content": ASKED}], "1"], max_new=8)
+    assert several[0] == several[1] and [type(each) for each in several] == [str] * 3
+    samples = model.generate(ASKED, n=3, max_new=8, temperature=1.0, seed=4)
+    assert len(set(samples)) == 3 and samples == model.generate(ASKED, n=3, max_new=8, temperature=1.0, seed=4)
+    nested = model.answer([ASKED, "1"], n=2, max_new=8, temperature=1.0)
+    assert [[each.finish for each in pair] for pair in nested] == [["length"] * 2] * 2
+    assert model.generate([]) == []
+    for wrong in (3, {"role": "user", "content": "a"}, ["a", 3]):
+        with pytest.raises(UserError, match="a prompt is a text, or a list of chat messages"):
+            model.generate(wrong)
+
+
+def test_an_answer_says_what_it_cost(model):
+    answer = model.answer(ASKED, max_new=24, max_thought=9)
+    assert str(answer) == answer.text == model.text(answer.tokens) and answer.finish == "length"
+    assert answer.counts.generated + answer.counts.forced == len(answer.completion.tokens)
+    assert answer.counts.compressions > 0 and len(answer.tokens) == len(answer.logp)
+    token = model.text(answer.tokens[2:3])
+    stopped = model.answer(ASKED, max_new=24, stop=token)
+    assert stopped.finish == "stop" and stopped.text.endswith(token) and len(stopped.tokens) <= 3
+
+
+def test_streamed_pieces_are_the_text(model):
+    how = dict(max_new=40, max_thought=9)
+    answer = model.answer(ASKED, **how)
+    pieces = list(model.stream(ASKED, **how))
+    assert "".join(pieces) == answer.text and len(pieces) > 1 and answer.counts.compressions > 0
+    heard = []
+    assert model.generate(ASKED, stream=heard.append, **how) == "".join(heard)
+    first = model.stream(ASKED, **how)
+    next(first)
+    with pytest.raises(UserError, match="belongs to a `run` that is not finished"):
+        model.generate(ASKED, **how)
+    first.close()
+    assert model.generate(ASKED, **how) == answer.text
+    with pytest.raises(UserError, match=r"stream\(\) answers one prompt"):
+        next(model.stream([ASKED, ASKED]))
+    with pytest.raises(UserError, match="n is 2; streaming shows one answer"):
+        model.generate(ASKED, n=2, stream=heard.append)
+
+
+def test_a_next_turn_goes_on_from_what_the_row_holds(model):
+    """Vanilla: nothing was compressed, so the whole conversation is there. No second engine is made for it."""
+    said = [{"role": "user", "content": LONG}]
+    first = model.answer(said, method="vanilla", max_new=6)
+    made = list(model.engines.values())
+    said += [{"role": "assistant", "content": "1)+02"}, {"role": "user", "content": "And 3)+04?"}]
+    second = model.answer(said, method="vanilla", max_new=6)
+    assert second.completion.reused >= first.counts.prompt - 1 > 32 and second.counts.prompt > first.counts.prompt
+    assert list(model.engines.values()) == made
+    fresh = lt_jax.load(model.origin).answer(said, method="vanilla", max_new=6)
+    assert fresh.completion.reused == 0 and fresh.text == second.text
+
+
+def test_engines_are_few_and_share_their_weights(model):
+    for rows in range(1, 7):
+        model.generate([ASKED] * rows, max_new=2, rows=rows)
+    assert len(model.engines) == 4 and len({id(each.weights) for each in model.engines.values()}) == 1
+
+
+def test_an_engine_that_was_interrupted_is_let_go_of(model, monkeypatch):
+    text = model.generate(ASKED, max_new=4)
+    engine = list(model.engines.values())[-1]
+    monkeypatch.setattr(engine, "_send", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(ASKED, max_new=4)
+    assert engine.closed and engine not in model.engines.values()
+    assert model.generate(ASKED, max_new=4) == text
+
+
+def test_a_kv_budget(model):
+    answer = model.answer(LONG, method="vanilla", kv="rkv", budget=32, buffer=16, max_new=60)
+    assert answer.counts.peak <= 48 < answer.counts.prompt + answer.counts.generated
+    with pytest.raises(UserError, match="budget is given, but no kv policy"):
+        model.generate(ASKED, budget=32)
+    with pytest.raises(UserError, match="capacity and kv are both given"):
+        model.generate(ASKED, kv="rkv", capacity=99)
+    with pytest.raises(UserError, match="policy is 'lru'"):
+        model.generate(ASKED, kv="lru")
+    with pytest.raises(UserError, match="evictions were not recorded"):
+        model.score(answer)
+
+
+def test_what_cannot_be_answered_is_refused_with_its_reason(model):
+    with pytest.raises(UserError, match="^a prompt of .* tokens does not fit; the capacity is 20 keys"):
+        model.answer(LONG, capacity=20)
+    with pytest.raises(UserError, match="^prompt 1: a prompt of .* tokens does not fit"):
+        model.generate(["1", LONG], capacity=20, max_new=2)
+    good, bad, control = model.answer(["1", LONG, "<|o_0|>"], capacity=20, max_new=2)
+    assert (good.finish, bad.finish, control.finish, bad.text) == ("length", "refused", "refused", "")
+    assert "does not fit" in bad.why and "a gist or output token" in control.why
+    with pytest.raises(UserError, match="decoded as lightthinker or vanilla, not as anllm"):
+        model.generate(ASKED, method="anllm")
+    for messages, line in [
+        ([{"role": "assistant", "content": "a"}], "the last message must be the user's"),
+        ([{"role": "user", "content": "a", "mood": "b"}], "message 0: unknown field 'mood'"),
+        ([{"role": "boss", "content": "a"}], "message 0: unknown role 'boss'"),
+        ([{"role": "user", "content": "a"}, {"role": "system", "content": "a"}], "a system message must be the first"),
+    ]:
+        with pytest.raises(UserError, match=line):
+            model.generate(messages)
+
+
+@pytest.mark.parametrize("how", [{"max_thought": 9}, {"method": "vanilla", "temperature": 1.5, "seed": 1}])
+def test_an_answer_gets_the_log_probs_it_was_drawn_with(model, how):
+    answer = model.answer(ASKED, max_new=30, **how)
+    done = answer.completion
+    scored = model.score(answer)
+    assert len(scored) == len(done.row) and (scored[done.prompt_length - 1] < 0)
+    np.testing.assert_allclose(scored[done.prompt_length :], done.logp, atol=1e-4)
+
+
+def test_scores_of_texts_ids_and_rows(model):
+    text, other = model.score([ASKED, LONG])
+    assert text[0] == 0 and (text[1:] < 0).all() and len(other) == len(model.tokenize(LONG))
+    np.testing.assert_allclose(model.score(model.tokenize(ASKED)), text, atol=1e-5)
+    assert not np.allclose(model.score(ASKED, temperature=2.0), text)
+    thoughts = [model.tokenize(each) for each in ("1)+0 ", "2)+1 ")]
+    row = build_row(model.scheme, model.special, "Sum", thoughts, model.tokenize)
+    plain = model.score(row.tokens)
+    dies = int(row.death.min())
+    scored = model.score(row)
+    np.testing.assert_allclose(scored[: dies + 1], plain[: dies + 1], atol=1e-5)
+    assert np.abs(scored[dies + 1 :] - plain[dies + 1 :]).max() > 1e-3, "under the row's lifetimes"
+    for wrong, line in (("", "there is nothing to score"), ([9999], "token id 9999 is outside")):
+        with pytest.raises(UserError, match=line):
+            model.score(wrong)
+
+
+def test_a_saved_model_is_the_same(model, tmp_path):
+    again = lt_jax.load(model.save(tmp_path / "again"))
+    assert (again.card, again.scheme, again.stop) == (model.card, model.scheme, model.stop)
+    assert again.generate(ASKED, max_new=8, max_thought=9) == model.generate(ASKED, max_new=8, max_thought=9)
+    with pytest.raises(UserError, match="a checkpoint is there already"):
+        model.save(tmp_path / "again")
+    model.decoding_as("vanilla").save(tmp_path / "again", overwrite=True, dtype="bfloat16")
+    assert lt_jax.load(tmp_path / "again").scheme == model.scheme, "what it was trained for, however it is decoded"
+    plain = lt_jax.load(make(tmp_path / "plain"))
+    assert not (plain.save(tmp_path / "copy") / "lt_jax.json").exists()
+    huggingface.read_config(tmp_path / "copy")
