@@ -58,12 +58,15 @@ def engine(eviction, rows=3, scheme=VANILLA, horizon=LONGEST, **options):
     return Engine(params(), MODEL, scheme, dataclasses.replace(SPECIAL, eos=-1), config)
 
 
+UNSAID = np.array([*SPECIAL.gists, SPECIAL.output, SPECIAL.pad])  # have no part in what is sampled from
+
+
 @jax.jit
 def masked_logp(tokens, death, since):
     """[S]: log-prob of each token given those before, under deaths [1, L, Hkv, S]."""
     hidden = decoder.forward(params(), MODEL, tokens, None, Lifetimes(death, since), implementation="dense")
-    logp = jax.nn.log_softmax(decoder.logits(params(), MODEL, hidden)[0])
-    return jnp.take_along_axis(logp[:-1], tokens[0, 1:, None], -1)[:, 0]
+    logits = decoder.logits(params(), MODEL, hidden)[0].at[:, UNSAID].set(-jnp.inf)
+    return jnp.take_along_axis(jax.nn.log_softmax(logits)[:-1], tokens[0, 1:, None], -1)[:, 0]
 
 
 def replayed(c, forget=False) -> np.ndarray:
@@ -317,7 +320,6 @@ def test_bad_input_is_one_line_before_anything_compiles():
         (lambda: engine(how("rkv", budget=(24, 24))), "2 budgets were given for a model of 3 layers"),
         (lambda: engine(how("rkv", buffer=2), scheme=Scheme(n_gist=3)), "closing a thought takes 5 keys"),
         (lambda: DecodeConfig(horizon=5), "DecodeConfig.horizon is set"),
-        (lambda: engine(how("full")).complete([Request(range(40), 5)]), "does not fit; the capacity is 32"),
         (lambda: how("sepllm", order="reference"), "sepllm needs the order of births"),
         (lambda: how("rkv", budget=()), "budget is"),
         (lambda: how("rkv", budget=24.5), "budget is 24.5"),
@@ -325,13 +327,17 @@ def test_bad_input_is_one_line_before_anything_compiles():
         (lambda: how("sepllm", separator_room=-3), "separator_room is -3"),
         (lambda: DecodeConfig(eviction=how("rkv"), horizon=-5), "horizon is -5"),
         (lambda: pyramid(4, 10, least=20), "cannot have 20 in every layer"),
-        (lambda: engine(how("rkv"), horizon=20).complete([Request(range(30), 5)]), "leaves no room"),
     ):
         with pytest.raises(UserError, match=line):
             wrong()
     short = Engine(params(), MODEL.replace(max_positions=16), VANILLA, SPECIAL, DecodeConfig(eviction=how("rkv")))
-    with pytest.raises(UserError, match="no room for a response within the 16 positions"):
-        short.complete([Request(range(30), 5)])
+    for used, prompt, line in (
+        (engine(how("full")), range(40), "does not fit; the capacity is 32"),
+        (engine(how("rkv"), horizon=20), range(30), "leaves no room"),
+        (short, range(30), "no room for a response within the 16 positions"),
+    ):
+        (c,) = used.complete([Request(prompt, 5)])
+        assert c.finish == "refused" and line in c.why
 
 
 @pytest.fixture(scope="module")

@@ -135,13 +135,15 @@ def sampled(name: str):
     return tuple(Engine(PARAMS, MODEL, scheme, special, options).complete(asked))
 
 
+UNSAID = (*SPECIAL.gists, SPECIAL.output, SPECIAL.pad)  # what an engine never samples has no part in log-probs
 SYSTEMS = ("vanilla", "thoughts", "rkv", "rkv layers", "rkv heads", "rkv thoughts")
 
 
 @functools.partial(jax.jit, static_argnames="rule")
 def score_of(batch, rule):
     life = step.lifetimes(batch, rule)
-    return score(PARAMS, MODEL, batch["tokens"], life, batch["positions"], temperature=0.8, attention="blocked")
+    how = dict(temperature=0.8, never=UNSAID, attention="blocked")
+    return score(PARAMS, MODEL, batch["tokens"], life, batch["positions"], **how)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -157,6 +159,6 @@ def test_scores_of_completions_are_the_log_probs_they_were_sampled_with(name):
     changed = np.abs(np.asarray(score_of(forgotten, done[0].gist_rule)[0]) - logp)[response].max()
     assert changed < 1e-4 if name == "vanilla" else changed > 1e-2, "lifetimes say nothing"
     for c, row in zip(done, logp, strict=False):  # one by one, under their own lifetimes
-        alone, _ = score(PARAMS, MODEL, c.row[None], c.lifetimes(), temperature=0.8, attention="dense")
+        alone, _ = score(PARAMS, MODEL, c.row[None], c.lifetimes(), temperature=0.8, never=UNSAID, attention="dense")
         np.testing.assert_allclose(alone[0], row[: len(c.row)], atol=1e-4)
         assert c.forced.any() == ("thoughts" in name)
