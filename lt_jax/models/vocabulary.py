@@ -48,7 +48,8 @@ def grow(
         )
     # One [n, V] averaging matrix would be the size of the table; gathering row by row is not.
     mean = lambda table: jnp.stack([table[np.array(parts)].astype(jnp.float32).mean(0) for parts in pieces])
-    config = config.replace(vocab_size=size, vocab_rows=max(config.vocab_padded, round_up(size)))
+    table = max(config.vocab_padded, round_up(size))
+    config = config.replace(vocab_size=size, vocab_rows=None if table == round_up(size) else table)
     at = np.array(ids)
     out = dict(params)
     rows = mean(params["embed"]).astype(params["embed"].dtype)
