@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from lt_jax.attention import attention, blocks, prepare  # noqa: E402
+from lt_jax.attention import attention, blocks, planned  # noqa: E402
 from tests.attention_rows import lightthinker  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
@@ -106,10 +106,10 @@ def measure(length, depth, args):
     arrays = [jnp.asarray(rng.standard_normal((1, length, n, depth)), jnp.float32)
               for n in (HEADS, GROUPS, GROUPS, HEADS)]
     life = lightthinker(length, parts=ROW)
-    plans = {name: jax.jit(functools.partial(prepare, implementation=name))(life) for name in OURS}
+    plans = {name: jax.jit(functools.partial(planned, implementation=name))(life) for name in OURS}
     forms = [jax_form(name, attention, arrays, plan) for name, plan in plans.items()]
     if length <= args.dense_to:
-        forms.append(jax_form("dense", attention, arrays, prepare(life, "dense")))
+        forms.append(jax_form("dense", attention, arrays, planned(life, "dense")))
     if length <= args.causal_to:
         causal = lambda q, k, v, _: jax.nn.dot_product_attention(q, k, v, is_causal=True)
         forms.append(jax_form("jax_causal", causal, arrays, None))

@@ -28,7 +28,7 @@ from machine import provenance, table, write  # noqa: E402
 from tpu_layouts import layouts  # noqa: E402
 
 from lt_jax.attention import pallas_train as kernels  # noqa: E402
-from lt_jax.attention import prepare  # noqa: E402
+from lt_jax.attention import planned  # noqa: E402
 from lt_jax.lifetimes import Lifetimes  # noqa: E402
 
 HEADS, KV_HEADS, DEPTH = 32, 8, 128
@@ -49,7 +49,7 @@ def ours(chip, parts, length, heads, kv_heads, block_q, directions=2):
     q, k = shape(heads), shape(kv_heads)
     lines = jax.ShapeDtypeStruct((rows, heads, length), jnp.float32)
     death = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    plan = jax.eval_shape(functools.partial(prepare, implementation="pallas", block_q=block_q), Lifetimes(death))
+    plan = jax.eval_shape(functools.partial(planned, implementation="pallas", block_q=block_q), Lifetimes(death))
     run = dict(scale=DEPTH**-0.5, parts=parts)
     tile = heads // kv_heads * block_q
     keys = lambda n: n * kernels.BLOCK
@@ -147,7 +147,7 @@ def _splash_kernels(topology, sizes, heads, kv_heads):
 
 def counts(life, block_q):
     """(full, active) blocks of every query block, [R, nq] each, and how many key blocks there are."""
-    plan = jax.jit(functools.partial(prepare, implementation="pallas", block_q=block_q))(life)
+    plan = jax.jit(functools.partial(planned, implementation="pallas", block_q=block_q))(life)
     return np.asarray(plan.n_full), np.asarray(plan.n_active), plan.blocks.shape[-1]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from lt_jax.data.dialogue import Turn, turns
 from lt_jax.decode import Completion, Request, Sampling
-from lt_jax.decode.counts import Counts
+from lt_jax.decode.counts import Cost
 from lt_jax.errors import UserError
 
 Message = Mapping[str, object]
@@ -95,7 +95,7 @@ class Answer:
     finish: str
     tokens: np.ndarray
     logp: np.ndarray
-    counts: Counts
+    counts: Cost
     why: str
     completion: Completion = dataclasses.field(repr=False)
     asked: AskConfig = dataclasses.field(repr=False)

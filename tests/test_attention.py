@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from lt_jax import native
-from lt_jax.attention import attention, blocks, flash, pallas_train, prepare
+from lt_jax.attention import attention, blocks, flash, pallas_train, planned
 from lt_jax.errors import UserError
 from lt_jax.lifetimes import GIST_RULES, NEVER, Lifetimes, causal, dense_mask
 from tests.attention_rows import anllm, evicted, joined, lightthinker, packed, recorded
@@ -27,7 +27,7 @@ SIDES = dict(block_q=32, block_k=16)  # but for pallas, which has sides of its o
 NATIVE = pytest.param("native", marks=needs_native)
 ours = pytest.mark.parametrize("form", ["blocked", NATIVE, "pallas"])
 everyone = pytest.mark.parametrize("form", ["dense", "blocked", NATIVE, "pallas"])
-_plan_of = jax.jit(prepare, static_argnames=("implementation", "block_q", "block_k"))
+_plan_of = jax.jit(planned, static_argnames=("implementation", "block_q", "block_k"))
 
 
 def plan_of(life, form=None, **sides):
@@ -251,7 +251,7 @@ def test_one_plan_serves_a_rematerialised_scan_over_layers(form):
 
     @functools.partial(jax.jit, static_argnums=1)
     def gradient(life, name, q):
-        plan = prepare(life, name)
+        plan = planned(life, name)
 
         @jax.checkpoint
         def layer(x, s):
@@ -329,7 +329,7 @@ def test_no_array_of_length_squared():
     """Memory grows with the length, forward and backward, and stays far under one S x S array."""
     def temporary(length, name):
         args = arrays(1, length, heads=4, groups=1)
-        plan = jax.eval_shape(lambda x: prepare(x, name), lightthinker(length))
+        plan = jax.eval_shape(lambda x: planned(x, name), lightthinker(length))
         return results.lower(*args, plan).compile().memory_analysis().temp_size_in_bytes
 
     length = 2048
@@ -392,18 +392,18 @@ def test_wrong_use_says_what_is_wrong():
     with pytest.raises(ValueError, match="'flash' is not one of dense, blocked"):
         attention(q, k, v, life, "flash")
     with pytest.raises(UserError, match="blocks of 128 keys and of a multiple of 128 queries, not 128 and 64"):
-        prepare(life, "pallas", block_q=64, block_k=128)
+        planned(life, "pallas", block_q=64, block_k=128)
     with pytest.raises(UserError, match="does not hold 65536 in float32"):
         jax.eval_shape(functools.partial(attention, implementation="pallas"), *arrays_of(65536), causal(1, 65536))
     with pytest.raises(ValueError, match="'dense' was asked for, but the plan is for 'blocked'"):
-        attention(q, k, v, prepare(life, "blocked"), "dense")
+        attention(q, k, v, planned(life, "blocked"), "dense")
     with pytest.raises(ValueError, match="'native' was asked for, but the plan is for 'blocked'"):
-        attention(q, k, v, prepare(life, "blocked"), "native")
-    for plan in (prepare(life), prepare(life, "dense")):
+        attention(q, k, v, planned(life, "blocked"), "native")
+    for plan in (planned(life), planned(life, "dense")):
         with pytest.raises(ValueError, match="'flash' is not one of dense, blocked, native"):
             attention(q, k, v, plan, "flash")
     with pytest.raises(ValueError, match="'dense' was asked for, but the plan is for 'blocked' or 'native'"):
-        attention(q, k, v, prepare(life), "dense")
+        attention(q, k, v, planned(life), "dense")
     with pytest.raises(ValueError, match="do not fit q"):
         attention(q, k, v, lightthinker(21))
     with pytest.raises(ValueError, match="shapes do not fit"):
@@ -417,5 +417,5 @@ def test_head_sizes_and_query_blocks_that_native_does_not_take():
     with pytest.raises(UserError, match="multiples of 16, not 8 and 32"):
         attention(q[..., :8], k[..., :8], v[..., :8], life, "native")
     with pytest.raises(UserError, match="multiples of 16, not 16 and 24"):
-        attention(q, k, v, prepare(life, "native", block_q=24))
-    assert attention(q, k, v, prepare(life, block_q=24)).shape == q.shape
+        attention(q, k, v, planned(life, "native", block_q=24))
+    assert attention(q, k, v, planned(life, block_q=24)).shape == q.shape

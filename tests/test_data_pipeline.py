@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lt_jax.data import builder
-from lt_jax.data.counts import Counts
+from lt_jax.data.counts import DataCounts
 from lt_jax.data.pipeline import PACKERS, PipelineConfig, count_batches, evaluation_batches, train_batches
 from lt_jax.data.sources import Mapped, worked
 from lt_jax.data.tasks import Problems
@@ -317,6 +317,6 @@ def test_from_a_file_through_tfds_to_batches_and_from_problems_made_up_by_index(
 
 
 def test_counts_add_and_survive_a_packer():
-    a, b = Counts(samples=3, documents=4, split=1, tokens=70, trained=9), Counts(samples=1, dropped=1)
-    assert Counts.of_packed(np.stack([a.packed(), b.packed()]), 100) == Counts(4, 4, 1, 1, 70, 9, 100)
-    assert (a + b).samples == 4 and Counts(tokens=70, places=100).fill == 0.7 and NEVER > LENGTH
+    a, b = DataCounts(samples=3, documents=4, split=1, tokens=70, trained=9), DataCounts(samples=1, dropped=1)
+    assert DataCounts.of_packed(np.stack([a.packed(), b.packed()]), 100) == DataCounts(4, 4, 1, 1, 70, 9, 100)
+    assert (a + b).samples == 4 and DataCounts(tokens=70, places=100).fill == 0.7 and NEVER > LENGTH

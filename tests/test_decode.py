@@ -364,7 +364,7 @@ def test_new_weights_take_the_place_of_the_old(vanilla, monkeypatch):
 
     def making(*arguments):
         seen.append([ref() for ref in own])
-        return weights.prepare(*arguments)
+        return weights.decoding_form(*arguments)
 
     monkeypatch.setattr(engine_module, "prepare", making)
     vanilla.load(params())

@@ -8,7 +8,7 @@ import pytest
 from lt_jax.decode import Completion
 from lt_jax.decode.counts import count
 from lt_jax.evaluation import metrics
-from lt_jax.evaluation.results import Record
+from lt_jax.evaluation.results import Outcome
 from lt_jax.evaluation.run import curve
 from lt_jax.evaluation.trace import outline
 from lt_jax.layout.build import build_row
@@ -123,7 +123,7 @@ def test_wilson_covers_on_average():
 
 def record(number, correct, peak=10, dependency=100, generated=20):
     counts = metrics.Counts(5, generated, 0, 0, peak, dependency, 1.0)
-    return Record(number, "all", "q", "a", "t", "a", correct, "eos", counts)
+    return Outcome(number, "all", "q", "a", "t", "a", correct, "eos", counts)
 
 
 def test_paired():
@@ -154,7 +154,7 @@ def test_ratio_of_means():
 
 
 def test_summary_saving_is_one_for_vanilla():
-    whole = Record(0, "all", "q", "a", "t", "a", True, "eos", counted(Scheme("vanilla"), 9, [29]))
+    whole = Outcome(0, "all", "q", "a", "t", "a", True, "eos", counted(Scheme("vanilla"), 9, [29]))
     summary = metrics.summarise([whole], seconds=2.0)
     assert summary.saving == 1.0 and summary.tokens_per_second == 15.0 and summary.unfinished == 0.0
 

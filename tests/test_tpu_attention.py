@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lt_jax.attention import attention, pallas_train, prepare
+from lt_jax.attention import attention, pallas_train, planned
 from lt_jax.lifetimes import Lifetimes
 from tests.test_tpu import chip
 
@@ -16,7 +16,7 @@ TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "
 
 
 def gradients(q, k, v, death, since, gist, rule, block_q):
-    plan = prepare(Lifetimes(death, since, gist, rule), "pallas", block_q=block_q)
+    plan = planned(Lifetimes(death, since, gist, rule), "pallas", block_q=block_q)
     out, back = jax.vjp(lambda q, k, v: attention(q, k, v, plan, "pallas"), q, k, v)
     return back(out)
 

@@ -28,7 +28,7 @@ _SIDES = {"cpu": (64, 32)}  # block sides in queries and keys: measured best on 
 _OTHER_SIDES = (128, 128)
 
 
-def prepare(
+def planned(
     lifetimes: Lifetimes,
     implementation: str | None = None,
     *,
@@ -60,8 +60,8 @@ def prepare(
     if implementation == "dense":
         return _build_dense(lifetimes)
     if split is not None:
-        local = functools.partial(prepare, implementation=implementation, block_q=block_q, block_k=block_k)
-        return _split.prepare(lifetimes, split, local)
+        local = functools.partial(planned, implementation=implementation, block_q=block_q, block_k=block_k)
+        return _split.planned(lifetimes, split, local)
     length = lifetimes.death.shape[-1]
     on_tpu = _pallas.generation() is not None and not (block_q or block_k) and _pallas.fits(length)
     if implementation == "pallas" or (implementation is None and on_tpu):
@@ -97,7 +97,7 @@ def attention(q, k, v, lifetimes: Lifetimes | Plan, implementation: str | None =
             multiples of 16; "pallas" for rows that do not fit a TPU's vector memory.
     """
     _check_name(implementation)
-    plan = prepare(lifetimes, implementation) if isinstance(lifetimes, Lifetimes) else lifetimes
+    plan = planned(lifetimes, implementation) if isinstance(lifetimes, Lifetimes) else lifetimes
     if isinstance(plan, SplitPlan):
         local = functools.partial(attention, implementation=implementation, scale=scale)
         return _split.attention(q, k, v, plan, local)

@@ -35,7 +35,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-NONE = -1e30  # a score no key can have; finite, so that a query that sees nothing gives zeros and not NaN
+UNSEEN = -1e30  # a score no key can have; finite, so that a query that sees nothing gives zeros and not NaN
 LANES, SUBLANES = 128, 8
 UNIT = 64  # capacities are multiples of it, see `cache.kv_cache.SLOTS`
 GROUP = 8  # rows of a grid step, which share its overhead of 30 to 90 bundles; fewer where
@@ -332,7 +332,7 @@ def _kernel(form: Form, interpret, ref):
     def row(i, _):
         r = first + step * form.group + i
         if form.pieces > 1:
-            ref.top[...] = jnp.full_like(ref.top, NONE)
+            ref.top[...] = jnp.full_like(ref.top, UNSEEN)
             ref.total[...] = jnp.zeros_like(ref.total)
             ref.sum[...] = jnp.zeros_like(ref.sum)
 
@@ -443,7 +443,7 @@ def _piece(form: Form, ref, row, i, piece, slot, head):
     scores = _dot(ref.q[i, head], k, 1) * (form.size**-0.5 * math.log2(math.e))
     if form.quantised:
         scores *= ref.k_scale[slot, pl.ds(head, 1)]
-    scores = jnp.where(seen, scores, NONE)
+    scores = jnp.where(seen, scores, UNSEEN)
     top = jnp.max(scores, 1, keepdims=True)
     if form.pieces > 1:
         before = ref.top[head, :, :1]
@@ -536,7 +536,7 @@ def _finish(form, ref, i, head, top, total, summed):
     there = total > 0
     ref.out[i, head] = (summed * _inverse(total)).astype(ref.out.dtype)
     if form.logsumexp:
-        found = jnp.where(there, top + jnp.log2(jnp.where(there, total, 1)), NONE) * math.log(2)
+        found = jnp.where(there, top + jnp.log2(jnp.where(there, total, 1)), UNSEEN) * math.log(2)
         ref.logsumexp[i, head] = jnp.broadcast_to(found, (form.tile, LANES))
 
 

@@ -36,7 +36,7 @@ class SplitPlan:
     split: Split = dataclasses.field(metadata={"static": True})
 
 
-def prepare(lifetimes: Lifetimes, split: Split, build: Callable[[Lifetimes], BlockPlan]) -> SplitPlan:
+def planned(lifetimes: Lifetimes, split: Split, build: Callable[[Lifetimes], BlockPlan]) -> SplitPlan:
     """`build` on every device, for the lifetimes of its own rows (and heads, for per-head deaths)."""
     if lifetimes.death.ndim == 3 and lifetimes.death.shape[1] == 1:  # one for all heads: nothing to cut
         lifetimes = dataclasses.replace(lifetimes, death=lifetimes.death[:, 0])

@@ -21,7 +21,7 @@ from lt_jax.cache.kv_cache import SLOTS, pick
 from lt_jax.cache.policies import h2o
 from lt_jax.errors import UserError
 
-NONE = -1e30  # a score no key can have; finite, so that a query that sees nothing gives zeros and not NaN
+UNSEEN = -1e30  # a score no key can have; finite, so that a query that sees nothing gives zeros and not NaN
 
 
 def attend(q, k_new, v_new, keys, values, layer: int, rows, start, mask, bound, implementation=None,
@@ -123,7 +123,7 @@ def dense(q, keys, values, layer, rows, mask, bound):
     q_ = grouped(q, k.shape[1])
     scores = jnp.einsum("bhqd,bhsd->bhqs", q_, k, preferred_element_type=jnp.float32)
     seen = _repeat(mask, scores.shape[2])
-    scores = jnp.where(seen, scores, NONE)
+    scores = jnp.where(seen, scores, UNSEEN)
     weights = jnp.where(seen, jnp.exp(scores - scores.max(-1, keepdims=True)), 0)
     out = jnp.einsum("bhqs,bhsd->bhqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return ungrouped(out / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30), q.shape[1], q.dtype)
@@ -139,7 +139,7 @@ def blocks(q, keys, values, layer, rows, mask, bound):
         k, v = (_block(x, layer, rows, i, heads, size) for x in (keys, values))
         scores = jnp.einsum("bhqd,bhsd->bhqs", q_, k, preferred_element_type=jnp.float32)
         seen = _repeat(lax.dynamic_slice_in_dim(mask, i * SLOTS, SLOTS, 3), q_.shape[2])
-        scores = jnp.where(seen, scores, NONE)
+        scores = jnp.where(seen, scores, UNSEEN)
         new = jnp.maximum(top, scores.max(-1))
         weights = jnp.where(seen, jnp.exp(scores - new[..., None]), 0)
         fade = jnp.exp(top - new)
@@ -148,7 +148,7 @@ def blocks(q, keys, values, layer, rows, mask, bound):
 
     zero = jnp.zeros(q_.shape[:3], jnp.float32)
     count = jnp.max((bound + SLOTS - 1) // SLOTS)
-    _, total, out = lax.fori_loop(0, count, step, (zero + NONE, zero, jnp.zeros(q_.shape, jnp.float32)))
+    _, total, out = lax.fori_loop(0, count, step, (zero + UNSEEN, zero, jnp.zeros(q_.shape, jnp.float32)))
     return ungrouped(out / jnp.maximum(total, 1e-30)[..., None], q.shape[1], q.dtype)
 
 

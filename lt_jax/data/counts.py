@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Counts:
+class DataCounts:
     """Sums over samples; add two with `+`.
 
     Attributes:
@@ -29,18 +29,18 @@ class Counts:
     trained: int = 0
     places: int = 0
 
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(*(int(a) + int(b) for a, b in zip(*map(dataclasses.astuple, (self, other)), strict=True)))
+    def __add__(self, other: DataCounts) -> DataCounts:
+        return DataCounts(*(int(a) + int(b) for a, b in zip(*map(dataclasses.astuple, (self, other)), strict=True)))
 
     def packed(self) -> np.ndarray:
         """int32 [fields], to travel through a packer."""
         return np.asarray(dataclasses.astuple(self), np.int32)
 
     @staticmethod
-    def of_packed(rows: np.ndarray, places: int) -> Counts:
+    def of_packed(rows: np.ndarray, places: int) -> DataCounts:
         """The sum of `packed` counts [..., fields] of rows that have `places` tokens and padding in all."""
         total = rows.reshape(-1, rows.shape[-1]).sum(axis=0, dtype=np.int64)
-        return dataclasses.replace(Counts(*map(int, total)), places=places)
+        return dataclasses.replace(DataCounts(*map(int, total)), places=places)
 
     @property
     def fill(self) -> float:

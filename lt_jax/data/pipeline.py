@@ -21,7 +21,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from lt_jax.data.counts import Counts
+from lt_jax.data.counts import DataCounts
 from lt_jax.errors import UserError
 from lt_jax.layout.limit import POLICIES, fit
 from lt_jax.layout.packing import FEATURES, features, finish, pack_rows, stack
@@ -86,7 +86,7 @@ class TrainBatches(grain.DatasetIterator):
 
     def __init__(self, parent: grain.DatasetIterator, filler: Batch | None = None):
         super().__init__(parent)
-        self.counts, self.filler = Counts(), filler
+        self.counts, self.filler = DataCounts(), filler
         weakref.finalize(self, _shut, weakref.ref(self), parent)
 
     def __next__(self) -> Batch:
@@ -96,7 +96,7 @@ class TrainBatches(grain.DatasetIterator):
             if self.filler is None:
                 raise
             batch = dict(self.filler)
-        self.counts += Counts.of_packed(batch.pop("counts"), batch["tokens"].size)
+        self.counts += DataCounts.of_packed(batch.pop("counts"), batch["tokens"].size)
         return batch
 
     def get_state(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class TrainBatches(grain.DatasetIterator):
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._parent.set_state(state["parent"])
-        self.counts = Counts(**state["counts"])
+        self.counts = DataCounts(**state["counts"])
 
 
 def _shut(owner: weakref.ref, parent: grain.DatasetIterator) -> None:
@@ -203,8 +203,8 @@ def evaluation_batches(
             return empty
         row = to_row(source[index])
         if len(row) > config.length:
-            return {**empty, "counts": Counts(samples=1, dropped=1).packed()}
-        return {**pack_rows([row], config.length, pad), "counts": (_counts(row) + Counts(samples=1)).packed()}
+            return {**empty, "counts": DataCounts(samples=1, dropped=1).packed()}
+        return {**pack_rows([row], config.length, pad), "counts": (_counts(row) + DataCounts(samples=1)).packed()}
 
     dataset = grain.MapDataset.range(total).map(one).batch(rows, batch_fn=stack)
     return TrainBatches(iter(dataset.to_iter_dataset(_reading(config, ahead=max(1, config.prefetch)))))
@@ -225,10 +225,10 @@ class _Elements:
         rows = fit(whole, self._config.length, self._config.over_length)
         if not rows:
             self._left_out(len(whole))
-            return [_element(None, Counts(samples=1, dropped=1))]
+            return [_element(None, DataCounts(samples=1, dropped=1))]
         self._fits = True
         counts = [_counts(row) for row in rows]
-        counts[0] += Counts(samples=1, split=int(len(rows) > 1))
+        counts[0] += DataCounts(samples=1, split=int(len(rows) > 1))
         return [_element(row, count) for row, count in zip(rows, counts, strict=True)]
 
     def _left_out(self, length: int) -> None:
@@ -276,14 +276,14 @@ class _CarriedIterator(grain.DatasetIterator):
     """Holds nothing between two elements, so its state is its parent's."""
 
     def __next__(self) -> dict[str, np.ndarray]:
-        held = np.zeros_like(Counts().packed()[None])
+        held = np.zeros_like(DataCounts().packed()[None])
         while True:
             try:
                 element = next(self._parent)
             except StopIteration:
                 if not held.any():
                     raise
-                return _element(None, Counts()) | {"counts": held}
+                return _element(None, DataCounts()) | {"counts": held}
             held = held + element["counts"]
             if len(element["row"]):
                 return element | {"counts": held}
@@ -295,7 +295,7 @@ class _CarriedIterator(grain.DatasetIterator):
         self._parent.set_state(state)
 
 
-def _element(row: Row | None, counts: Counts) -> dict[str, np.ndarray]:
+def _element(row: Row | None, counts: DataCounts) -> dict[str, np.ndarray]:
     columns = np.zeros((0, len(FEATURES)), np.int32) if row is None else np.stack([*features(row).values()], axis=1)
     return {"row": columns, "counts": counts.packed()[None]}
 
@@ -307,11 +307,11 @@ def _finished(columns, segment, counts, pad) -> Batch:
 
 
 def _empty_row(length: int, pad: int) -> Batch:
-    return {**pack_rows([], length, pad), "counts": Counts().packed()}
+    return {**pack_rows([], length, pad), "counts": DataCounts().packed()}
 
 
-def _counts(row: Row) -> Counts:
-    return Counts(documents=1, tokens=len(row), trained=int(row.trained.sum()))
+def _counts(row: Row) -> DataCounts:
+    return DataCounts(documents=1, tokens=len(row), trained=int(row.trained.sum()))
 
 
 def _share(batch: int, processes: int) -> int:

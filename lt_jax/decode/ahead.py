@@ -13,7 +13,7 @@ from lt_jax.decode.block import decode_block
 from lt_jax.decode.config import DecodeConfig
 from lt_jax.decode.request import Request
 from lt_jax.decode.setup import empty_cache, rules_of, settings_of
-from lt_jax.decode.weights import prepare
+from lt_jax.decode.weights import decoding_form
 from lt_jax.errors import UserError
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
@@ -66,7 +66,7 @@ def lower(
     if config.implementation == "native":
         raise UserError("DecodeConfig.implementation is 'native', which cannot be lowered ahead of time; 'plain' can")
     rules = rules_of(model, scheme, special, config)
-    shapes = jax.eval_shape(lambda p: prepare(p, model, "plain"), parameters.abstract(model, model.dtype))
+    shapes = jax.eval_shape(lambda p: decoding_form(p, model, "plain"), parameters.abstract(model, model.dtype))
     state = jax.eval_shape(lambda: control.idle(config.rows, config.top_logps))
     cache = jax.eval_shape(lambda: empty_cache(model, config, rules))
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

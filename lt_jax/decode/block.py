@@ -35,7 +35,7 @@ MOVES = 32  # keys moved at once when what lies behind the dead ones has no fixe
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class Carry:
     """Carry of the block. log [B, N, columns] int32; tops [B, N, K] int32 and float32, the most probable tokens and
     their log-probs; written [B] lines of both; step []: steps done."""
 
@@ -106,12 +106,12 @@ def decode_block(
 
     room_for = lambda width, kind: jnp.zeros((state.alive.shape[0], lines, width), kind)
     tops = room_for(rules.top_logps, jnp.int32), room_for(rules.top_logps, jnp.float32)
-    p = Progress(state, cache, room_for(len(COLUMNS), jnp.int32), tops, jnp.zeros_like(state.index), jnp.int32(0))
+    p = Carry(state, cache, room_for(len(COLUMNS), jnp.int32), tops, jnp.zeros_like(state.index), jnp.int32(0))
     p = lax.while_loop(more, step, p)
     return p.state, p.cache, p.log, p.tops, p.written
 
 
-def evict_rows(rules: Rules, n: int, p: Progress, full) -> Progress:
+def evict_rows(rules: Rules, n: int, p: Carry, full) -> Carry:
     """Cuts n of the full rows down to their budget. One that has more to protect than that ends."""
     _, rows = lax.top_k(full.astype(jnp.int32), n)
     state = p.state
@@ -121,7 +121,7 @@ def evict_rows(rules: Rules, n: int, p: Progress, full) -> Progress:
     return dataclasses.replace(p, state=dataclasses.replace(state, finish=finish), cache=cache)
 
 
-def ordinary(weights, model, rules: Rules, how: Settings, p: Progress, active) -> Progress:
+def ordinary(weights, model, rules: Rules, how: Settings, p: Carry, active) -> Carry:
     """One token for every active row; a row whose last token this was is finished."""
     state = p.state
     mark = control.marks(rules, state.token[:, None])
@@ -147,10 +147,10 @@ def ordinary(weights, model, rules: Rules, how: Settings, p: Progress, active) -
     state = control.choose(goes_on, after, state)
     waits = jnp.where(control.pending(rules, p.state), p.state.waits + 1, state.waits)
     state = dataclasses.replace(state, alive=state.alive & ~(active & ~goes_on), waits=waits)
-    return Progress(state, cache, put(p.log, line), tops, p.written + active, p.step + 1)
+    return Carry(state, cache, put(p.log, line), tops, p.written + active, p.step + 1)
 
 
-def close_thoughts(weights, model, rules: Rules, how: Settings, n: int, p: Progress, ready) -> Progress:
+def close_thoughts(weights, model, rules: Rules, how: Settings, n: int, p: Carry, ready) -> Carry:
     """Closes the thoughts of the n rows that have waited longest: feeds the whole closing, frees the dead slots."""
     close, m = rules.close, rules.longest
     _, rows = lax.top_k(jnp.where(ready, 1 + p.state.waits, 0), n)
@@ -190,7 +190,7 @@ def close_thoughts(weights, model, rules: Rules, how: Settings, n: int, p: Progr
     tops = tuple(log.at[rows[:, None], at].set(new, mode="drop") for log, new in zip(p.tops, tops, strict=True))
     put = lambda old, new: old.at[rows].set(control.choose(valid, new, old[rows]))
     state = jax.tree.map(put, p.state, after)
-    return Progress(state, cache, log, tops, p.written.at[rows].add(valid * m), p.step)
+    return Carry(state, cache, log, tops, p.written.at[rows].add(valid * m), p.step)
 
 
 def _freed(cache: KVCache, rules: Rules, rows, before, index, dead, valid) -> KVCache:

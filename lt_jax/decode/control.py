@@ -23,7 +23,7 @@ from lt_jax.layout.closing import Closing
 
 FINISHES = (None, "eos", "stop", "length", "capacity", "positions", "nan")
 EOS, STOP, LENGTH, CAPACITY, POSITIONS, NAN = range(1, 7)
-NONE = -1
+NOWHERE = -1
 
 
 @jax.tree_util.register_dataclass
@@ -115,8 +115,8 @@ def choose(condition: jax.Array, new, old):
 def begin(rules: Rules, index, left, seed) -> State:
     """State of rows [R] whose prompts, of `index` tokens, have just been fed; `advance` gives the first token."""
     memento = rules.close is not None and rules.close.opens is not None
-    thought = jnp.full_like(index, NONE) if memento else index
-    fresh = dict(index=index, left=left, thought=thought, shut=jnp.full_like(index, NONE), seed=seed)
+    thought = jnp.full_like(index, NOWHERE) if memento else index
+    fresh = dict(index=index, left=left, thought=thought, shut=jnp.full_like(index, NOWHERE), seed=seed)
     return dataclasses.replace(idle(len(index), rules.top_logps), alive=jnp.ones_like(index, bool), **fresh)
 
 
@@ -191,14 +191,14 @@ def fed(rules: Rules, state: State) -> State:
     opens = state.token == rules.close.opens
     shuts = (state.token == rules.close.shuts) & (state.thought >= 0) & (state.shut < 0)
     thought = jnp.where(opens, state.index, state.thought)
-    shut = jnp.where(opens, NONE, jnp.where(shuts, state.index + 1, state.shut))
+    shut = jnp.where(opens, NOWHERE, jnp.where(shuts, state.index + 1, state.shut))
     return dataclasses.replace(state, index=state.index + 1, thought=thought, shut=shut)
 
 
 def closed(rules: Rules, state: State) -> State:
     """After the thought has been closed and all tokens of the closing have been fed."""
     index = state.index + len(rules.close)
-    none = jnp.full_like(index, NONE)
+    none = jnp.full_like(index, NOWHERE)
     thought = index if rules.close.opens is None else none
     return dataclasses.replace(
         state, index=index, thought=thought, shut=none, closings=state.closings + 1, waits=jnp.zeros_like(state.waits)

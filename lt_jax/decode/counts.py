@@ -21,7 +21,7 @@ from lt_jax.decode.completion import Completion
 
 
 @dataclasses.dataclass(frozen=True)
-class Counts:
+class Cost:
     """What one completion cost.
 
     Attributes:
@@ -43,9 +43,9 @@ class Counts:
     seconds: float
 
 
-def count(done: Completion) -> Counts:
+def count(done: Completion) -> Cost:
     """What a completion cost."""
-    return Counts(
+    return Cost(
         prompt=done.prompt_length,
         generated=int((~done.forced).sum()),
         forced=int(done.forced.sum()),

@@ -37,7 +37,7 @@ from lt_jax.decode.placing import Rows, Start
 from lt_jax.decode.record import Record
 from lt_jax.decode.request import Request, sample_seed
 from lt_jax.decode.setup import capacity, check, empty_cache, products, rules_of, settings_of
-from lt_jax.decode.weights import prepare
+from lt_jax.decode.weights import decoding_form
 from lt_jax.errors import UserError
 from lt_jax.layout.row import Row
 from lt_jax.layout.scheme import Scheme
@@ -108,7 +108,7 @@ class Engine:
         of before is reused.
         """
         self.weights = None
-        self.weights = jax.jit(prepare, static_argnums=(1, 2))(params, self.model, self.form)
+        self.weights = jax.jit(decoding_form, static_argnums=(1, 2))(params, self.model, self.form)
         self.forget()
 
     def forget(self) -> None:

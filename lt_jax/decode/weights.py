@@ -21,7 +21,7 @@ from lt_jax.models.decoder import rms_norm
 from lt_jax.models.linear import linear
 
 
-def prepare(params: dict, config: DecoderConfig, form: str) -> dict:
+def decoding_form(params: dict, config: DecoderConfig, form: str) -> dict:
     """Parameter tree of `models/params.py` -> {"embed"?, "layers": (one dict per layer), "final_norm", "head"?}.
 
     Args:

@@ -8,14 +8,14 @@ import os
 import tempfile
 from pathlib import Path
 
-from lt_jax.decode.counts import Counts
+from lt_jax.decode.counts import Cost
 from lt_jax.errors import UserError
 
 VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class Outcome:
     """One problem solved by one method: what was written, what it was taken to answer, and what it cost.
 
     Attributes:
@@ -32,7 +32,7 @@ class Record:
     given: str | None
     correct: bool
     finish: str
-    counts: Counts
+    counts: Cost
     judged: bool = True
 
 
@@ -114,7 +114,7 @@ class MethodResult:
     name: str
     model: str
     scheme: dict
-    records: list[Record]
+    records: list[Outcome]
     curve: Curve
     samples: list[Sample]
     seconds: float
@@ -159,7 +159,7 @@ def load(path: str | Path) -> Results:
         raise UserError(f"{path}: not an evaluation of this version; evaluate again")
     methods = []
     for method in data["methods"]:
-        method["records"] = [Record(**{**record, "counts": Counts(**record["counts"])}) for record in method["records"]]
+        method["records"] = [Outcome(**{**record, "counts": Cost(**record["counts"])}) for record in method["records"]]
         method["curve"] = Curve(**method["curve"])
         method["samples"] = [Sample(**sample) for sample in method["samples"]]
         methods.append(MethodResult(**method))

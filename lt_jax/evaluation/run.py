@@ -14,7 +14,7 @@ from lt_jax.decode import Completion
 from lt_jax.decode.counts import count
 from lt_jax.evaluation import clock
 from lt_jax.evaluation.progress import ProgressLine
-from lt_jax.evaluation.results import Curve, MethodResult, Record, Results, Sample, drawable
+from lt_jax.evaluation.results import Curve, MethodResult, Outcome, Results, Sample, drawable
 from lt_jax.evaluation.suites import Suite
 from lt_jax.evaluation.trace import outline
 from lt_jax.layout.closing import Closing, closing
@@ -134,10 +134,10 @@ def _deaths(done: Completion) -> np.ndarray:
     return done.death if done.evicted is None else np.minimum(done.death, done.evicted[0, 0])
 
 
-def _record(contender: Contender, problem: Problem, done: Completion) -> Record:
+def _record(contender: Contender, problem: Problem, done: Completion) -> Outcome:
     text = contender.decode(done.tokens[done.written].tolist())
     given, correct = answers.judge(problem, text)
-    return Record(done.id, problem.family, problem.question, problem.answer, text, given, bool(correct), done.finish,
+    return Outcome(done.id, problem.family, problem.question, problem.answer, text, given, bool(correct), done.finish,
                   count(done), judged=correct is not None)  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from lt_jax.evaluation import metrics
-from lt_jax.evaluation.results import MethodResult, Record, Results
+from lt_jax.evaluation.results import MethodResult, Outcome, Results
 
 WIDTH = 100
 CUT = {  # why an answer did not end by itself
@@ -83,7 +83,7 @@ def unjudged(results: Results) -> str:
                    lambda r: not r.judged)  # fmt: skip
 
 
-def counted(results: Results, what: str, which: Callable[[Record], bool]) -> str:
+def counted(results: Results, what: str, which: Callable[[Outcome], bool]) -> str:
     """`what`, with the number of such records of every method that has any; empty if none has."""
     counts = [(each.name, sum(map(which, each.records))) for each in results.methods]
     told = ", ".join(f"{name} {number:,}" for name, number in counts if number)

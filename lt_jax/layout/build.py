@@ -14,7 +14,7 @@ from lt_jax.errors import UserError
 from lt_jax.layout.closing import Closing, closing
 from lt_jax.layout.memento import write_memento
 from lt_jax.layout.prompt import Prompt, Tokenize, refuse_control, write_prompt
-from lt_jax.layout.row import Role, Row, Writer
+from lt_jax.layout.row import Role, Row, RowWriter
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.segment import token_chunks, without_break
 from lt_jax.layout.special import SpecialTokens
@@ -123,7 +123,7 @@ def build_turns(
     A chunk at token level that a response does not fill stays visible. Arguments and errors as `build_row`.
     """
     special.check(scheme)
-    writer = Writer()
+    writer = RowWriter()
     close = closing(scheme, special, tokenize)
     reasoning: list[tuple[int, int]] = []
     number = 0
@@ -139,7 +139,7 @@ def build_turns(
     return writer.row()
 
 
-def _ended(writer: Writer, special: SpecialTokens, prompt: str | Prompt, tokenize: Tokenize) -> Prompt:
+def _ended(writer: RowWriter, special: SpecialTokens, prompt: str | Prompt, tokenize: Tokenize) -> Prompt:
     """Writes the end of the turn before, with which `prompt` begins; returns the rest of it."""
     (text, template), *rest = prompt.pieces if isinstance(prompt, Prompt) else ((prompt, True),)
     ids = list(tokenize(text))
@@ -204,7 +204,7 @@ def _token_level(writer, close, scheme, special, ids, add_eos, first) -> int:
     return number + 1
 
 
-def _close(writer: Writer, close: Closing, length: int, number: int, output: int | None, last: int | None = None):
+def _close(writer: RowWriter, close: Closing, length: int, number: int, output: int | None, last: int | None = None):
     """Writes the closing of a thought of `length` tokens just written; returns the index of its output token.
 
     Args:

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from lt_jax.errors import UserError
-from lt_jax.layout.row import Role, Writer
+from lt_jax.layout.row import Role, RowWriter
 from lt_jax.layout.special import SpecialTokens
 
 
@@ -42,7 +42,7 @@ def find_blocks(ids: Sequence[int], special: SpecialTokens) -> list[Block]:
     return found
 
 
-def write_memento(writer: Writer, ids: Sequence[int], special: SpecialTokens, first: int = 0) -> int:
+def write_memento(writer: RowWriter, ids: Sequence[int], special: SpecialTokens, first: int = 0) -> int:
     """Appends a response: blocks as THOUGHT, what follows up to the summary's end as GIST, the rest as TEXT.
 
     `first` is the number of the first block; returns that of the next.

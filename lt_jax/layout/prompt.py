@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from lt_jax.errors import UserError
-from lt_jax.layout.row import Role, Row, Writer
+from lt_jax.layout.row import Role, Row, RowWriter
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.segment import sentences, token_chunks
 from lt_jax.layout.special import SpecialTokens
@@ -59,12 +59,12 @@ def build_prompt(
         UserError: the prompt is empty or contains a gist or output token.
     """
     special.check(scheme)
-    writer = Writer()
+    writer = RowWriter()
     write_prompt(writer, scheme, special, prompt, tokenize)
     return writer.row()
 
 
-def write_prompt(writer: Writer, scheme, special, prompt, tokenize) -> None:
+def write_prompt(writer: RowWriter, scheme, special, prompt, tokenize) -> None:
     """Appends a prompt; the row's first one must not be empty."""
     chunks = _chunks(scheme, prompt, tokenize)
     dying = []

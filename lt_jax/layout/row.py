@@ -72,7 +72,7 @@ class Row:
         return Lifetimes(jnp.asarray(self.death)[None], jnp.asarray(self.since)[None], gist, gist_rule)
 
 
-class Writer:
+class RowWriter:
     """Appends runs of tokens and becomes a Row. Deaths of earlier tokens may still be set while writing."""
 
     def __init__(self):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lt_jax.attention import Split, attention, prepare
+from lt_jax.attention import Split, attention, planned
 from lt_jax.errors import UserError
 from lt_jax.lifetimes import Lifetimes, causal
 from lt_jax.models import params as parameters
@@ -120,7 +120,7 @@ def forward(
     lifetimes = causal(*tokens.shape) if lifetimes is None else lifetimes
     deaths = None
     if isinstance(lifetimes, Lifetimes):
-        plan = lambda death: prepare(dataclasses.replace(lifetimes, death=death), implementation, split=split)
+        plan = lambda death: planned(dataclasses.replace(lifetimes, death=death), implementation, split=split)
         if lifetimes.death.ndim < 4:
             shared = plan(lifetimes.death)
         elif lifetimes.death.shape[1] == 1:

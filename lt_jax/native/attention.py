@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-NONE = -1e30  # a score no key can have; finite, so that a query that sees nothing gives zeros and not NaN
+UNSEEN = -1e30  # a score no key can have; finite, so that a query that sees nothing gives zeros and not NaN
 LANES, MOST = 16, 256  # the native form takes head sizes that are multiples of LANES, up to MOST
 
 
@@ -26,7 +26,7 @@ def plain(fresh, keys, values, layer, rows, start, mask, bound, angles, norms, e
     seen = (mask & (jnp.arange(slots) < bound[:, None, None, None]))[:, :, None]  # [R, Kb, 1, T, C]
     grouped = q.reshape(*q.shape[:2], kv_heads, q.shape[2] // kv_heads, size)
     scores = jnp.einsum("rthgd,rhsd->rhgts", grouped, own_keys, precision="highest") * size**-0.5
-    scores = jnp.where(seen, scores, NONE)
+    scores = jnp.where(seen, scores, UNSEEN)
     weights = jnp.where(seen, jnp.exp(scores - scores.max(-1, keepdims=True)), 0)
     weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
     out = jnp.einsum("rhgts,rhsd->rthgd", weights, own_values, precision="highest")

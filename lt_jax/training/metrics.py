@@ -18,7 +18,7 @@ from typing import Protocol, TextIO
 from lt_jax.errors import UserError
 
 
-class Writer(Protocol):
+class MetricWriter(Protocol):
     """Takes the metrics of one step."""
 
     def write(self, step: int, values: dict[str, float]) -> None: ...

@@ -22,7 +22,7 @@ from lt_jax.training import optimizer, step
 from lt_jax.training import state as states
 from lt_jax.training.checkpoint import Checkpoints, describe
 from lt_jax.training.config import TrainConfig
-from lt_jax.training.metrics import Writer
+from lt_jax.training.metrics import MetricWriter
 from lt_jax.training.state import TrainState
 
 
@@ -56,7 +56,7 @@ def train(
     *,
     eval_data: Callable[[], Iterable[dict]] | None = None,
     evaluate: Callable[[dict, int], dict[str, float]] | None = None,
-    writers: Sequence[Writer] | Callable[[int], Sequence[Writer]] = (),
+    writers: Sequence[MetricWriter] | Callable[[int], Sequence[MetricWriter]] = (),
     folder: str | os.PathLike | None = None,
     resolved=None,
     mesh: Mesh | None = None,
@@ -144,7 +144,7 @@ class _Loop:
         self.rate = optimizer.schedule(config.optim, config.steps)
         self.done = int(state.step)
         self.history, self.window, self.since = [], [], time.monotonic()
-        self.writers: Sequence[Writer] = ()
+        self.writers: Sequence[MetricWriter] = ()
         self.saving = self.eval_data = self.evaluate = self.say = None
 
     def run(self, asked: threading.Event) -> bool:

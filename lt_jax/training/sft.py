@@ -250,7 +250,7 @@ def new_rows(ids: list[int]) -> tuple[int, int] | None:
     return min(ids), len(ids)
 
 
-def writers(config: SftConfig, folder: Path, step: int, steps: int) -> list[metrics.Writer]:
+def writers(config: SftConfig, folder: Path, step: int, steps: int) -> list[metrics.MetricWriter]:
     """config.json and the metric writers of this process; the first process writes, the others have none.
 
     Args:

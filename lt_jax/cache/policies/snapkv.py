@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lt_jax.cache.policies.config import Eviction
-from lt_jax.cache.policies.view import HIDDEN, View, logits, recent, softmax
+from lt_jax.cache.policies.view import LOWEST, View, logits, recent, softmax
 
 
 def score(view: View, how: Eviction) -> jax.Array:
@@ -28,10 +28,10 @@ def score(view: View, how: Eviction) -> jax.Array:
     weights = softmax(jnp.max(logits(view), 2), candidate[:, :, None])
     count = jnp.maximum(jnp.sum(asking, -1), 1)
     mean = jnp.sum(jnp.where(asking[:, None, :, None], weights, 0), 2) / count[:, None, None]
-    return pool(jnp.where(candidate, mean, HIDDEN), how.kernel)
+    return pool(jnp.where(candidate, mean, LOWEST), how.kernel)
 
 
 def pool(x: jax.Array, kernel: int) -> jax.Array:
     """Maximum over `kernel` neighbouring slots, the slot in the middle: [..., C] -> [..., C]."""
     ones = (1,) * (x.ndim - 1)
-    return lax.reduce_window(x, HIDDEN, lax.max, (*ones, kernel), (*ones, 1), "SAME")
+    return lax.reduce_window(x, LOWEST, lax.max, (*ones, kernel), (*ones, 1), "SAME")

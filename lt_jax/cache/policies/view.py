@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-HIDDEN = -jnp.inf
+LOWEST = -jnp.inf
 
 
 @jax.tree_util.register_dataclass
