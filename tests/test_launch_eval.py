@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lt_jax.evaluation.folder import contender, question, warm_up
 
 from lt_jax.ask import AskConfig
 from lt_jax.data import answers
@@ -20,6 +19,7 @@ from lt_jax.data.problem import Problem
 from lt_jax.decode import DecodeConfig, Request
 from lt_jax.errors import UserError
 from lt_jax.evaluation import job, pictures, progress, report, results, suites, table
+from lt_jax.evaluation.contenders import contender, question, warm_up
 from lt_jax.evaluation.run import evaluate
 from lt_jax.evaluation.suites import Suite
 from lt_jax.layout import card
