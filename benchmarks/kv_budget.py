@@ -65,7 +65,7 @@ def full(length: int, rows: int = 1) -> DecodeConfig:
 
 
 def budgeted(policy: str = "rkv", rows: int = 1) -> DecodeConfig:
-    return DecodeConfig(rows=rows, buffer=BUFFER, eviction=eviction(policy))
+    return DecodeConfig(rows=rows, block_steps=BUFFER, eviction=eviction(policy))
 
 
 def memory(model) -> list[dict]:

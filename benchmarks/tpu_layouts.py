@@ -45,7 +45,7 @@ def recorded(length: int, kv_heads: int) -> Lifetimes:
     params = parameters.init(jax.random.key(0), model)
     for name in "qk":  # attention that is not flat
         params["layers"][name]["w"] *= 4
-    config = DecodeConfig(rows=1, buffer=BUFFER, eviction=published("rkv", BUDGET, BUFFER), horizon=length,
+    config = DecodeConfig(rows=1, block_steps=BUFFER, eviction=published("rkv", BUDGET, BUFFER), horizon=length,
                           sampling=Sampling(temperature=1.0))  # fmt: skip
     engine = Engine(params, model, Scheme(method="vanilla"), SpecialTokens(eos=-1, pad=0), config)
     prompt = np.random.default_rng(0).integers(1, 256, PROMPT)

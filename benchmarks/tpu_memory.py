@@ -34,7 +34,7 @@ LENGTH, BUDGET, BUFFER = 4608, 512, 128
 def measure(name: str, rows: int, topology: str, memory: float, policy: str) -> dict:
     """One line of the table."""
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-    config = DecodeConfig(rows=rows, buffer=BUFFER, eviction=published(policy, BUDGET, BUFFER), horizon=LENGTH,
+    config = DecodeConfig(rows=rows, block_steps=BUFFER, eviction=published(policy, BUDGET, BUFFER), horizon=LENGTH,
                           implementation="plain")  # fmt: skip
     start = time.perf_counter()
     model = PRESETS[name].replace(dtype="bfloat16")

@@ -31,6 +31,6 @@ def get_config() -> ConfigDict:
         # Longer chains than any that the students or the base were trained on (which had up to 14 steps).
         "many_steps": {"embedded": 100, "steps": (15, 18), "seed": 2, "families": ("gcd", "products")},
     })  # fmt: skip
-    config.decode = ConfigDict({"rows": 64, "capacity": 1152, "buffer": 32, "max_new": 1000})
+    config.decode = ConfigDict({"rows": 64, "capacity": 1152, "block_steps": 32, "max_new": 1000})
     config.max_thought = 96
     return config

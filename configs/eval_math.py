@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     config.decode = ConfigDict({
         "rows": 8,
         "capacity": 6144,  # keys of a row: vanilla needs prompt and answer
-        "buffer": 32,
+        "block_steps": 32,
         "max_new": 4096,
         "temperature": 0.0,
         "top_k": 0,

@@ -96,7 +96,7 @@ def eval_config(config, out: str | None = None, policies=None, method: str | Non
         dtype=config.model.dtype,
         rows=decode.rows,
         capacity=decode.capacity,
-        buffer=decode.buffer,
+        block_steps=decode.block_steps,
         max_new=decode.max_new,
         sampling=Sampling(decode.temperature, decode.top_k, decode.top_p),
         seed=decode.seed,

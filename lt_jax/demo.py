@@ -35,7 +35,7 @@ class DemoConfig:
         n_gist: gist tokens of a thought.
         trigger: a native token that ends thoughts, or None to add one.
         suites: name -> the suite and its report's folder name; the contenders are filled in here.
-        decode: values of `EvalConfig` for every suite (rows, capacity, buffer, max_new).
+        decode: values of `EvalConfig` for every suite (rows, capacity, block_steps, max_new).
         max_thought: longest thought before the engine compresses by force.
     """
 

@@ -62,7 +62,7 @@ def completion(row: Row, scheme: Scheme, number: int = 0) -> Completion:
         id=number, prompt=row.tokens[:prompt], tokens=row.tokens[prompt:], forced=forced[prompt:],
         written=~forced[prompt:], logp=np.zeros(n - prompt, np.float32),
         visible=matrix(row, scheme.gist_rule)[prompt:].sum(1),
-        held=held[prompt:], gist=(row.role == Role.GIST)[prompt:], closings=np.array(closers, np.int64) - prompt,
+        held=held[prompt:], is_gist=(row.role == Role.GIST)[prompt:], closings=np.array(closers, np.int64) - prompt,
         death=row.death, since=row.since, block=row.gist, finish="eos" if row.role[-1] == Role.EOS else "length",
         seconds=0.5, gist_rule=scheme.gist_rule,
     )  # fmt: skip

@@ -60,7 +60,7 @@ def replay(c: Completion) -> np.ndarray:
     """[P + N, V] logits of the masked forward under the lifetimes the engine reported."""
     pad = lambda x, value: np.pad(x, (0, LONGEST - len(c.row)), constant_values=value)[None]
     return np.asarray(
-        masked_logits(pad(c.row, 0), pad(c.death, NEVER), pad(c.since, 0), c.gist_rule, pad(c.block, -1))
+        masked_logits(pad(c.row, 0), pad(c.death, NEVER), pad(c.since, 0), c.is_gist_rule, pad(c.block, -1))
     )[: len(c.row)]
 
 
@@ -128,7 +128,7 @@ def test_decode_is_the_masked_forward(scheme, form, seen_logits):
     config = DecodeConfig(
         rows=3,
         capacity=120,
-        buffer=8,
+        block_steps=8,
         closers=2,
         patience=2,
         sampling=Sampling(1.0),
@@ -196,7 +196,7 @@ def test_compressed_prompt(prefill_compress, seen_logits):
     scheme = Scheme(
         n_gist=2, prompt="tokens", prompt_step=4, prefill_compress=prefill_compress, gist_rule="bidirectional"
     )
-    config = DecodeConfig(rows=2, capacity=120, buffer=8, sampling=Sampling(1.0), max_thought=9)
+    config = DecodeConfig(rows=2, capacity=120, block_steps=8, sampling=Sampling(1.0), max_thought=9)
     rng = np.random.default_rng(1)
     rows = [build_prompt(scheme, SPECIAL, rng.integers(0, 100, n).tolist(), spell) for n in (9, 30, 13)]
     engine = Engine(params(), MODEL, scheme, SPECIAL, config)
@@ -247,7 +247,7 @@ def test_held_while_closing():
         assert c.visible[end + 4] == 4 + kept + 3 + 1
         kept, start = kept + 4, end + 5
     assert c.compressions >= 4 and c.finish == "length"
-    assert np.sum(~c.gist & (c.tokens != 116)) == 30  # gists and output tokens are free
+    assert np.sum(~c.is_gist & (c.tokens != 116)) == 30  # gists and output tokens are free
 
 
 @pytest.mark.parametrize("capacity, max_thought, last", [(24, 5, 117), (12, 20, None)], ids=["closing", "token"])
@@ -297,7 +297,7 @@ def scripted(monkeypatch):
 
 
 def scripted_engine(scheme=VANILLA, model=MODEL, eviction=None, **options):
-    config = DecodeConfig(**dict(rows=2, capacity=120, buffer=8, stop=(7,), eviction=eviction) | options)
+    config = DecodeConfig(**dict(rows=2, capacity=120, block_steps=8, stop=(7,), eviction=eviction) | options)
     return Engine(params(), model, scheme, SPECIAL, config)
 
 
@@ -446,7 +446,7 @@ def test_streamed_and_returned_text_are_the_same():
         (c,) = engine.run([Request([1, 2, 3], most)], streamer)
         assert "".join(out) == "".join(f"<{t}>" for t in c.tokens[c.written])
         assert scheme.method == "memento" or (c.forced & c.written).sum() >= 2, "ended by force"
-        assert not (c.gist & c.written).any() and (c.written | c.forced).all()
+        assert not (c.is_gist & c.written).any() and (c.written | c.forced).all()
 
 
 @pytest.mark.parametrize(

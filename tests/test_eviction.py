@@ -54,7 +54,7 @@ def how(policy, **more):
 
 @functools.cache
 def engine(eviction, rows=3, scheme=VANILLA, horizon=LONGEST, **options):
-    config = DecodeConfig(rows=rows, buffer=16, eviction=eviction, horizon=horizon if eviction else 0, **options)
+    config = DecodeConfig(rows=rows, block_steps=16, eviction=eviction, horizon=horizon if eviction else 0, **options)
     return Engine(params(), MODEL, scheme, dataclasses.replace(SPECIAL, eos=-1), config)
 
 
@@ -192,7 +192,7 @@ def test_lightthinker_composes_with_a_policy():
     found = engine(how("rkv", budget=32, buffer=16), scheme=scheme, max_thought=10).complete(requests(5))
     for c in found:
         check_replay(c)
-        gist = np.flatnonzero(c.gist) + c.prompt_length
+        gist = np.flatnonzero(c.is_gist) + c.prompt_length
         assert (c.evicted[..., gist] == NEVER).all(), "gists are protected"
         np.testing.assert_allclose(c.visible, _seen(c), rtol=1e-12)
     assert max(c.compressions for c in found) >= 3 and any((c.evicted < NEVER).any() for c in found)
@@ -203,7 +203,7 @@ def test_more_gists_than_the_budget_holds_end_the_row():
     (c,) = engine(how("knorm", budget=16, buffer=16, window=1, sinks=0), 1, scheme, max_thought=8).complete(
         [Request(range(6), 100)]
     )
-    assert c.finish == "capacity" and c.gist.sum() >= 15
+    assert c.finish == "capacity" and c.is_gist.sum() >= 15
     check_replay(c)
 
 
@@ -215,7 +215,7 @@ def test_evictions_do_not_depend_on_where_blocks_end(monkeypatch):
     monkeypatch.setattr(control, "sample", lambda logits, seed, index, sampling: (said[index], jnp.zeros(index.shape)))
     eviction, found = how("knorm", budget=16, buffer=4, window=2, sinks=0), []
     for steps in (2, 16):
-        config = DecodeConfig(rows=1, buffer=steps, eviction=eviction, horizon=60)
+        config = DecodeConfig(rows=1, block_steps=steps, eviction=eviction, horizon=60)
         used = Engine(params(), MODEL, Scheme("anllm"), dataclasses.replace(SPECIAL, eos=-1), config)
         found += used.complete([Request(range(15), 12)])
         assert found[-1].held.max() <= 20
@@ -361,7 +361,7 @@ def test_the_real_model_replays_a_batch_of_eight_with_refill(policy, real):
     rng = np.random.default_rng(5)
     asked = [Request(rng.integers(100, 20_000, 40), int(n), seed=i) for i, n in enumerate(rng.integers(6, 30, 10))]
     eviction = Eviction(policy, budget=32, buffer=8, window=4, sinks=2, separators=tuple(range(10, 20)))
-    config = DecodeConfig(rows=8, buffer=16, eviction=eviction, horizon=80)
+    config = DecodeConfig(rows=8, block_steps=16, eviction=eviction, horizon=80)
     done = Engine(tree, model, VANILLA, SpecialTokens(eos=0, pad=0), config).complete(asked)  # its weights are gone now
     pad = lambda x, value: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 69 - x.shape[-1])], constant_values=value)
     rows = np.stack([pad(c.row, 0) for c in done])

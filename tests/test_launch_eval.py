@@ -206,7 +206,7 @@ def test_embedded_problems_are_distinct_and_each_drawn_once(monkeypatch):
 def test_engine_counts_what_its_lifetimes_say(folder):
     """The counter of a real engine, against the rule applied to the lifetimes it reports."""
     writer = load(folder)
-    config = DecodeConfig(rows=3, capacity=256, buffer=8, max_thought=9)
+    config = DecodeConfig(rows=3, capacity=256, block_steps=8, max_thought=9)
     problems = tuple(Problem(f"Sum 1)+00{i} 2)+01{i}", str(10 + 2 * i)) for i in range(4))
     found = evaluate([contender("light", writer, config, max_new=30)], Suite("sums", problems), samples=4)
     for record, sample in zip(found.methods[0].records, found.methods[0].samples, strict=True):
@@ -221,7 +221,7 @@ def test_engine_counts_what_its_lifetimes_say(folder):
 def test_warming_compiles_every_group_that_may_come(folder):
     """Rows become free one by one or together: whatever the engine then feeds was compiled before the clock."""
     writer = load(folder)
-    engine = writer.engine(DecodeConfig(rows=5, capacity=256, buffer=4))
+    engine = writer.engine(DecodeConfig(rows=5, capacity=256, block_steps=4))
     prompts = [writer.ask("Sum " + "1)+001 " * n) for n in (1, 2, 9, 1, 20)]
     warm_up(engine, prompts)
     compiled = engine.prefill._cache_size(), engine.block._cache_size()
@@ -249,14 +249,15 @@ def test_a_folder_is_read_once_for_all_its_methods(folder, tmp_path, monkeypatch
     monkeypatch.setattr(huggingface, "load", lambda *given, **more: read.append(given) or real(*given, **more))
     each = {name: job.ContenderConfig(str(folder), name) for name in ("vanilla", "lightthinker")}
     suite = job.SuiteConfig(embedded=1, steps=(4, 5), families=("gcd",))
-    job.run(job.EvalConfig(suite, each, str(tmp_path / "out"), rows=1, capacity=256, buffer=8, max_new=4))
+    job.run(job.EvalConfig(suite, each, str(tmp_path / "out"), rows=1, capacity=256, block_steps=8, max_new=4))
     assert len(read) == 1
 
 
 def test_job_writes_everything(folder, tmp_path, capsys):
     each = {name: job.ContenderConfig(str(folder), name) for name in ("vanilla", "lightthinker")}
     suite = job.SuiteConfig(embedded=3, steps=(4, 5), families=("gcd",))
-    config = job.EvalConfig(suite, each, str(tmp_path / "out"), rows=3, capacity=256, buffer=8, max_new=24, samples=1)
+    how = dict(rows=3, capacity=256, block_steps=8, max_new=24, samples=1)
+    config = job.EvalConfig(suite, each, str(tmp_path / "out"), **how)
     found = job.run(config)
     printed = capsys.readouterr()
     assert "lightthinker - vanilla: accuracy" in printed.out and "3 of 3 problems" in printed.err
@@ -283,7 +284,7 @@ def test_what_ran_is_kept_when_a_contender_fails(folder, tmp_path, monkeypatch, 
         raise MemoryError("no more")
 
     monkeypatch.setattr(job, "contender", failing)
-    config = job.EvalConfig(suite, each, str(tmp_path), rows=2, capacity=256, buffer=8, max_new=4)
+    config = job.EvalConfig(suite, each, str(tmp_path), rows=2, capacity=256, block_steps=8, max_new=4)
     with pytest.raises(MemoryError):
         job.run(config)
     found = results.load(tmp_path / "results.json")
@@ -305,7 +306,7 @@ def test_where_rows_end_does_not_depend_on_what_the_report_keeps(folder, tmp_pat
     suite = job.SuiteConfig(embedded=2, steps=(4, 5), families=("gcd",))
     ends = []
     for samples in (0, 1):
-        config = job.EvalConfig(suite, each, str(tmp_path / "out"), rows=2, buffer=8, max_new=300, samples=samples)
+        config = job.EvalConfig(suite, each, str(tmp_path / "out"), rows=2, block_steps=8, max_new=300, samples=samples)
         ends.append([(r.finish, r.text) for r in job.run(config).methods[0].records])
     assert ends[0] == ends[1] and {finish for finish, _ in ends[0]} <= {"positions", "eos"}
     assert any(finish == "positions" for finish, _ in ends[0])
@@ -358,7 +359,7 @@ def test_progress_is_there_at_once_and_once_for_each_contender(monkeypatch):
 
 def test_compiling_has_a_clock_of_its_own_and_the_cache_of_a_row_its_need(folder):
     writer = load(folder)
-    config = DecodeConfig(rows=2, capacity=1000, buffer=8)
+    config = DecodeConfig(rows=2, capacity=1000, block_steps=8)
     problems = Suite("two", (Problem("Sum 1)+006", "1"), Problem("1", "1")))
     found = evaluate([contender("vanilla", writer, config, max_new=6)], problems).methods[0]
     assert found.compile_seconds > 0

@@ -219,7 +219,7 @@ def params():
 
 def engine(form):
     eviction = Eviction("h2o", budget=24, buffer=8, window=4, sinks=2)
-    config = DecodeConfig(2, buffer=16, eviction=eviction, horizon=96, implementation=form)
+    config = DecodeConfig(2, block_steps=16, eviction=eviction, horizon=96, implementation=form)
     return Engine(params(), MODEL, Scheme(method="vanilla"), SpecialTokens(eos=0, pad=1), config)
 
 

@@ -126,7 +126,7 @@ def sampled(name: str):
     if "rkv" in name:
         how = Eviction("rkv", budget=20, buffer=8, window=4, sinks=1, share=share)
     options = DecodeConfig(
-        rows=2, buffer=16, capacity=LENGTH, sampling=Sampling(0.8), eviction=how, horizon=80 if how else 0,
+        rows=2, block_steps=16, capacity=LENGTH, sampling=Sampling(0.8), eviction=how, horizon=80 if how else 0,
         max_thought=9 if "thoughts" in name else None,
     )  # fmt: skip
     special = dataclasses.replace(SPECIAL, eos=-1)

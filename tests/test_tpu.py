@@ -34,7 +34,7 @@ def chip(topology: str):
 )
 def test_rollouts_under_a_budget_fit_one_chip(model, rows, topology, memory):
     eviction = published("rkv", 512, 128)
-    config = DecodeConfig(rows=rows, buffer=128, eviction=eviction, horizon=4608)
+    config = DecodeConfig(rows=rows, block_steps=128, eviction=eviction, horizon=4608)
     found = footprint(PRESETS[model].replace(dtype="bfloat16"), config, 4608, chip(topology))
     assert found.total < memory < found.full_cache
     assert found.aliased >= found.cache, "the cache is not donated"

@@ -64,7 +64,7 @@ def test_hardly_more_is_copied_than_is_visible(measured):
 def test_the_block_with_the_kernel_never_copies_the_cache(name):
     """As an engine on such a chip compiles it: sums for H2O from the kernel, one call of it a layer."""
     model = PRESETS["qwen2.5-1.5b"].replace(dtype="bfloat16", layers=6, vocab_size=4096)
-    config = DecodeConfig(rows=64, buffer=128, eviction=published("h2o", 512, 128), horizon=1024)
+    config = DecodeConfig(rows=64, block_steps=128, eviction=published("h2o", 512, 128), horizon=1024)
     special = SpecialTokens(eos=0, pad=1)
     lowered, (_, _, cache) = lower(model, Scheme(method="vanilla"), special, config, chip(TOPOLOGIES[name]))
     compiled = lowered.compile()

@@ -1,4 +1,4 @@
-"""The compiled block: `buffer` steps of all rows, each after the thoughts that are due have been closed.
+"""The compiled block: `block_steps` of all rows, each after the thoughts that are due have been closed.
 
     while steps are left and a row can go on:
         while rows are full:              a few of them are cut down to their budget (under an eviction)
@@ -49,7 +49,7 @@ class Carry:
 
 def log_lines(rules: Rules, config: DecodeConfig) -> int:
     """Lines per row and block. A row that might need more waits for the next block, which changes nothing for it."""
-    return config.buffer if rules.close is None else 2 * config.buffer + rules.longest
+    return config.block_steps if rules.close is None else 2 * config.block_steps + rules.longest
 
 
 def slack(rules: Rules) -> int:
@@ -63,7 +63,7 @@ def decode_block(
     weights, state: State, cache: KVCache, how: Settings, enough, *, model: DecoderConfig, rules: Rules,
     config: DecodeConfig,
 ):  # fmt: skip
-    """Runs until `buffer` steps are done, no row can go on, `enough` [] rows have finished, or one needs more slots.
+    """Runs until `block_steps` are done, no row can go on, `enough` [] rows have finished, or one needs more slots.
 
     Args:
         how: what the request of each row asks for.
@@ -93,7 +93,7 @@ def decode_block(
     def more(p):
         finished = begun - jnp.sum(p.state.alive)
         goes_on = jnp.any(p.state.alive & room(p)) & ~jnp.any(tight(p))
-        return (p.step < config.buffer) & goes_on & (finished < enough)
+        return (p.step < config.block_steps) & goes_on & (finished < enough)
 
     def step(p):
         if rules.eviction is not None:
@@ -159,8 +159,8 @@ def close_thoughts(weights, model, rules: Rules, how: Settings, n: int, p: Carry
     first, end = control.dead_range(rules, state)
     tokens = jnp.concatenate([state.token[:, None], jnp.broadcast_to(close.forced, (n, m - 1))], 1)
     since = jnp.where(close.since, state.thought[:, None], 0)
-    gist = jnp.broadcast_to(jnp.where(close.gist, 0, -1), (n, m))
-    mark = control.marks(rules, tokens, close.gist)
+    gist = jnp.broadcast_to(jnp.where(close.is_gist, 0, -1), (n, m))
+    mark = control.marks(rules, tokens, close.is_gist)
     feed = Feed(tokens, state.index, jnp.where(valid, m, 0), rows, since=since, gist=gist, mark=mark)
     before = p.cache.length[:, rows]
     ending = (first, jnp.where(valid, end, first), state.index + close.thought_dies)

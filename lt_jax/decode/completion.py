@@ -28,7 +28,7 @@ class Completion:
         held: [N] int32, keys in the cache while it was fed. Closing a thought holds X + kept + thought + trigger +
             gists + output token (LightThinker 5.1, Peak). Under an eviction, where layers and heads keep keys of their
             own, both are float64: means over all layers and kv heads.
-        gist: [N] bool, gist token (or anchor).
+        is_gist: [N] bool, gist token (or anchor).
         closings: [K] int32, places in `tokens` of what closed each thought that was compressed.
         death, since, block: [P + N] int32, the lifetimes as they were, see `lifetimes.Lifetimes`.
         finish: "eos", "stop" (a stop id or a stop text), "length" (`max_new`), "capacity", "positions" (the model's, or
@@ -58,7 +58,7 @@ class Completion:
     logp: np.ndarray
     visible: np.ndarray
     held: np.ndarray
-    gist: np.ndarray
+    is_gist: np.ndarray
     closings: np.ndarray
     death: np.ndarray
     since: np.ndarray
@@ -124,7 +124,7 @@ def refused(id: object, sample: int, why: str) -> Completion:
     none = lambda kind: np.zeros(0, kind)
     return Completion(
         id=id, prompt=none(np.int32), tokens=none(np.int32), forced=none(bool), written=none(bool),
-        logp=none(np.float32), visible=none(np.int32), held=none(np.int32), gist=none(bool), closings=none(np.int32),
+        logp=none(np.float32), visible=none(np.int32), held=none(np.int32), is_gist=none(bool), closings=none(np.int32),
         death=none(np.int32), since=none(np.int32), block=none(np.int32), finish="refused", seconds=0.0, sample=sample,
         why=why,
     )  # fmt: skip

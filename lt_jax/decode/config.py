@@ -23,7 +23,7 @@ class DecodeConfig:
             it is finished as "positions". 0 records nothing. Whatever it is, and with an eviction or without, a row is
             finished so at the model's last position (`DecoderConfig.max_positions`), as in vLLM.
         evictors: rows cut down in one pass; None is one in 8 of `rows`, see `evicting_rows`.
-        buffer: steps of a compiled block; rows are handed back and refilled, and tokens streamed, between blocks.
+        block_steps: steps of a compiled block; rows are handed back and refilled, and tokens streamed, between blocks.
         sampling: see `Sampling`; of requests that do not bring their own.
         listed: most ids that a request may name in `stop`, and in `never`.
         top_logps: so many of the most probable tokens are handed back with their log-probs at every step.
@@ -38,7 +38,7 @@ class DecodeConfig:
 
     rows: int = 1
     capacity: int = 4096
-    buffer: int = 32
+    block_steps: int = 32
     sampling: Sampling = Sampling()
     listed: int = 8
     top_logps: int = 0
@@ -52,7 +52,7 @@ class DecodeConfig:
     implementation: str | None = None
 
     def __post_init__(self):
-        for name in ("rows", "capacity", "buffer"):
+        for name in ("rows", "capacity", "block_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"decode.{name} is {getattr(self, name)}; it must be 1 or more")
         if self.max_thought is not None and self.max_thought < 1:

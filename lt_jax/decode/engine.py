@@ -151,7 +151,7 @@ class Engine:
 
         Returns:
             an event for every live row that has news and for every sample that is finished; empty if nothing is left to
-            do. A call takes as long as a block of `config.buffer` steps at most, and prefill.
+            do. A call takes as long as a block of `config.block_steps` steps at most, and prefill.
 
         Raises:
             UserError: the engine is closed, or `run` has it.

@@ -90,12 +90,12 @@ class Record:
             return values / self.rules.books
         return values.copy().view(np.float32) if name == "logp" else values
 
-    def gist(self, start: int = 0) -> np.ndarray:
+    def is_gist(self, start: int = 0) -> np.ndarray:
         """[N - start] bool: gist tokens and anchors."""
         place = self.column("place", start)
         if self.rules.close is None:
             return np.full(len(place), False)
-        return np.where(place > 0, self.rules.close.gist[place - 1], False)
+        return np.where(place > 0, self.rules.close.is_gist[place - 1], False)
 
     def written(self, start: int = 0) -> np.ndarray:
         """[N - start] bool, see `Completion.written`."""
@@ -106,7 +106,7 @@ class Record:
         prompt, n, new = self.prompt_row, len(self.prompt), len(self)
         death = np.concatenate([prompt.death, np.full(new, NEVER, np.int32)])
         block = np.concatenate([prompt.gist, np.full(new, -1, np.int32)])
-        gist, number = self.gist(), int(prompt.gist.max(initial=-1)) + 1
+        gist, number = self.is_gist(), int(prompt.gist.max(initial=-1)) + 1
         at = np.flatnonzero(self.column("place") == 1)
         for i, (first, end) in enumerate(self.lines[at][:, [COLUMNS.index("first"), COLUMNS.index("end")]]):
             death[first:end] = n + at[i] + self.rules.close.thought_dies
@@ -148,7 +148,7 @@ class Record:
             logp=self.column("logp"),
             visible=self.column("visible"),
             held=self.column("held"),
-            gist=self.gist(),
+            is_gist=self.is_gist(),
             closings=np.flatnonzero(self.column("place") == 1),
             death=row.death,
             since=row.since,

@@ -45,7 +45,7 @@ class TextStreamer:
         text, tokens = "", record.column("token", start)
         place, written = record.column("place", start), record.written(start)
         dead = record.column("end", start) - record.column("first", start)
-        gists = 0 if record.rules.close is None else int(np.sum(record.rules.close.gist))
+        gists = 0 if record.rules.close is None else int(np.sum(record.rules.close.is_gist))
         for i, token in enumerate(tokens):
             if written[i]:
                 waiting.append(int(token))

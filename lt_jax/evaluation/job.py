@@ -87,7 +87,7 @@ class EvalConfig:
         contenders: name -> what it is, the baseline first.
         out: folder for results.json, table.txt, report.html and the pictures.
         dtype: of weights and computation.
-        rows, capacity, buffer: see `DecodeConfig`; max_new: most tokens sampled for a problem.
+        rows, capacity, block_steps: see `DecodeConfig`; max_new: most tokens sampled for a problem.
         samples: completions per method kept token by token for the report.
     """
 
@@ -97,7 +97,7 @@ class EvalConfig:
     dtype: str = "float32"
     rows: int = 8
     capacity: int = 4096
-    buffer: int = 32
+    block_steps: int = 32
     max_new: int = 2048
     sampling: Sampling = Sampling()
     seed: int = 0
@@ -127,9 +127,11 @@ def run(config: EvalConfig, say=print) -> results.Results:
             weights[each.path] = opened[key].params, opened[key].config
         eviction = opened[key].eviction(**each.eviction) if each.eviction else None
         recorded = eviction is not None and config.samples > 0
-        decode = DecodeConfig(rows=min(config.rows, len(suite)), capacity=config.capacity, buffer=config.buffer,
-                              sampling=config.sampling, max_thought=each.max_thought or None, eviction=eviction,
-                              horizon=horizon(opened[key], suite, config.max_new) if recorded else 0)  # fmt: skip
+        decode = DecodeConfig(
+            rows=min(config.rows, len(suite)), capacity=config.capacity, block_steps=config.block_steps,
+            sampling=config.sampling, max_thought=each.max_thought or None, eviction=eviction,
+            horizon=horizon(opened[key], suite, config.max_new) if recorded else 0,
+        )  # fmt: skip
         ready.append(contender(name, opened[key], decode, max_new=config.max_new, seed=config.seed))
         lengths = check_fits(ready[-1], opened[key], suite, decode, config.max_new)
         late.append(notices.beyond(lengths, config.max_new, opened[key].config.max_positions))

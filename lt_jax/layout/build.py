@@ -224,7 +224,7 @@ def _close(writer: RowWriter, close: Closing, length: int, number: int, output: 
             thought=number,
             death=NEVER if dies == NEVER else at + dies,
             since=start if close.since[offset] else 0,
-            gist=block if close.gist[offset] else -1,
+            gist=block if close.is_gist[offset] else -1,
         )
         if close.role[offset] == Role.OUTPUT:
             if close.replaces_output and output is not None:

@@ -34,7 +34,7 @@ class Closing:
         trained: [M] bool.
         death: [M] int32, offset at which the token itself dies, or NEVER.
         since: [M] bool, the token looks back to the start of the thought only (`see_current`, anllm).
-        gist: [M] bool, the token is in the gist block of this thought.
+        is_gist: [M] bool, the token is in the gist block of this thought.
         thought_dies: offset at which the tokens of the thought before tokens[0] die.
         replaces_output: the previous thought's output token dies at this one's output token (`exclude_continue`).
         opens, shuts: memento: the ids that begin and end the tokens that die (both included). None otherwise: the
@@ -47,7 +47,7 @@ class Closing:
     trained: np.ndarray
     death: np.ndarray
     since: np.ndarray
-    gist: np.ndarray
+    is_gist: np.ndarray
     thought_dies: int
     replaces_output: bool = False
     opens: int | None = None
