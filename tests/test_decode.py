@@ -60,7 +60,7 @@ def replay(c: Completion) -> np.ndarray:
     """[P + N, V] logits of the masked forward under the lifetimes the engine reported."""
     pad = lambda x, value: np.pad(x, (0, LONGEST - len(c.row)), constant_values=value)[None]
     return np.asarray(
-        masked_logits(pad(c.row, 0), pad(c.death, NEVER), pad(c.since, 0), c.is_gist_rule, pad(c.block, -1))
+        masked_logits(pad(c.row, 0), pad(c.death, NEVER), pad(c.since, 0), c.gist_rule, pad(c.block, -1))
     )[: len(c.row)]
 
 
