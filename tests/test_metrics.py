@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lt_jax.decode import Completion
-from lt_jax.decode.counts import count
+from lt_jax.decode.counts import Cost, count
 from lt_jax.evaluation import metrics
 from lt_jax.evaluation.results import Outcome
 from lt_jax.evaluation.run import curve
@@ -122,7 +122,7 @@ def test_wilson_covers_on_average():
 
 
 def record(number, correct, peak=10, dependency=100, generated=20):
-    counts = metrics.Counts(5, generated, 0, 0, peak, dependency, 1.0)
+    counts = Cost(5, generated, 0, 0, peak, dependency, 1.0)
     return Outcome(number, "all", "q", "a", "t", "a", correct, "eos", counts)
 
 
