@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
+from lt_jax.decode.counts import Cost
+
+SHORT = 64  # tokens of an answer
+
 
 def to_stderr(line: str) -> None:
     """Shows a line to whoever started the program, apart from what it was asked to print."""
@@ -29,17 +33,19 @@ def beyond(lengths: Sequence[int], max_new: int, positions: int) -> str:
     )
 
 
-def uncompressed(compressions: Sequence[int], name: str = "") -> str:
+def uncompressed(costs: Sequence[Cost], name: str = "") -> str:
     """A line on a method that is to compress its thoughts and hardly ever did; empty if it does.
 
     Args:
-        compressions: thoughts that were compressed, answer by answer.
+        costs: answer by answer. Those of less than `SHORT` tokens need not have had anything to compress.
     """
-    if not compressions or sum(compressions) >= len(compressions) / 2:
+    long = [cost for cost in costs if cost.generated >= SHORT]
+    thoughts = sum(cost.compressions for cost in long)
+    if thoughts >= len(long) / 2:
         return ""
     return (
-        f"warning: {name + ': ' if name else ''}{sum(compressions):,} thoughts were compressed in "
-        f"{len(compressions):,} answers; the model may not have learnt to end a thought (max_thought ends one by force)"
+        f"warning: {name + ': ' if name else ''}next to nothing was compressed: {thoughts:,} thoughts in {len(long):,} "
+        "answers; the model may not have learnt to end a thought (max_thought ends one by force)"
     )
 
 

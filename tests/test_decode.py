@@ -366,7 +366,7 @@ def test_new_weights_take_the_place_of_the_old(vanilla, monkeypatch):
         seen.append([ref() for ref in own])
         return weights.decoding_form(*arguments)
 
-    monkeypatch.setattr(engine_module, "prepare", making)
+    monkeypatch.setattr(engine_module, "decoding_form", making)
     vanilla.load(params())
     assert seen == [[None] * len(own)]
 

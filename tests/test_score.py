@@ -86,7 +86,7 @@ def test_temperature_0_is_that_of_greedy_log_probs_and_what_is_never_drawn_spoil
 
 
 def test_no_logits_array_forward_or_backward():
-    model = MODEL.replace(vocab_size=4096, vocab_padded=0)
+    model = MODEL.replace(vocab_size=4096)
     params = parameters.init(jax.random.key(1), model)
     tokens = jnp.zeros((4, 32), jnp.int32)
     total = lambda p: sum(map(jnp.sum, score(p, model, tokens, chunk=16, attention="dense")))

@@ -16,6 +16,7 @@ import pytest
 import lt_jax
 from lt_jax import notices
 from lt_jax.ask import AskConfig
+from lt_jax.decode.counts import Cost
 from lt_jax.errors import UserError
 from lt_jax.layout.scheme import Scheme
 from lt_jax.serving import chat, prompts
@@ -181,3 +182,11 @@ def test_a_terminal_and_a_pipe(folder):
     assert piped.returncode == 0, piped.stderr
     assert piped.stdout.count("tokens of prompt") == 2 and "you>" not in piped.stdout
 
+
+
+def test_a_method_that_compressed_next_to_nothing_is_told_of():
+    """Of answers that are long enough to have had a thought to compress."""
+    cost = lambda generated, compressions: Cost(9, generated, 0, compressions, 99, 999, 1.0)
+    said = notices.uncompressed([cost(100, 0), cost(200, 0), cost(5, 0)], "light")
+    assert said.startswith("warning: light: next to nothing was compressed: 0 thoughts in 2 answers")
+    assert not notices.uncompressed([cost(100, 0), cost(200, 3)]) and not notices.uncompressed([cost(5, 0)] * 4)

@@ -143,7 +143,7 @@ def run(config: EvalConfig, say=print) -> results.Results:
         method = found.methods[-1]
         lines = [notices.broken([record.finish for record in method.records], method.name)]
         if method.scheme["method"] != "vanilla":
-            lines.append(notices.uncompressed([record.counts.compressions for record in method.records], method.name))
+            lines.append(notices.uncompressed([record.counts for record in method.records], method.name))
         for line in filter(None, lines):
             notices.to_stderr(line)
 

@@ -79,7 +79,7 @@ def generate(
     refused = {number: each.why for number, each in found.items() if each.finish == "refused"}
     lines = [notices.refused(refused, len(asked)), notices.broken(each.finish for each in answers)]
     if model.decoding_as(how.method).scheme.method != "vanilla":
-        lines.append(notices.uncompressed([each.completion.compressions for each in answers]))
+        lines.append(notices.uncompressed([each.counts for each in answers]))
     for line in filter(None, lines):
         warn(line)
     return answers
