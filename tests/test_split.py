@@ -12,7 +12,7 @@ import pytest
 PROGRAM = '''
 import functools, re, sys
 import jax, jax.numpy as jnp, numpy as np
-from lt_jax.attention import Split, attention, prepare
+from lt_jax.attention import Split, attention, planned
 from lt_jax.lifetimes import Lifetimes
 from tests.attention_rows import evicted, joined, lightthinker
 from tests.test_attention import arrays, output_and_gradients
@@ -27,7 +27,7 @@ for life in (rows, evicted(4, 2, 140)):
 
     @jax.jit
     def run(life, *args):
-        plan = prepare(life, form, split=split)
+        plan = planned(life, form, split=split)
         return output_and_gradients(lambda q, k, v: attention(q, k, v, plan, form), *args)
 
     place = lambda x, *axes: jax.device_put(x, jax.NamedSharding(mesh, jax.P(*axes)))

@@ -1,4 +1,4 @@
-"""Attention under lifetimes: `attention(q, k, v, lifetimes)`, and `prepare(lifetimes)` to plan it once per step."""
+"""Attention under lifetimes: `attention(q, k, v, lifetimes)`, and `planned(lifetimes)` to plan it once per step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lt_jax.attention.split import Split, SplitPlan
 from lt_jax.errors import UserError
 from lt_jax.lifetimes import Lifetimes
 
-__all__ = ["IMPLEMENTATIONS", "BlockPlan", "DensePlan", "Plan", "Split", "SplitPlan", "attention", "prepare"]
+__all__ = ["IMPLEMENTATIONS", "BlockPlan", "DensePlan", "Plan", "Split", "SplitPlan", "attention", "planned"]
 
 IMPLEMENTATIONS = ("dense", "blocked", "native", "pallas")
 Plan = DensePlan | BlockPlan | SplitPlan
@@ -82,8 +82,8 @@ def attention(q, k, v, lifetimes: Lifetimes | Plan, implementation: str | None =
     Args:
         q: [B, S, H, D].
         k, v: [B, S, Hkv, D], H a multiple of Hkv; query head h reads kv head h // (H / Hkv).
-        lifetimes: `Lifetimes` of the rows, or what `prepare` made of them.
-        implementation: see `prepare`; with a plan, None or what it was made for. A plan that was made for None is one
+        lifetimes: `Lifetimes` of the rows, or what `planned` made of them.
+        implementation: see `planned`; with a plan, None or what it was made for. A plan that was made for None is one
             for "blocked" and for "native", and where its sides suit them, for "pallas".
         scale: of the scores, D ** -0.5 if None.
 

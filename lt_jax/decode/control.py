@@ -37,8 +37,8 @@ class State:
         index: its index in the row.
         finish: reason why it is the row's last token, or 0; an index into `FINISHES`. `NAN`: there was no such token.
         left: tokens that may still be sampled after it.
-        thought: index of the first token of the open thought. Memento: of the open block, or NONE.
-        shut: memento: index after the open block's end marker, or NONE.
+        thought: index of the first token of the open thought. Memento: of the open block, or NOWHERE.
+        shut: memento: index after the open block's end marker, or NOWHERE.
         closings: thoughts closed so far.
         waits: steps that the row has been waiting to close a thought.
         seed: uint32, the row's own.

@@ -111,7 +111,7 @@ def forward(
         implementation: of attention, see `lt_jax.attention.attention`.
         remat: "none" keeps every activation, "dots" keeps matrix products only, "layer" keeps layer inputs only.
         sharding: where given, of the residual stream [B, S, E] between layers.
-        split: where given, how attention lies on a mesh, see `lt_jax.attention.prepare`; a plan knows it already.
+        split: where given, how attention lies on a mesh, see `lt_jax.attention.planned`; a plan knows it already.
     """
     if remat not in REMAT:
         raise UserError(f"remat is {remat!r}; it is one of {', '.join(REMAT)}")
