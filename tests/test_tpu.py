@@ -38,4 +38,6 @@ def test_rollouts_under_a_budget_fit_one_chip(model, rows, topology, memory):
     found = footprint(PRESETS[model].replace(dtype="bfloat16"), config, 4608, chip(topology))
     assert found.total < memory < found.full_cache
     assert found.aliased >= found.cache, "the cache is not donated"
-    assert found.temporaries < found.cache / 8, "the cache is copied"
+    # The largest temporaries are a few arrays of logits, [rows, vocabulary] in float32: for what may not be sampled,
+    # and for rows that sample at a temperature.
+    assert found.temporaries < found.cache / 6, "the cache is copied"

@@ -118,14 +118,15 @@ def probabilities(logits: jax.Array, best: jax.Array, how: Settings) -> jax.Arra
     temperature = jnp.where(how.temperature > 0, how.temperature, 1.0)
     weights = jnp.exp((logits - best[:, None]) / temperature[:, None])
 
-    def truncated():
+    def least():  # of each row, the weight below which nothing is drawn; no second array [R, V] is made for it
         most = jnp.where(how.truncates & (how.top_k > 0), how.top_k, logits.shape[1])
-        kept = _at_least(weights, _threshold(weights, lambda w: w > 0, most.astype(jnp.float32)))
-        share = jnp.where(how.truncates & (how.top_p < 1), how.top_p, 1.0) * kept.sum(-1)
-        cut = _at_least(kept, _threshold(kept, lambda w: w, share))
-        return jnp.where((how.truncates & (how.top_p < 1))[:, None], cut, kept)
+        first = _threshold(weights, lambda w: w > 0, most.astype(jnp.float32))
+        kept = lambda w: jnp.where(w >= first[:, None], w, 0)
+        share = _threshold(weights, kept, how.top_p * kept(weights).sum(-1))
+        return jnp.where(how.truncates & (how.top_p < 1), jnp.maximum(first, share), first)
 
-    return lax.cond(jnp.any(how.truncates), truncated, lambda: weights)
+    zero = jnp.zeros(logits.shape[0])
+    return _at_least(weights, lax.cond(jnp.any(how.truncates), least, lambda: zero))
 
 
 def likeliest(logits: jax.Array, how: Settings, count: int) -> tuple[jax.Array, jax.Array]:
