@@ -70,7 +70,8 @@ def test_the_block_with_the_kernel_never_copies_the_cache(name):
     compiled = lowered.compile()
     text, found = compiled.as_text(), compiled.memory_analysis()
     assert text.count('custom_call_target="tpu_custom_call"') >= model.layers and "lt_decode" in text
-    assert "conditional(" not in text, "a choice of implementation is left in the program"
+    # Two are of sampling: whether some row draws at a temperature, and whether one of those leaves tokens out.
+    assert text.count(" conditional(") <= 2 < model.layers, "a choice of implementation is left in the program"
     size = lambda x: x.size * x.dtype.itemsize
     assert found.alias_size_in_bytes >= sum(map(size, jax.tree.leaves(cache))), "the cache is not donated"
     assert not copies_of(cache.k, text)
