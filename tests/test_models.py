@@ -109,7 +109,8 @@ def test_real_model_logits_and_greedy_tokens(real_model):
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     prompt = tokenizer.encode(text, add_special_tokens=False)
     tree, config = huggingface.load(real_model)  # bfloat16 as it is stored, which the engine multiplies in float32
-    engine = Engine(tree, config, Scheme("vanilla"), SpecialTokens(eos=-1, pad=0), DecodeConfig(rows=1, capacity=128))
+    special = SpecialTokens(eos=-1, pad=tokenizer.convert_tokens_to_ids("<|endoftext|>"))  # is never sampled
+    engine = Engine(tree, config, Scheme("vanilla"), special, DecodeConfig(rows=1, capacity=128))
     (made,) = engine.complete([Request(prompt, 64)])
     assert len(made.tokens) == 64
     got = np.asarray(run(tree, config, jnp.asarray(made.row[None])))[..., : config.vocab_size]
