@@ -369,44 +369,6 @@ def test_compiling_has_a_clock_of_its_own_and_the_cache_of_a_row_its_need(folder
     assert found.cache_bytes == pytest.approx(256 * slot, abs=8)  # of 1,000 that it may come to have
 
 
-def test_prompts_from_files(tmp_path):
-    text, lines = tmp_path / "p.txt", tmp_path / "p.jsonl"
-    text.write_text("one\n\ntwo\n")
-    lines.write_text('{"question": "one", "system": "s"}\n{"prompt": "two", "system": null}\n')
-    assert prompts.read_prompts(text) == [("one", ""), ("two", "")]
-    assert prompts.read_prompts(lines) == [("one", "s"), ("two", "")]
-    for content, message in (("{", r"p.jsonl:1: broken JSON"), ('{"q": 1}', r"p.jsonl:1: no text in 'question'"),
-                             ('{"prompt": "a", "system": 3}', r"p.jsonl:1: 'system' must be text, not int"),
-                             ("", "there is no prompt")):  # fmt: skip
-        lines.write_text(content)
-        with pytest.raises(UserError, match=message):
-            prompts.read_prompts(lines)
-    with pytest.raises(UserError, match="no such file"):
-        prompts.read_prompts(tmp_path / "none.txt")
-
-
-def test_prompts_of_a_text_file_are_its_lines_letter_by_letter(tmp_path):
-    path = tmp_path / "p.txt"
-    path.write_bytes("\ufeffone\u2028more\x0cand\x85so\rfar\r\n \r\n\ttwo ".encode())
-    assert prompts.read_prompts(path) == [("one\u2028more\x0cand\x85so\rfar", ""), ("\ttwo ", "")]
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        ("one\ntwo".encode("utf-16"), r"p.txt:1: not UTF-8 but UTF-16, or no text at all; save the file as UTF-8"),
-        ("one\ntwo".encode("utf-16-le"), r"p.txt:1: not UTF-8 but UTF-16"),
-        ("one\ntwo".encode("utf-32"), r"p.txt:1: not UTF-8 but UTF-16"),
-        ("one\ntwo é".encode("latin-1"), r"p.txt:2: byte 4 of the line is not UTF-8"),
-        (b"\xef\xbb\xbf\n \n", "p.txt: there is no prompt in it"),
-    ],
-)
-def test_other_encodings_are_one_line(tmp_path, content, message):
-    (tmp_path / "p.txt").write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        prompts.read_prompts(tmp_path / "p.txt")
-
-
 def test_a_prompt_that_is_no_text_is_one_line(folder):
     with pytest.raises(UserError, match=r"the text '.*' has '\\udcff', which is no character"):
         load(folder).generate("Sum \udcff")

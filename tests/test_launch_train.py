@@ -216,16 +216,19 @@ class Crash(Exception):
     pass
 
 
+class Crashing:
+    """A writer of metrics under which a run dies at step 3."""
+
+    def write(self, step, values):
+        if step == 3:
+            raise Crash
+
+    def close(self):
+        pass
+
+
 @pytest.mark.parametrize("source", ["files", "problems"])
 def test_a_run_that_crashed_goes_on_bit_for_bit_over_packed_batches(base, traces, tmp_path, monkeypatch, source):
-    class Crashing:
-        def write(self, step, values):
-            if step == 3:
-                raise Crash
-
-        def close(self):
-            pass
-
     made = {} if source == "files" else {"source": SourceConfig((), embedded=40, steps=(2, 3), families=("gcd",))}
     length = 64 if source == "files" else 256
     more = {**made, "batches": PipelineConfig(length=length, batch=2, bins=4, threads=1, over_length="split")}
@@ -243,14 +246,6 @@ def test_a_run_that_crashed_goes_on_bit_for_bit_over_packed_batches(base, traces
 
 
 def test_epochs_in_place_of_steps_end_after_so_many_samples_also_over_a_crash(base, traces, tmp_path, monkeypatch):
-    class Crashing:
-        def write(self, step, values):
-            if step == 3:
-                raise Crash
-
-        def close(self):
-            pass
-
     packed = PipelineConfig(length=128, batch=2, bins=4, threads=1)
     go = lambda name: sft(settings(tmp_path / name, base, traces, batches=packed, train=train), said.append)
     optim = {"learning_rate": 1e-2, "warmup": 0.0}

@@ -92,6 +92,28 @@ def test_prompts_from_files(tmp_path):
         prompts.read_prompts(tmp_path / "none.txt")
 
 
+def test_prompts_of_a_text_file_are_its_lines_letter_by_letter(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_bytes("\ufeffone\u2028more\x0cand\x85so\rfar\r\n \r\n\ttwo ".encode())
+    assert prompts.read_prompts(path) == [("one\u2028more\x0cand\x85so\rfar", ""), ("\ttwo ", "")]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("one\ntwo".encode("utf-16"), r"p.txt:1: not UTF-8 but UTF-16, or no text at all; save the file as UTF-8"),
+        ("one\ntwo".encode("utf-16-le"), r"p.txt:1: not UTF-8 but UTF-16"),
+        ("one\ntwo".encode("utf-32"), r"p.txt:1: not UTF-8 but UTF-16"),
+        ("one\ntwo é".encode("latin-1"), r"p.txt:2: byte 4 of the line is not UTF-8"),
+        (b"\xef\xbb\xbf\n \n", "p.txt: there is no prompt in it"),
+    ],
+)
+def test_other_encodings_are_one_line(tmp_path, content, message):
+    (tmp_path / "p.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        prompts.read_prompts(tmp_path / "p.txt")
+
+
 # The conversation.
 
 
