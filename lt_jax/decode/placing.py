@@ -86,7 +86,9 @@ class Rows:
         wave finds it there. Requests with the very same prompt are twins and need not wait.
         """
         free, starts, same, later = self.free, [], {}, []
-        sources = self._sources()
+        if not free:
+            return starts
+        sources = self._sources({record.head for record in waiting})
         while waiting and free:
             record = waiting.popleft()
             key = record.key
@@ -115,13 +117,16 @@ class Rows:
         self.live[row] = record
         return row
 
-    def _sources(self) -> dict[bytes, dict[int, Held]]:
-        """Rows that can be gone on from, by their first tokens."""
+    def _sources(self, heads: set[bytes]) -> dict[bytes, dict[int, Held]]:
+        """Rows that can be gone on from, by their first tokens, which are among `heads`.
+
+        What a row under way holds is put together anew here, so it is done for none whose beginning nobody waits with.
+        """
         found = collections.defaultdict(dict)
         for row, held in self.past.items():
             found[head(held.tokens)][row] = held
         for row, record in self.live.items():
-            if (held := record.held()) is not None:
+            if record.head in heads and (held := record.held()) is not None:
                 found[record.head][row] = held
         return found
 
