@@ -14,10 +14,13 @@ demo: $(VENV)/installed
 # Without the 0.5B checkpoint, and without the tool that makes it, the tests on the real model are left out, and said so.
 REAL = $(HOME)/.cache/lt_jax/qwen2.5-coder-0.5b-instruct/model.safetensors ../shared/tools/real_model.py
 WITHOUT = $(if $(wildcard $(REAL)),not tpu_backend,not tpu_backend and not real_model)
+# Most of a test is tracing and compiling, which keep one core busy: two processes, each with whole files of tests.
+JOBS ?= 2
+TOGETHER = -n $(JOBS) --dist loadfile
 
 test: $(VENV)/installed-dev transformers4
 	$(if $(wildcard $(REAL)),,@echo "no real checkpoint here: tests marked real_model are left out")
-	$(MALLOC) $(BIN)/python -m pytest -m "$(WITHOUT)"
+	$(MALLOC) $(BIN)/python -m pytest $(TOGETHER) -m "$(WITHOUT)"
 
 # Transformers 4 beside the 5 that we use: what we export must load in both. The rest of what it needs is there.
 transformers4: build/transformers4/installed
