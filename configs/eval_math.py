@@ -40,6 +40,7 @@ def get_config() -> ConfigDict:
     })  # fmt: skip
     config.decode = ConfigDict({
         "rows": 8,
+        "tensor": 1,  # devices that share a row's heads; rows are spread over the others
         "capacity": 6144,  # keys of a row: vanilla needs prompt and answer
         "block_steps": 32,
         "max_new": 4096,

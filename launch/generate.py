@@ -36,6 +36,7 @@ TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy")
 TOP_K = flags.DEFINE_integer("top_k", 0, "sample from the k most probable tokens; 0: all")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "sample from the most probable tokens that make up this share")
 SEED = flags.DEFINE_integer("seed", 0, "of the random numbers; prompt i has seed + i")
+TENSOR = flags.DEFINE_integer("tensor", 1, "devices that share an answer; for models too large for one", lower_bound=1)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "of weights and computation")
 COMPILE_CACHE = flags.DEFINE_string("compile_cache", "~/.cache/lt_jax/jax", "folder of compiled programs; empty: none")
 
@@ -61,7 +62,8 @@ def main(argv) -> None:
     )  # fmt: skip
     show = lambda text: print(text, end="", flush=True)
     asked = [(PROMPT.value, "")] if PROMPTS.value is None else prompts.read_prompts(PROMPTS.value)
-    model = load(MODEL.value, METHOD.value, dtype=DTYPE.value, chat=CHAT.value, system=SYSTEM.value)
+    own = dict(dtype=DTYPE.value, chat=CHAT.value, system=SYSTEM.value, tensor=TENSOR.value)
+    model = load(MODEL.value, METHOD.value, **own)
     if PROMPT.value is None and PROMPTS.value is None:
         chat.chat(model, how, chat.from_terminal, show)
         return

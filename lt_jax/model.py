@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 from lt_jax.ask import Answer, AskConfig, Message, one_prompt, read_conversation
+from lt_jax.attention import Split
 from lt_jax.cache.policies import Eviction, published
 from lt_jax.data.prompts import Prompter
 from lt_jax.decode import Completion, DecodeConfig, Engine, Event, Request, TextStreamer
@@ -33,6 +34,7 @@ from lt_jax.decode.completion import refused
 from lt_jax.decode.control import Rules
 from lt_jax.decode.counts import count
 from lt_jax.decode.setup import check, rules_of
+from lt_jax.decode.spread import Spread, over_devices
 from lt_jax.errors import UserError
 from lt_jax.layout.card import NAME, Card, read_card
 from lt_jax.layout.closing import closing
@@ -45,7 +47,7 @@ from lt_jax.layout.special import SpecialTokens
 from lt_jax.layout.tokenizer import load_tokenizer
 from lt_jax.lifetimes import Lifetimes
 from lt_jax.models import huggingface
-from lt_jax.models.config import DecoderConfig
+from lt_jax.models.config import DecoderConfig, round_up
 from lt_jax.models.hf_ends import read_ends
 from lt_jax.training.folder import save_trained
 from lt_jax.training.score import Given, score_rows
@@ -67,6 +69,7 @@ class Model:
         prompt: (question, system, history) -> chat prompt, see `data.prompts.Prompter`.
         origin: the folder that the weights came from.
         stop: ids that end an answer besides `special.eos`, see `models.hf_ends`.
+        split: the devices it is on, see `decode.spread`; None is one.
     """
 
     params: dict = dataclasses.field(repr=False)
@@ -78,11 +81,17 @@ class Model:
     origin: str = ""
     stop: tuple[int, ...] = ()
     trained: bool = True
+    split: Split | None = None
     engines: dict = dataclasses.field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property
     def special(self) -> SpecialTokens:
         return self.card.special
+
+    @property
+    def parts(self) -> int:
+        """Devices, or groups of them, over which answers are spread."""
+        return Spread(self.split, 0, self.config).parts
 
     @property
     def tokenize(self) -> Callable[[str], list[int]]:
@@ -249,8 +258,9 @@ class Model:
         return published(**settings)
 
     def decode_config(self, how: AskConfig, answers: int) -> DecodeConfig:
-        """The engine for so many answers: 1, 2, 4 ... rows, so that few are compiled, and no more than asked for."""
-        rows = min(how.rows, 1 << max(0, answers - 1).bit_length())
+        """The engine for so many answers: 1, 2, 4 ... rows, so that few are compiled, and no more than asked for, but
+        as many on each device as on any other."""
+        rows = round_up(min(how.rows, 1 << max(0, answers - 1).bit_length()), self.parts)
         eviction = None if how.eviction is None else self.eviction(**how.eviction)
         rule = closing(self.scheme, self.special, self.tokenize)
         most = self.config.max_positions + (0 if rule is None else len(rule)) + 1  # so that positions end a row first
@@ -260,7 +270,8 @@ class Model:
     def engine(self, config: DecodeConfig, weights: dict | None = None) -> Engine:
         """A new engine; `weights` of another one of this model may be shared with it."""
         stopping = self._stopping(config)
-        return Engine(self.params, self.config, self.scheme, self.special, stopping, self.tokenize, self.text, weights)
+        own = self.tokenize, self.text, weights, self.split
+        return Engine(self.params, self.config, self.scheme, self.special, stopping, *own)
 
     def rules(self, config: DecodeConfig) -> Rules:
         """What an engine of this config would go by."""
@@ -362,18 +373,22 @@ def _nested(what: Callable, found):
 
 
 def load(folder: str | Path, method: str | None = None, *, dtype: str | None = None, chat: str | None = None,
-         system: str | None = None, prefix: str | None = None,
+         system: str | None = None, prefix: str | None = None, tensor: int = 1,
          weights: tuple[dict, DecoderConfig] | None = None) -> Model:  # fmt: skip
     """Opens a Hugging Face folder, as this library exports it (with `lt_jax.json`) or any other.
+
+    All devices of the process are used: answers that are written side by side are spread over them.
 
     Args:
         method: how to decode: the method the folder was trained for (None), or "vanilla", which any model can.
         dtype: of weights and computation; None is float32 on a CPU and bfloat16 elsewhere.
         chat, system, prefix: in place of the folder's own.
-        weights: parameters and config, if they were read from this folder before, in `dtype`.
+        tensor: devices that share one answer: each has that part of the model's heads, of its MLP and vocabulary. For
+            models that are too large for a single device.
+        weights: parameters and config, if they were read from this folder before, in `dtype` and for as many devices.
 
     Raises:
-        UserError: the folder cannot be read, or was not trained for `method`.
+        UserError: the folder cannot be read, or was not trained for `method`; the devices do not divide the model.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; give a checkpoint folder")
@@ -384,11 +399,13 @@ def load(folder: str | Path, method: str | None = None, *, dtype: str | None = N
     card = card or _plain(folder, tokenizer)
     scheme = scheme_of(card, method, trained, folder)
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    params, config = weights or huggingface.load(folder, dtype, compute_dtype=dtype)
+    split = over_devices(tensor=tensor)
+    place = Spread(split, 0, huggingface.read_config(folder)).params()
+    params, config = weights or huggingface.load(folder, dtype, compute_dtype=dtype, shardings=place)
     own = lambda given, otherwise: otherwise if given is None else given
     prompt = Prompter(own(chat, card.chat), tokenizer, own(system, card.system), own(prefix, card.prefix))
     stop = tuple(i for i in read_ends(folder, tokenizer) if i != card.special.eos)
-    return Model(params, config, card, scheme, tokenizer, prompt, str(folder), stop, trained)
+    return Model(params, config, card, scheme, tokenizer, prompt, str(folder), stop, trained, split)
 
 
 def scheme_of(card: Card, method: str | None, trained: bool, folder: str | Path) -> Scheme:

@@ -78,9 +78,9 @@ def seen_logits(monkeypatch, request):
         logits, seeds, index = map(np.asarray, arrays)  # no JAX in here: it would wait for the callback to return
         found.update({(int(s), int(i)): row.copy() for s, i, row in zip(seeds, index, logits, strict=True)})
 
-    def spying(logits, seeds, index, sampling):
+    def spying(logits, seeds, index, sampling, axis):
         jax.debug.callback(store, logits, seeds, index, ordered=True)
-        token, _ = sample(logits + bias, seeds, index, sampling)
+        token, _ = sample(logits + bias, seeds, index, sampling, axis)
         own = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], -1)[:, 0]
         return token, own
 
@@ -139,7 +139,7 @@ def test_decode_is_the_masked_forward(scheme, form, seen_logits):
     asked = requests()
     done = engine.complete(asked)
     jax.effects_barrier()
-    assert engine.block._cache_size() == 1
+    assert engine.programs.block._cache_size() == 1
     for request, c in zip(asked, done, strict=True):
         n = c.prompt_length
         np.testing.assert_array_equal(c.prompt, request.prompt)
@@ -291,7 +291,7 @@ def test_adapters_decode_as_the_merged_export(form, tmp_path):
 def scripted(monkeypatch):
     """A token for every index of a row, set by the test, in place of sampling."""
     script = np.full(600, 5, np.int32)
-    say = lambda logits, seed, index, sampling: (jnp.asarray(script)[index], jnp.zeros(index.shape))
+    say = lambda logits, seed, index, *rest: (jnp.asarray(script)[index], jnp.zeros(index.shape))
     monkeypatch.setattr(control, "sample", say)
     return script
 

@@ -67,7 +67,7 @@ def test_a_client_that_submits_cancels_and_steps_in_any_order(engine):
                 if event.completion is not None:
                     assert event.handle not in found
                     found[event.handle] = event.completion
-    assert found.keys() == asked.keys() and engine.block._cache_size() == 1
+    assert found.keys() == asked.keys() and engine.programs.block._cache_size() == 1
     good = [h for h, request in asked.items() if not any(request is bad for bad in BAD)]
     assert all(found[h].finish == "refused" and found[h].why for h in asked if h not in good)
     greedy = [h for h in good if asked[h].sampling is None and found[h].finish != "cancelled"]
@@ -136,7 +136,7 @@ def test_settings_of_their_own_share_one_program(engine):
     assert stopped.finish == "stop" and stopped.tokens[-1] == token
     assert token not in without.tokens[~without.forced]
     np.testing.assert_array_equal(plain.tokens, free.tokens)
-    assert hot.tokens.tolist() != cold.tokens.tolist() and engine.block._cache_size() == 1
+    assert hot.tokens.tolist() != cold.tokens.tolist() and engine.programs.block._cache_size() == 1
     drawn = cold.top_ids[~cold.forced, :2] == cold.tokens[~cold.forced, None]
     assert drawn.any(1).all()  # of the two most probable
 

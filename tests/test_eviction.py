@@ -212,7 +212,7 @@ def test_evictions_do_not_depend_on_where_blocks_end(monkeypatch):
     script = np.full(300, 5, np.int32)
     script[15:20] = 110
     said = jnp.asarray(script)
-    monkeypatch.setattr(control, "sample", lambda logits, seed, index, sampling: (said[index], jnp.zeros(index.shape)))
+    monkeypatch.setattr(control, "sample", lambda logits, seed, index, *rest: (said[index], jnp.zeros(index.shape)))
     eviction, found = how("knorm", budget=16, buffer=4, window=2, sinks=0), []
     for steps in (2, 16):
         config = DecodeConfig(rows=1, block_steps=steps, eviction=eviction, horizon=60)

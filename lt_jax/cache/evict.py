@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lt_jax.cache import kv_cache
+from lt_jax.cache import across, kv_cache
 from lt_jax.cache.kv_cache import GIST, NEVER, SEPARATOR, KVCache, pick
 from lt_jax.cache.policies import POLICIES, Eviction, View, protected, seats, shared, stays
 
@@ -36,7 +36,9 @@ def empty_evicting(model, rows: int, capacity: int, how: Eviction, horizon: int,
     return dataclasses.replace(cache, **new)
 
 
-def evict(cache: KVCache, how: Eviction, index, draw, due, rows) -> tuple[KVCache, jax.Array]:
+def evict(
+    cache: KVCache, how: Eviction, index, draw, due, rows, axis: str | None = None
+) -> tuple[KVCache, jax.Array]:
     """Cuts the rows that are due down to the budget of each layer; the evicted die at `index`.
 
         slot     0 1 2 3 4 5 6 7                    0 1 2 3 4 5 6 7
@@ -48,6 +50,8 @@ def evict(cache: KVCache, how: Eviction, index, draw, due, rows) -> tuple[KVCach
         draw: [R] uint32, see `View`.
         due: [R] bool; other rows stay as they are.
         rows: [R] int32, different rows of the cache.
+        axis: that cuts the heads, see `across`; how many slots are in use, who is stuck and what heads that share
+            their choice think of a key is common to all of them.
 
     Returns:
         the cache, and which due rows are stuck, [R] bool: more of their keys are protected than a budget has room for.
@@ -63,14 +67,15 @@ def evict(cache: KVCache, how: Eviction, index, draw, due, rows) -> tuple[KVCach
         has = lambda kind: None if mark is None else mark == kind
         view = View(
             own(cache.k, layer), birth[layer], alive[layer], index, own(cache.queries, layer), asked,
-            own(cache.received, layer), has(SEPARATOR), layer, draw,
+            own(cache.received, layer), has(SEPARATOR), layer, draw, across.number(axis) * cache.k.shape[2],
         )  # fmt: skip
         return POLICIES[how.policy](view, how), protected(view, how, has(GIST))
 
     score, kept = lax.map(scores, jnp.arange(cache.k.shape[0]))
-    score = shared(score, how.share)
+    score = shared(score, how.share, axis)
     budget = jnp.asarray(how.budgets(cache.k.shape[0]), jnp.int32)[:, None, None]
-    stuck = due & jnp.any(jnp.sum(kept, -1) > budget, (0, 2))
+    most = across.largest(jnp.max(jnp.sum(kept, -1) - budget, (0, 2)), axis)
+    stuck = due & (most > 0)
     goes = (due & ~stuck)[:, None, None]
     stay = jnp.where(goes, stays(score, alive, kept, budget), birth >= 0)
     slot = jnp.arange(cache.capacity, dtype=jnp.int32)
@@ -79,7 +84,7 @@ def evict(cache: KVCache, how: Eviction, index, draw, due, rows) -> tuple[KVCach
     used = jnp.where(goes, slot < jnp.sum(stay, -1, keepdims=True), books["birth"] >= 0)
     if cache.record is not None:
         cache = _recorded(cache, rows, books, ~used, how, index)
-    return kv_cache.rearranged(cache, used, order, books, rows), stuck
+    return kv_cache.rearranged(cache, used, order, books, rows, axis), stuck
 
 
 def _recorded(cache: KVCache, rows, books, freed, how: Eviction, index) -> KVCache:

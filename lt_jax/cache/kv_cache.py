@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lt_jax import lifetimes
-from lt_jax.cache import pallas_compact
+from lt_jax.cache import across, pallas_compact
 from lt_jax.lifetimes import NEVER
 
 SLOTS = 64  # the capacity is a multiple of this; attention walks over the cache in blocks of it
@@ -109,7 +109,7 @@ def put(x: jax.Array, rows, new: jax.Array) -> jax.Array:
     return new if rows is None else x.at[:, rows].set(new)
 
 
-def truncated(cache: KVCache, rows, first) -> KVCache:
+def truncated(cache: KVCache, rows, first, axis: str | None = None) -> KVCache:
     """Forgets what those rows hold of the index `first` and later; the keys before it stay in their slots. 0 wipes.
 
         slot    0 1 2 3 4 5                    0 1 2 3 4 5
@@ -120,6 +120,7 @@ def truncated(cache: KVCache, rows, first) -> KVCache:
 
     Args:
         rows: [R] int32. first: [R] int32.
+        axis: that cuts the heads, where each has its own keys: `length` is the same for all of them, see `across`.
     """
     column = first[None, :, None, None]
     birth = pick(cache.birth, rows)
@@ -127,7 +128,8 @@ def truncated(cache: KVCache, rows, first) -> KVCache:
     new = {name: jnp.where(kept, pick(x, rows), jnp.asarray(blank, x.dtype))
            for name, blank in BLANK.items() if (x := getattr(cache, name)) is not None}  # fmt: skip
     # Not how many there are: a head may have empty slots between its keys.
-    new["length"] = jnp.max(jnp.where(kept, jnp.arange(1, cache.capacity + 1, dtype=jnp.int32), 0), (2, 3))
+    last = jnp.where(kept, jnp.arange(1, cache.capacity + 1, dtype=jnp.int32), 0)
+    new["length"] = across.largest(jnp.max(last, (2, 3)), axis)
     if cache.asked is not None:
         asked = cache.asked[rows]
         new["asked"] = cache.asked.at[rows].set(jnp.where(asked < first[:, None], asked, -1))
@@ -166,7 +168,6 @@ def copied(cache: KVCache, origin, rows, count) -> KVCache:
     return dataclasses.replace(cache, **lax.fori_loop(0, count, one, arrays))
 
 
-@functools.partial(jax.jit, donate_argnums=0)
 def cleared(cache: KVCache, rows) -> KVCache:
     """Zeros for what the given rows [R] left in their slots: where that was NaN, no mask would hide it."""
     zero = lambda x: None if x is None else x.at[:, rows].set(0)
@@ -285,12 +286,16 @@ def _move(kv, rows, to, origin, n: int):
     return tuple(map(put, kv, old))
 
 
-def compact(cache: KVCache, index, rows=None) -> KVCache:
-    """Frees every slot whose key no query at or after `index` [R] sees; the others close ranks in birth order."""
+def compact(cache: KVCache, index, rows=None, axis: str | None = None) -> KVCache:
+    """Frees every slot whose key no query at or after `index` [R] sees; the others close ranks in birth order.
+
+    Args:
+        axis: as in `truncated`.
+    """
     alive = living(cache, index, rows)
     slot = jnp.arange(cache.capacity, dtype=jnp.int32)
     order, books = reordered(cache, jnp.where(alive, slot, cache.capacity + slot), rows)
-    return rearranged(cache, slot < jnp.sum(alive, -1, keepdims=True), order, books, rows)
+    return rearranged(cache, slot < jnp.sum(alive, -1, keepdims=True), order, books, rows, axis)
 
 
 def living(cache: KVCache, index, rows=None) -> jax.Array:
@@ -321,13 +326,14 @@ def reordered(cache: KVCache, seat, rows=None) -> tuple[jax.Array, dict[str, jax
     return order, dict(zip(books, found, strict=True))
 
 
-def rearranged(cache: KVCache, used, order, books, rows=None) -> KVCache:
+def rearranged(cache: KVCache, used, order, books, rows=None, axis: str | None = None) -> KVCache:
     """Moves keys as `reordered` found. New slots that are not `used` [Lb, R, Kb, C] are free; it is the caller who
-    sees to it that no staying key has such a slot."""
+    sees to it that no staying key has such a slot. `axis` as in `truncated`."""
     books = {name: jnp.where(used, x, jnp.asarray(BLANK[name], x.dtype)) for name, x in books.items()}
     count = jnp.sum(used, -1, dtype=jnp.int32)
+    length = across.largest(jnp.max(count, -1), axis)
     k, v = moved(cache.k, cache.v, order, count, rows)
-    return dataclasses.replace(replaced(cache, rows, length=jnp.max(count, -1), **books), k=k, v=v)
+    return dataclasses.replace(replaced(cache, rows, length=length, **books), k=k, v=v)
 
 
 def moved(k, v, order, count, rows=None) -> tuple[jax.Array, jax.Array]:

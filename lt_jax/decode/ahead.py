@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 
+from lt_jax.attention import Split
 from lt_jax.decode import control
-from lt_jax.decode.block import decode_block
 from lt_jax.decode.config import DecodeConfig
 from lt_jax.decode.request import Request
 from lt_jax.decode.setup import empty_cache, rules_of, settings_of
-from lt_jax.decode.weights import decoding_form
+from lt_jax.decode.spread import Spread
 from lt_jax.errors import UserError
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
@@ -46,8 +45,9 @@ class Footprint:
 
 
 def lower(
-    model: DecoderConfig, scheme: Scheme, special: SpecialTokens, config: DecodeConfig, sharding=None, platforms=None
-):
+    model: DecoderConfig, scheme: Scheme, special: SpecialTokens, config: DecodeConfig, sharding=None, platforms=None,
+    split: Split | None = None,
+):  # fmt: skip
     """The decode block lowered from shapes alone; `compile()` it for the device of `sharding`.
 
     Args:
@@ -56,6 +56,7 @@ def lower(
             those kernels take is decided on this machine's CPU.
         sharding: of all arguments, for example a `SingleDeviceSharding` of a topology's device; None is the default.
         platforms: names, such as ("cuda",), to lower for without a device; None is the sharding's.
+        split: a mesh of devices to lay everything out on, see `spread.py`, in place of `sharding`.
 
     Returns:
         `jax.stages.Lowered`, and (weights, state, cache) as `jax.ShapeDtypeStruct`s.
@@ -65,17 +66,21 @@ def lower(
     """
     if config.implementation == "native":
         raise UserError("DecodeConfig.implementation is 'native', which cannot be lowered ahead of time; 'plain' can")
-    rules = rules_of(model, scheme, special, config)
-    shapes = jax.eval_shape(lambda p: decoding_form(p, model, "plain"), parameters.abstract(model, model.dtype))
-    state = jax.eval_shape(lambda: control.idle(config.rows, config.top_logps))
+    rules, spread = rules_of(model, scheme, special, config), Spread(split, config.rows, model)
+    how = settings_of([Request(())] * config.rows, config, rules, spread.vocabulary)
     cache = jax.eval_shape(lambda: empty_cache(model, config, rules))
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    arguments = jax.tree.map(place, (shapes, state, cache))
-    block = functools.partial(decode_block, model=model, rules=rules, config=config)
-    how = jax.tree.map(place, settings_of([Request(())] * config.rows, config, rules))
-    enough = place(jax.ShapeDtypeStruct((), jnp.int32))
-    traced = jax.jit(block, donate_argnums=(1, 2)).trace(*arguments, how, enough)
-    return traced.lower(lowering_platforms=platforms), arguments
+    made = (
+        jax.eval_shape(lambda p: spread.form(p, "plain"), parameters.abstract(model, model.dtype)),
+        jax.eval_shape(lambda: control.idle(how, config.top_logps)), cache,
+        jax.ShapeDtypeStruct((spread.parts,), jnp.int32),
+    )  # fmt: skip
+    shaped = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    if split is None:
+        made = jax.tree.map(lambda x: shaped(x, sharding), made)
+    else:
+        made = jax.tree.map(shaped, made, spread.placed(spread.arguments(cache)))
+    traced = spread.programs(rules, config, cache).block.trace(*made)
+    return traced.lower(lowering_platforms=platforms), made[:3]
 
 
 def footprint(model: DecoderConfig, config: DecodeConfig, length: int, sharding=None) -> Footprint:

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from lt_jax import cache as slots
-from lt_jax.cache import KVCache
+from lt_jax.cache import KVCache, across
 from lt_jax.decode import control
 from lt_jax.decode.config import DecodeConfig
 from lt_jax.decode.control import Rules, State
@@ -60,13 +60,11 @@ def slack(rules: Rules) -> int:
 
 
 def decode_block(
-    weights, state: State, cache: KVCache, how: Settings, enough, *, model: DecoderConfig, rules: Rules,
-    config: DecodeConfig,
-):  # fmt: skip
-    """Runs until `block_steps` are done, no row can go on, `enough` [] rows have finished, or one needs more slots.
+    weights, state: State, cache: KVCache, enough, *, model: DecoderConfig, rules: Rules, config: DecodeConfig
+):
+    """Runs until `block_steps` are done, no row can go on, `enough` [1] rows have finished, or one needs more slots.
 
-    Args:
-        how: what the request of each row asks for.
+    On a mesh this is what one device does with its own rows and heads, of which `model`, `rules` and `config` are.
 
     Returns:
         state, cache, log [B, N, len(COLUMNS)] int32, (ids, log-probs) [B, N, K] of the most probable tokens, and
@@ -93,7 +91,7 @@ def decode_block(
     def more(p):
         finished = begun - jnp.sum(p.state.alive)
         goes_on = jnp.any(p.state.alive & room(p)) & ~jnp.any(tight(p))
-        return (p.step < config.block_steps) & goes_on & (finished < enough)
+        return (p.step < config.block_steps) & goes_on & (finished < enough[0])
 
     def step(p):
         if rules.eviction is not None:
@@ -101,32 +99,37 @@ def decode_block(
             p = lax.while_loop(lambda p: jnp.any(full(p)), lambda p: evict_rows(rules, some, p, full(p)), p)
         if rules.close is not None:
             few = config.closing_rows
-            p = lax.while_loop(due, lambda p: close_thoughts(weights, model, rules, how, few, p, ready(p)), p)
-        return ordinary(weights, model, rules, how, p, lanes(p))
+            p = lax.while_loop(due, lambda p: close_thoughts(weights, model, rules, few, p, ready(p)), p)
+        return ordinary(weights, model, rules, p, lanes(p))
 
     room_for = lambda width, kind: jnp.zeros((state.alive.shape[0], lines, width), kind)
     tops = room_for(rules.top_logps, jnp.int32), room_for(rules.top_logps, jnp.float32)
     p = Carry(state, cache, room_for(len(COLUMNS), jnp.int32), tops, jnp.zeros_like(state.index), jnp.int32(0))
     p = lax.while_loop(more, step, p)
-    return p.state, p.cache, p.log, p.tops, p.written
+    log = p.log
+    if rules.apart is not None:  # of the keys of its own heads each device knows
+        counts = np.asarray([COLUMNS.index(name) for name in ("visible", "held")])
+        log = log.at[..., counts].set(across.summed(log[..., counts], rules.apart))
+    return p.state, p.cache, log, p.tops, p.written
 
 
 def evict_rows(rules: Rules, n: int, p: Carry, full) -> Carry:
     """Cuts n of the full rows down to their budget. One that has more to protect than that ends."""
     _, rows = lax.top_k(full.astype(jnp.int32), n)
     state = p.state
-    cache, stuck = slots.evict(p.cache, rules.eviction, state.index[rows], state.seed[rows], full[rows], rows)
+    own = state.index[rows], state.seed[rows], full[rows], rows
+    cache, stuck = slots.evict(p.cache, rules.eviction, *own, rules.axis)
     own = state.finish[rows]
     finish = state.finish.at[rows].set(jnp.where(stuck & (own == 0), control.CAPACITY, own))
     return dataclasses.replace(p, state=dataclasses.replace(state, finish=finish), cache=cache)
 
 
-def ordinary(weights, model, rules: Rules, how: Settings, p: Carry, active) -> Carry:
+def ordinary(weights, model, rules: Rules, p: Carry, active) -> Carry:
     """One token for every active row; a row whose last token this was is finished."""
     state = p.state
     mark = control.marks(rules, state.token[:, None])
     feed = Feed(state.token[:, None], state.index, active.astype(jnp.int32), mark=mark)
-    logits, cache, visible, held = run(weights, model, p.cache, feed, form=rules.attention)
+    logits, cache, visible, held = run(weights, model, p.cache, feed, form=rules.attention, axis=rules.axis)
     zero = jnp.zeros_like(state.index)
     line = _line(
         token=state.token,
@@ -142,7 +145,7 @@ def ordinary(weights, model, rules: Rules, how: Settings, p: Carry, active) -> C
     at = jnp.where(active, p.written, p.log.shape[1])
     put = lambda log, line: log.at[jnp.arange(len(at)), at].set(line, mode="drop")
     tops = tuple(map(put, p.tops, (state.top_ids, state.top_logps)))
-    after = control.advance(rules, control.fed(rules, state), logits, jnp.max(cache.length, 0), how)
+    after = control.advance(rules, control.fed(rules, state), logits, jnp.max(cache.length, 0))
     goes_on = active & (state.finish == 0)
     state = control.choose(goes_on, after, state)
     waits = jnp.where(control.pending(rules, p.state), p.state.waits + 1, state.waits)
@@ -150,7 +153,7 @@ def ordinary(weights, model, rules: Rules, how: Settings, p: Carry, active) -> C
     return Carry(state, cache, put(p.log, line), tops, p.written + active, p.step + 1)
 
 
-def close_thoughts(weights, model, rules: Rules, how: Settings, n: int, p: Carry, ready) -> Carry:
+def close_thoughts(weights, model, rules: Rules, n: int, p: Carry, ready) -> Carry:
     """Closes the thoughts of the n rows that have waited longest: feeds the whole closing, frees the dead slots."""
     close, m = rules.close, rules.longest
     _, rows = lax.top_k(jnp.where(ready, 1 + p.state.waits, 0), n)
@@ -164,10 +167,10 @@ def close_thoughts(weights, model, rules: Rules, how: Settings, n: int, p: Carry
     feed = Feed(tokens, state.index, jnp.where(valid, m, 0), rows, since=since, gist=gist, mark=mark)
     before = p.cache.length[:, rows]
     ending = (first, jnp.where(valid, end, first), state.index + close.thought_dies)
-    form = dict(gist_rule=rules.gist_rule, ending=ending, form=rules.attention)
+    form = dict(gist_rule=rules.gist_rule, ending=ending, form=rules.attention, axis=rules.axis)
     logits, cache, visible, held = run(weights, model, p.cache, feed, **form)
     length = jnp.max(before, 0) + m - (end - first)
-    after = control.advance(rules, control.closed(rules, state), logits, length, jax.tree.map(lambda x: x[rows], how))
+    after = control.advance(rules, control.closed(rules, state), logits, length)
     cache = _freed(cache, rules, rows, before, state.index, (first, end), valid & (after.token >= 0))
 
     wide = lambda x: jnp.broadcast_to(x[:, None], (n, m))
@@ -189,7 +192,8 @@ def close_thoughts(weights, model, rules: Rules, how: Settings, n: int, p: Carry
     tops = first_alone(state.top_ids, -1), first_alone(state.top_logps, 0.0)
     tops = tuple(log.at[rows[:, None], at].set(new, mode="drop") for log, new in zip(p.tops, tops, strict=True))
     put = lambda old, new: old.at[rows].set(control.choose(valid, new, old[rows]))
-    state = jax.tree.map(put, p.state, after)
+    changing = lambda state: dataclasses.replace(state, how=None)  # what a request asks for stays as it is
+    state = dataclasses.replace(jax.tree.map(put, changing(p.state), changing(after)), how=p.state.how)
     return Carry(state, cache, log, tops, p.written.at[rows].add(valid * m), p.step)
 
 
@@ -202,7 +206,7 @@ def _freed(cache: KVCache, rules: Rules, rows, before, index, dead, valid) -> KV
             read: without that order XLA would copy the cache, so that the one may read while the other writes.
     """
     if rules.eviction is not None:
-        return slots.compact(cache, jnp.where(valid, index + rules.longest, index), rows)
+        return slots.compact(cache, jnp.where(valid, index + rules.longest, index), rows, rules.axis)
     # Births count up by one from the first dead key to the row's end, so slots follow from them.
     slot = lambda birth: before + birth - index
     tail = MOVES if rules.close.opens is not None else rules.longest - rules.dying
@@ -237,19 +241,20 @@ def prefill(
         evict: cut rows that are over their budget down to it after this piece.
     """
     rows = feed.rows
-    cache = slots.truncated(cache, rows, feed.first)
+    cache = slots.truncated(cache, rows, feed.first, rules.apart)
     rule = rules.gist_rule if feed.gist is not None else "causal"
-    logits, cache, _, _ = run(weights, model, cache, feed, gist_rule=rule, form=rules.attention)
+    logits, cache, _, _ = run(weights, model, cache, feed, gist_rule=rule, form=rules.attention, axis=rules.axis)
     index = feed.first + feed.count
     if final and compress:
-        cache = slots.compact(cache, index, rows)
+        cache = slots.compact(cache, index, rows, rules.apart)
     if evict:
         budgets = jnp.asarray(rules.eviction.budgets(model.layers))[:, None]
-        # Whatever the logits are, NaN included, this waits for them: the last layer has then read the cache.
-        over = jnp.any(cache.length[:, rows] > budgets, 0) & (jnp.isnan(logits[:, 0]) | (logits[:, 0] > -jnp.inf))
-        cache, _ = slots.evict(cache, rules.eviction, index, seed, over, rows)  # the host refuses what gets stuck
+        # Whatever the logits are, this waits for them: the last layer has then read the cache.
+        one = logits[:, 0]
+        over = jnp.any(cache.length[:, rows] > budgets, 0) & ((one > -jnp.inf) | (one < 0) | jnp.isnan(one))
+        cache, _ = slots.evict(cache, rules.eviction, index, seed, over, rows, rules.axis)  # stuck: refused by the host
     if not final:
         return state, cache
-    new = control.begin(rules, index, left, seed)
-    new = control.advance(rules, new, logits, jnp.max(cache.length[:, rows], 0), how)
+    new = control.begin(rules, index, left, seed, how)
+    new = control.advance(rules, new, logits, jnp.max(cache.length[:, rows], 0))
     return jax.tree.map(lambda old, new: old.at[rows].set(new), state, new), cache

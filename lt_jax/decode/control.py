@@ -43,6 +43,7 @@ class State:
         waits: steps that the row has been waiting to close a thought.
         seed: uint32, the row's own.
         top_ids, top_logps: [B, K] int32 and float32, see `Completion`.
+        how: what the row's request asks for.
     """
 
     alive: jax.Array
@@ -59,6 +60,7 @@ class State:
     seed: jax.Array
     top_ids: jax.Array
     top_logps: jax.Array
+    how: Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Rules:
         never: ids that are never sampled, whatever the model says: gists, output tokens and padding.
         top_logps: see `DecodeConfig`.
         books: how many keep count of a row's keys for themselves: layers times kv heads under an eviction, else 1.
+        axis: of the mesh, over which heads and vocabulary are cut, see `cache.across`; None on one device.
     """
 
     close: Closing | None
@@ -86,6 +89,12 @@ class Rules:
     eviction: Eviction | None = None
     row_limit: int = 2**31 - 1
     books: int = 1
+    axis: str | None = None
+
+    @property
+    def apart(self) -> str | None:
+        """The axis, where heads keep different keys, so that what is counted of them has to be put together."""
+        return None if self.eviction is None else self.axis
 
     @property
     def longest(self) -> int:
@@ -98,12 +107,14 @@ class Rules:
         return int(np.sum(np.cumprod(self.close.death == self.close.thought_dies)))
 
 
-def idle(rows: int, top_logps: int = 0) -> State:
-    """No row alive."""
+def idle(how: Settings, top_logps: int = 0) -> State:
+    """No row alive, of as many as `how` is of."""
+    rows = how.temperature.shape[0]
     zeros = {field.name: jnp.zeros(rows, jnp.int32) for field in dataclasses.fields(State)}
     flags = {name: jnp.zeros(rows, bool) for name in ("alive", "forced")}
     tops = {"top_ids": jnp.zeros((rows, top_logps), jnp.int32), "top_logps": jnp.zeros((rows, top_logps))}
-    return State(**zeros | flags | {"logp": jnp.zeros(rows), "seed": jnp.zeros(rows, jnp.uint32)} | tops)
+    own = {"logp": jnp.zeros(rows), "seed": jnp.zeros(rows, jnp.uint32), "how": how}
+    return State(**zeros | flags | tops | own)
 
 
 def choose(condition: jax.Array, new, old):
@@ -112,12 +123,12 @@ def choose(condition: jax.Array, new, old):
     return jax.tree.map(pick, new, old)
 
 
-def begin(rules: Rules, index, left, seed) -> State:
+def begin(rules: Rules, index, left, seed, how: Settings) -> State:
     """State of rows [R] whose prompts, of `index` tokens, have just been fed; `advance` gives the first token."""
     memento = rules.close is not None and rules.close.opens is not None
     thought = jnp.full_like(index, NOWHERE) if memento else index
     fresh = dict(index=index, left=left, thought=thought, shut=jnp.full_like(index, NOWHERE), seed=seed)
-    return dataclasses.replace(idle(len(index), rules.top_logps), alive=jnp.ones_like(index, bool), **fresh)
+    return dataclasses.replace(idle(how, rules.top_logps), alive=jnp.ones_like(index, bool), **fresh)
 
 
 def closes(rules: Rules, state: State) -> jax.Array:
@@ -205,7 +216,7 @@ def closed(rules: Rules, state: State) -> State:
     )
 
 
-def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array, how: Settings) -> State:
+def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array) -> State:
     """Gives every row its next token and decides whether that is the last one.
 
     A row whose logits are not numbers has no next token: it ends here, as `NAN`. Their max and their sum, and with them
@@ -215,11 +226,10 @@ def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array, ho
         state: `index` is that of the token to come.
         logits: [B, V] float32.
         length: [B] keys held before that token.
-        how: of these rows.
     """
-    token, logp = sample(logits, state.seed, state.index, how)
+    token, logp = sample(logits, state.seed, state.index, state.how, rules.axis)
     broken = jnp.isnan(logp)
-    eos, stop = token == rules.eos, jnp.any(token[:, None] == how.stop, 1)
+    eos, stop = token == rules.eos, jnp.any(token[:, None] == state.how.stop, 1)
     forced = jnp.zeros_like(state.forced)
     if rules.max_thought is not None:
         close = rules.close
@@ -234,7 +244,7 @@ def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array, ho
     tops = (state.top_ids, state.top_logps)
     if rules.top_logps:
         none = jnp.full_like(tops[0], -1), jnp.zeros_like(tops[1])
-        tops = choose(forced, none, likeliest(logits, how, rules.top_logps))
+        tops = choose(forced, none, likeliest(logits, state.how, rules.top_logps, rules.axis))
     new = dataclasses.replace(
         state, alive=alive, token=token, logp=logp, forced=forced, left=left, top_ids=tops[0], top_logps=tops[1]
     )

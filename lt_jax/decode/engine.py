@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax import cache as slots
+from lt_jax.attention import Split
 from lt_jax.decode import control
 from lt_jax.decode.admit import check_request
-from lt_jax.decode.block import decode_block, prefill, slack
+from lt_jax.decode.block import slack
 from lt_jax.decode.completion import Completion, refused
 from lt_jax.decode.config import DecodeConfig
 from lt_jax.decode.event import Event, Usage
@@ -36,8 +36,9 @@ from lt_jax.decode.pieces import PIECES, TOGETHER, Piece, alike, feed_of, last_a
 from lt_jax.decode.placing import Rows, Start
 from lt_jax.decode.record import Record
 from lt_jax.decode.request import Request, sample_seed
+from lt_jax.decode.sample import Settings
 from lt_jax.decode.setup import capacity, check, empty_cache, products, rules_of, settings_of
-from lt_jax.decode.weights import decoding_form
+from lt_jax.decode.spread import Spread
 from lt_jax.errors import UserError
 from lt_jax.layout.row import Row
 from lt_jax.layout.scheme import Scheme
@@ -66,34 +67,30 @@ class Engine:
         tokenize: Callable | None = None,
         detokenize: Callable | None = None,
         weights: dict | None = None,
+        split: Split | None = None,
     ):
         """Args:
             params: of `models/params.py`; see `load` to change them later.
             tokenize: text -> ids, needed for `scheme.instruction` only.
             detokenize: ids -> text, needed for requests with `stop_text` only.
-            weights: of another engine of these parameters and `config.implementation`, to be shared with it.
+            weights: of another engine of these parameters, `config.implementation` and `split`, to be shared with it.
+            split: the devices to use, see `spread.py`; of this process alone. None is one device.
 
         Raises:
-            UserError: the scheme, the token table and the config do not go together.
+            UserError: the scheme, the token table, the config and the mesh do not go together.
         """
-        self.form = products(config)
+        self.spread = Spread(split, config.rows, model)
+        self.form = products(config, several=split is not None)
         self.rules = rules_of(model, scheme, special, config, tokenize)
         check(scheme, model, config, self.rules)
         self.model, self.scheme, self.config, self.detokenize = model, scheme, config, detokenize
-        fixed = dict(model=model, rules=self.rules)
-        self.block = jax.jit(functools.partial(decode_block, **fixed, config=config), donate_argnums=(1, 2))
-        self.prefill = jax.jit(
-            functools.partial(prefill, **fixed), static_argnames=("final", "compress", "evict"), donate_argnums=(1, 2)
-        )
-        self.copy = jax.jit(slots.copied, donate_argnums=0)
-        self.grow = jax.jit(slots.grown, static_argnums=1)
-        self.rows = Rows(config.rows, self.rules)
+        self.rows = Rows(config.rows, self.rules, self.spread.own)
         self.weights = weights
         if weights is None:
             self.load(params)
-        self.state = control.idle(config.rows, config.top_logps)
-        self.cache = empty_cache(model, config, self.rules, need=0)
-        self.settings = settings_of([Request(())] * config.rows, config, self.rules)
+        self.state = self.spread.state(control.idle(self._settings([Request(())] * config.rows), config.top_logps))
+        self.cache = self.spread.empty(functools.partial(empty_cache, model, config, self.rules, 0))
+        self.programs = self.spread.programs(self.rules, config, self.cache)
         self.rows.slots = self.cache.capacity - self.rules.longest
         self.waiting: collections.deque[Record] = collections.deque()
         self.said: list[Event] = []  # refusals and cancellations, told at the next step
@@ -108,7 +105,7 @@ class Engine:
         of before is reused.
         """
         self.weights = None
-        self.weights = jax.jit(decoding_form, static_argnums=(1, 2))(params, self.model, self.form)
+        self.weights = self.spread.weights(params, self.form)
         self.forget()
 
     def forget(self) -> None:
@@ -323,14 +320,13 @@ class Engine:
         """Gives every row more slots if one of them is to hold so many keys, and what closing a thought adds."""
         need = keys + self.rules.longest + slack(self.rules)
         if (more := capacity(self.config, self.rules, need)) > self.cache.capacity:
-            self.cache = self.grow(self.cache, more)
+            self.cache = self.programs.grow(self.cache, more)
             self.rows.slots = more - self.rules.longest
 
     def _silence(self, rows: list[int]) -> None:
         """Ends rows that have not ended by themselves; a block that is under way still goes on with them."""
         if rows:
-            alive = self.state.alive.at[jnp.asarray(rows)].set(False)
-            self.state = dataclasses.replace(self.state, alive=alive)
+            self.state = self.programs.silence(self.state, jnp.asarray(rows))
 
     def _evicted(self, row: int) -> jax.Array | None:
         """A copy of the recorded deaths of a row, made on the device before its slots go to another."""
@@ -342,9 +338,9 @@ class Engine:
         if not live:
             return
         # With requests waiting, an eighth of the rows finished is worth a stop; otherwise only the end of all is.
-        enough = max(1, len(live) // 8) if self.waiting else len(live)
-        args = self.weights, self.state, self.cache, self.settings, np.int32(enough)
-        self.state, self.cache, *written = self.block(*args)
+        own = np.bincount([self.spread.part(row) for row in live], minlength=self.spread.parts)
+        enough = np.maximum(1, own // 8 if self.waiting else own).astype(np.int32)
+        self.state, self.cache, *written = self.programs.block(self.weights, self.state, self.cache, enough)
         self.sent = live, *written
 
     def _fill(self) -> None:
@@ -354,24 +350,29 @@ class Engine:
             new = [row for start in wave for row, _ in start.members]
             # A weight of zero does not hide a value of NaN from the next request.
             if spoilt := sorted(self.rows.spoilt.intersection(new)):
-                self.cache = slots.cleared(self.cache, jnp.asarray(spoilt))
+                self.cache = self.programs.clear(self.cache, jnp.asarray(spoilt))
                 self.rows.spoilt -= set(spoilt)
             self._copy([(start.origin, start.row) for start in wave if start.origin not in (None, start.row)])
             cuts = [self.cut(start.record.prompt_row, start.begin) for start in wave]
             cuts = [last_apart(cut) if start.twins else cut for cut, start in zip(cuts, wave, strict=True)]
             kinds = [living(start.record.prompt_row) for start in wave]
-            for group in alike(cuts, kinds):
+            for group in alike(cuts, kinds, [self.spread.part(start.row) for start in wave]):
                 self._feed([wave[i] for i in group], [cuts[i] for i in group])
             for _, record in (member for start in wave for member in start.members):
                 record.started = time.perf_counter()
                 self.usage += Usage(record.read, record.reused, record.read_again)
 
     def _copy(self, pairs: list[tuple[int, int]]) -> None:
-        """Copies what rows hold, (from, to) each, one after the other."""
-        for some in [pairs[i : i + self.config.rows] for i in range(0, len(pairs), self.config.rows)]:
-            origin, rows = np.zeros((2, self.config.rows), np.int32)
-            origin[: len(some)], rows[: len(some)] = zip(*some, strict=True)
-            self.cache = self.copy(self.cache, origin, rows, np.int32(len(some)))
+        """Copies what rows hold, (from, to) each, one after the other; both in the same part."""
+        spread = self.spread
+        own = [[pair for pair in pairs if spread.part(pair[0]) == part] for part in range(spread.parts)]
+        while any(own):
+            moves = np.zeros((2, spread.parts, spread.own), np.int32)
+            count = np.asarray([min(len(pairs), spread.own) for pairs in own], np.int32)
+            for part, n in enumerate(count):
+                moves[:, part, :n] = np.transpose(own[part][:n]) % spread.own if n else 0
+                own[part] = own[part][n:]
+            self.cache = self.programs.copy(self.cache, *moves.reshape(2, -1), count)
 
     def _feed(self, group: list[Start], cuts: list[list[Piece]]) -> None:
         """Prefills rows whose prompts are cut alike; twins join in for the last token."""
@@ -384,27 +385,25 @@ class Engine:
                 self._copy([(start.row, row) for start in group for row, _ in start.twins])
                 members += [(row, record, a, b) for start, a, b in zip(group, at, until, strict=True)
                             for row, record in start.twins]  # fmt: skip
-            for some in powers(members, max(1, TOGETHER // piece.padded)):
+            for some in powers(members, max(1, TOGETHER // piece.padded), lambda member: self.spread.part(member[0])):
                 self._pass(some, piece, final)
             at = until
 
     def _pass(self, members: list[tuple[int, Record, int, int]], piece: Piece, final: bool) -> None:
-        """One pass of prefill: tokens a..b-1 of the prompts of (row, record, a, b)."""
+        """One pass of prefill: tokens a..b-1 of the prompts of (row, record, a, b), as many in each part or none."""
+        places, there = self.spread.lined([row for row, *_ in members])
+        members = [members[place or 0] for place in places]  # where a part has none, anything
         rows, records, starts, stops = zip(*members, strict=True)
         prompts = [record.prompt_row for record in records]
-        how = settings_of([record.request for record in records], self.config, self.rules)
-        if final:  # into fresh arrays: a block that was sent off may still read the old ones
-            self.settings = jax.tree.map(functools.partial(_replaced, list(rows)), self.settings, how)
-        feed = feed_of(prompts, jnp.asarray(rows, jnp.int32), starts, stops, piece.padded, self.rules)
+        how = self._settings([record.request for record in records])
+        rows = jnp.asarray(np.asarray(rows, np.int32) % self.spread.own)
+        feed = feed_of(prompts, rows, starts, stops, piece.padded, self.rules)
         left = np.asarray([record.request.max_new for record in records], np.int32)
         seed = np.asarray([record.seed for record in records], np.uint32)
-        self.state, self.cache = self.prefill(
-            self.weights, self.state, self.cache, feed, left, seed, how,
+        self.state, self.cache = self.programs.prefill(
+            self.weights, self.state, self.cache, feed, left, seed, how, there,
             final=final, compress=living(prompts[0]), evict=piece.evict,
         )  # fmt: skip
 
-
-def _replaced(rows: list[int], old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    out = old.copy()
-    out[rows] = new
-    return out
+    def _settings(self, requests: list[Request]) -> Settings:
+        return settings_of(requests, self.config, self.rules, self.spread.vocabulary)

@@ -49,16 +49,19 @@ def run(
     gist_rule="causal",
     ending=None,
     form: str | None = None,
+    axis: str | None = None,
 ):
     """Feeds the tokens: their keys join the cache, and every token sees what the rule lets it see.
 
     Args:
         form: of attention, see `cache.attend`; "pallas" stands for "blocks" where there are several tokens.
+        axis: of the mesh, see `cache.across`.
         ending: (first, end, death), [R] each: keys with births first..end-1 die at `death`, already in this pass.
 
     Returns:
         logits [R, V] float32 of each row's last token, cache, visible [R, T] int32 (keys each token saw, itself
         included), held [R] int32 (keys in the cache in this pass); both summed over the layers and heads of the books.
+        With an axis logits are of this device's part of the vocabulary, the sums over its own heads.
     """
     rows, tokens = feed.rows, feed.tokens
     offset = jnp.arange(tokens.shape[1], dtype=jnp.int32)
@@ -75,7 +78,7 @@ def run(
     mask = slots.visible(cache, rows, query, feed.since, *gists, gist_rule)
     bound = jnp.where(feed.count > 0, slots.kv_cache.pick(cache.length, rows), 0)
     angles = rope.table(config, index)
-    x = embed(weights, config, tokens)
+    x = embed(weights, config, tokens, axis)
     keys, values, asked, received = cache.k, cache.v, [], []
     for number, layer in enumerate(weights["layers"]):
         own = min(number, mask.shape[0] - 1)
@@ -84,12 +87,12 @@ def run(
         attended, keys, values, fresh, new = attend(layer, config, x, angles, keys, values, where, form, sums)
         asked += [queries(layer, config, fresh, angles)] if cache.asked is not None else []
         received += [new] if sums else []
-        x = finish(layer, config, x, attended)
+        x = finish(layer, config, x, attended, axis)
     last = jnp.maximum(feed.count - 1, 0)
     x = x[:, 0] if tokens.shape[1] == 1 else jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
     seen = jnp.sum(mask, (0, 2, 4), dtype=jnp.int32)
     held = jnp.sum(slots.kv_cache.pick(cache.birth, rows) >= 0, (0, 2, 3), dtype=jnp.int32)
-    out = logits(weights, config, x)
+    out = logits(weights, config, x, axis)
     cache = _observed(dataclasses.replace(cache, k=keys, v=values), rows, query, asked, received)
     return out, cache, seen, held
 

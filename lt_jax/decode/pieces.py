@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax.numpy as jnp
 import numpy as np
@@ -98,21 +98,27 @@ def _inside(prompt: Row, index: int) -> bool:
     return prompt.gist[index] >= 0 and prompt.gist[index] == prompt.gist[index - 1]
 
 
-def alike(cuts: list[list[Piece]], kinds: list) -> list[list[int]]:
+def alike(cuts: list[list[Piece]], kinds: list, parts: list[int]) -> list[list[int]]:
     """Places of the cuts of one kind that can be fed together, in groups of 1, 2, 4 ..., so that few shapes are
-    compiled. They may take different numbers of tokens in a piece."""
+    compiled. They may take different numbers of tokens in a piece. `parts` of the rows are as in `powers`."""
     by_shape = collections.defaultdict(list)
     for place, (cut, kind) in enumerate(zip(cuts, kinds, strict=True)):
         by_shape[kind, *((piece.padded, piece.evict) for piece in cut)].append(place)
-    return [group for places in by_shape.values() for group in powers(places, group_size(cuts[places[0]]))]
+    size = lambda places: group_size(cuts[places[0]])
+    return [group for places in by_shape.values() for group in powers(places, size(places), parts.__getitem__)]
 
 
-def powers(items: list, most: int) -> Iterator[list]:
-    """Cuts a list into runs of 1, 2, 4 ... items, `most` at most."""
-    while items:
-        size = min(1 << (len(items).bit_length() - 1), most)
-        yield items[:size]
-        items = items[size:]
+def powers(items: list, most: int, part: Callable = lambda item: 0) -> Iterator[list]:
+    """Cuts a list into runs of 1, 2, 4 ... items of each part, `most` at most. A part has so many in a run, or none:
+    all devices of a mesh run one program, in which those of another part have nothing to do."""
+    own = collections.defaultdict(list)
+    for item in items:
+        own[part(item)].append(item)
+    while longest := max(map(len, own.values()), default=0):
+        size = min(1 << (longest.bit_length() - 1), most)
+        run = [place for place in sorted(own) if len(own[place]) >= size]
+        yield [item for place in run for item in own[place][:size]]
+        own.update({place: own[place][size:] for place in run})
 
 
 def living(prompt: Row) -> bool:

@@ -41,10 +41,11 @@ class Rows:
         past: what free rows still hold, the longest finished first. Rows that are in neither hold nothing of use.
         spoilt: free rows in whose slots there may be NaN.
         slots: of a finished row, into which nothing is written until it is taken again.
+        own: rows of a part: what a row holds can be copied within its part alone, see `spread.py`.
     """
 
-    def __init__(self, count: int, rules: Rules):
-        self.count, self.rules, self.slots = count, rules, 0
+    def __init__(self, count: int, rules: Rules, own: int | None = None):
+        self.count, self.rules, self.slots, self.own = count, rules, 0, own or count
         self.live: dict[int, Record] = {}
         self.past: dict[int, Held] = {}
         self.spoilt: set[int] = set()
@@ -91,22 +92,30 @@ class Rows:
         sources = self._sources({record.head for record in waiting})
         while waiting and free:
             record = waiting.popleft()
-            key = record.key
-            if (first := same.get(key)) is not None:
+            key, row = record.key, self._next(free)
+            if (first := same.get((key, row // self.own))) is not None:
                 record.reused, record.read_again = len(record.prompt) - 1, 0
-                first.twins.append((self._claim(free, free[0], record, sources), record))
+                first.twins.append((self._claim(free, row, record, sources), record))
                 continue
-            begin, origin = self._best(record, sources)
-            if self._soon(starts, record) >= begin + WORTH:
+            begin, origin = self._best(record, sources, {row // self.own for row in free})
+            if origin is not None:
+                row = origin if origin in free else self._next(free, origin // self.own)
+            if self._soon(starts, record, row // self.own) >= begin + WORTH:
                 later.append(record)
                 continue
-            row = self._claim(free, origin if origin in free else free[0], record, sources)
-            start = Start(row, record, begin, origin)
+            start = Start(self._claim(free, row, record, sources), record, begin, origin)
             starts.append(start)
             if len(record.prompt) > WORTH and partable(record.prompt_row):
-                same[key] = start
+                same[key, row // self.own] = start
         waiting.extendleft(reversed(later))
         return starts
+
+    def _next(self, free: list[int], part: int | None = None) -> int:
+        """The free row to take: in a given part, or in the one with the fewest rows under way."""
+        if self.own == self.count:
+            return free[0]
+        busy = collections.Counter(row // self.own for row in self.live)
+        return min((row for row in free if part in (None, row // self.own)), key=lambda row: busy[row // self.own])
 
     def _claim(self, free: list[int], row: int, record: Record, sources: dict) -> int:
         """Gives a free row away; what it held can no longer be gone on from, except as decided before."""
@@ -130,18 +139,22 @@ class Rows:
                 found[record.head][row] = held
         return found
 
-    def _best(self, record: Record, sources: dict) -> tuple[int, int | None]:
-        """The most tokens that can be taken over, and the row that has them; a free row before one under way."""
+    def _best(self, record: Record, sources: dict, parts: set[int]) -> tuple[int, int | None]:
+        """The most tokens that can be taken over, and the row that has them, in one of the parts where a row is free;
+        a free row before one under way."""
         best, met = (0, False, None), 0
         for row, held in sources.get(record.head, {}).items():
+            if row // self.own not in parts:
+                continue
             begin = reusable(held, record.prompt_row, self.rules)
             best = max(best, (begin, row not in self.live, row), key=lambda found: found[:2])
             met = max(met, common(held, record.prompt_row))
         record.reused, record.read_again = best[0], min(met, len(record.prompt)) - best[0]
         return (best[0], best[2]) if best[0] else (0, None)
 
-    def _soon(self, starts: list[Start], record: Record) -> int:
-        """The most tokens that could be taken over once the prompts of these starts are read."""
-        alike = [start.record for start in starts if start.record.head == record.head]
+    def _soon(self, starts: list[Start], record: Record, part: int) -> int:
+        """The most tokens that could be taken over once the prompts of these starts are read, in the same part."""
+        mine = [start for start in starts if start.row // self.own == part]
+        alike = [start.record for start in mine if start.record.head == record.head]
         stay = [other.prompt_row for other in alike if other.held() is not None]
         return max((reusable(of_prompt(row), record.prompt_row, self.rules) for row in stay), default=0)

@@ -18,9 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lt_jax.cache import across
 from lt_jax.errors import UserError
 
-LANES = 128  # the vocabulary is a multiple of this
+LANES = 128  # the vocabulary (on a mesh, a device's part of it) is a multiple of this
+WORD = 32  # ids to a word of `Settings.never`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +51,9 @@ class Settings:
 
     Attributes:
         temperature, top_k, top_p: [R] float32, int32, float32, as in `Sampling`.
-        never: [R, N] int32, ids that must not be chosen; ids of -1 stand for none.
-        stop: [R, N] int32, ids that end the row, filled up in the same way.
+        never: [R, V / 32] uint32, a bit for every id, set where it must not be chosen. Bits, so that no second array of
+            logits is made for them: they are looked at wherever logits are.
+        stop: [R, N] int32, ids that end the row; ids of -1 stand for none.
     """
 
     temperature: jax.Array
@@ -65,122 +68,150 @@ class Settings:
         return (self.temperature > 0) & ((self.top_k > 0) | (self.top_p < 1))
 
 
-def settings(rows: list[tuple[Sampling, tuple[int, ...], tuple[int, ...]]], never: int, stop: int) -> Settings:
+def settings(rows: list[tuple[Sampling, tuple[int, ...], tuple[int, ...]]], vocabulary: int, stop: int) -> Settings:
     """`Settings` of numpy arrays.
 
     Args:
         rows: (sampling, ids never chosen, ids that end the row) of each.
-        never, stop: room for ids.
+        vocabulary: a multiple of `LANES`. stop: room for ids that end a row.
     """
-    sampling, *lists = zip(*rows, strict=True)
+    sampling, barred, ends = zip(*rows, strict=True)
     column = lambda name, kind: np.asarray([getattr(each, name) for each in sampling], kind)
-    listed = lambda ids, room: np.asarray([(*own, *[-1] * (room - len(own))) for own in ids], np.int32)
+    never = np.zeros((len(rows), vocabulary // WORD), np.uint32)
+    for row, ids in zip(never, barred, strict=True):
+        ids = np.asarray(ids, np.int64)
+        np.bitwise_or.at(row, ids // WORD, np.uint32(1) << (ids % WORD).astype(np.uint32))
     return Settings(
-        column("temperature", np.float32), column("top_k", np.int32), column("top_p", np.float32),
-        listed(lists[0], never), listed(lists[1], stop),
+        column("temperature", np.float32), column("top_k", np.int32), column("top_p", np.float32), never,
+        np.asarray([(*ids, *[-1] * (stop - len(ids))) for ids in ends], np.int32),
     )  # fmt: skip
 
 
-def sample(logits: jax.Array, seeds: jax.Array, index: jax.Array, how: Settings) -> tuple[jax.Array, jax.Array]:
+def sample(
+    logits: jax.Array, seeds: jax.Array, index: jax.Array, how: Settings, axis: str | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Draws one token per row.
 
     Args:
-        logits: [R, V] float32.
+        logits: [R, V] float32; on a mesh this device's part of the vocabulary, as is `how.never`.
         seeds: [R] uint32, each row's own seed.
         index: [R] int32, the index the token will have in its row.
         how: of R rows.
+        axis: that cuts the vocabulary, see `cache.across`.
 
     Returns:
         tokens [R] int32 and logp [R] float32: the log-prob under the tempered and truncated distribution; for greedy,
         under the model's own (temperature 1), as a point mass would only say 0. Ids of `how.never` have no part in it.
         It is NaN exactly where there is no distribution: a logit is NaN or plus infinity, or all are minus infinity.
     """
-    logits = without(logits, how.never)
-    token, best = largest(logits)
-    logp = -jnp.log(jnp.sum(jnp.exp(logits - best[:, None]), -1))
+    token, best = largest(allowed(logits, how), axis)
+    logp = -jnp.log(across.summed(jnp.sum(jnp.exp(allowed(logits, how) - best[:, None]), -1), axis))
 
     def drawn():
-        own, own_logp = _drawn(logits, best, seeds, index, how)
+        own, own_logp = _drawn(logits, best, seeds, index, how, axis)
         draws = how.temperature > 0
         return jnp.where(draws, own, token), jnp.where(draws, own_logp, logp)
 
     return lax.cond(jnp.any(how.temperature > 0), drawn, lambda: (token, logp))
 
 
-def without(logits: jax.Array, ids: jax.Array) -> jax.Array:
-    """logits [R, V] with -inf at the ids [R, N] of each row; -1 stands for none."""
-    place = jnp.where(ids < 0, logits.shape[1], ids)
-    return jnp.asarray(logits).at[jnp.arange(logits.shape[0])[:, None], place].set(-jnp.inf, mode="drop")
+def allowed(logits: jax.Array, how: Settings) -> jax.Array:
+    """logits [R, V] with -inf for what must not be chosen."""
+    bits = jnp.broadcast_to(how.never[:, :, None], (*how.never.shape, WORD)).reshape(logits.shape)
+    own = jnp.arange(logits.shape[1], dtype=jnp.uint32) % WORD
+    return jnp.where((bits >> own) & 1 != 0, -jnp.inf, logits)
 
 
-def probabilities(logits: jax.Array, best: jax.Array, how: Settings) -> jax.Array:
-    """[R, V]: what each row draws from, as weights of which the largest is 1; greedy rows at temperature 1."""
+def weights(logits: jax.Array, best: jax.Array, how: Settings) -> jax.Array:
+    """[R, V]: what each row would draw from if nothing were cut off, the largest of which is 1; greedy rows at
+    temperature 1. Computed anew wherever it is needed, not kept: it is as large as the logits."""
     temperature = jnp.where(how.temperature > 0, how.temperature, 1.0)
-    weights = jnp.exp((logits - best[:, None]) / temperature[:, None])
+    return jnp.exp((allowed(logits, how) - best[:, None]) / temperature[:, None])
 
-    def least():  # of each row, the weight below which nothing is drawn; no second array [R, V] is made for it
-        most = jnp.where(how.truncates & (how.top_k > 0), how.top_k, logits.shape[1])
-        first = _threshold(weights, lambda w: w > 0, most.astype(jnp.float32))
+
+def probabilities(logits: jax.Array, best: jax.Array, how: Settings, axis: str | None = None) -> jax.Array:
+    """[R, V]: what each row draws from, as weights of which the largest is 1."""
+
+    def least():  # of each row, the weight below which nothing is drawn
+        whole = weights(logits, best, how)
+        most = jnp.where(how.truncates & (how.top_k > 0), how.top_k, whole.shape[1] * across.count(axis))
+        first = _threshold(whole, lambda w: w > 0, most.astype(jnp.float32), axis)
         kept = lambda w: jnp.where(w >= first[:, None], w, 0)
-        share = _threshold(weights, kept, how.top_p * kept(weights).sum(-1))
+        share = _threshold(whole, kept, how.top_p * across.summed(kept(whole).sum(-1), axis), axis)
         return jnp.where(how.truncates & (how.top_p < 1), jnp.maximum(first, share), first)
 
-    zero = jnp.zeros(logits.shape[0])
-    return _at_least(weights, lax.cond(jnp.any(how.truncates), least, lambda: zero))
+    least = lax.cond(jnp.any(how.truncates), least, lambda: jnp.zeros(logits.shape[0]))
+    whole = weights(logits, best, how)
+    return jnp.where(whole >= least[:, None], whole, 0)
 
 
-def likeliest(logits: jax.Array, how: Settings, count: int) -> tuple[jax.Array, jax.Array]:
+def likeliest(logits: jax.Array, how: Settings, count: int, axis: str | None = None) -> tuple[jax.Array, jax.Array]:
     """The `count` most probable ids [R, count] int32 and their log-probs, in what `sample` draws from."""
-    logits = without(logits, how.never)
-    weights = probabilities(logits, jnp.max(logits, -1), how)
-    top, ids = lax.top_k(weights, count)
-    return ids.astype(jnp.int32), jnp.log(top) - jnp.log(weights.sum(-1, keepdims=True))
+    best = across.largest(jnp.max(allowed(logits, how), -1), axis)
+    found = probabilities(logits, best, how, axis)
+    top, ids = lax.top_k(found, count)
+    total = across.summed(found.sum(-1, keepdims=True), axis)
+    if axis is not None:
+        rows = lambda x: jnp.moveaxis(across.gathered(x, axis), 0, 1).reshape(len(x), -1)
+        top, ids = rows(top), rows(ids + across.number(axis) * logits.shape[1])
+        top, place = lax.top_k(top, count)
+        ids = jnp.take_along_axis(ids, place, 1)
+    return ids.astype(jnp.int32), jnp.log(top) - jnp.log(total)
 
 
-def _drawn(logits, best, seeds, index, how):
-    weights = probabilities(logits, best, how)
+def _drawn(logits, best, seeds, index, how, axis):
+    found = probabilities(logits, best, how, axis)
     uniform = jax.vmap(lambda seed, i: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), i)))(seeds, index)
-    token = invert(weights, uniform)
-    own = jnp.take_along_axis(weights, token[:, None], -1)[:, 0]
-    return token, jnp.log(own) - jnp.log(weights.sum(-1))
+    token, own = invert(found, uniform, axis)
+    return token, jnp.log(own) - jnp.log(across.summed(found.sum(-1), axis))
 
 
-def largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def largest(x: jax.Array, axis: str | None = None) -> tuple[jax.Array, jax.Array]:
     """argmax [R] (the first of equals) and max [R] of x [R, V]; first the group, then the lane, as argmax is slow."""
     groups = x.reshape(x.shape[0], -1, LANES)
     tops = groups.max(-1)
     group = jnp.argmax(tops, -1).astype(jnp.int32)
     own = jnp.take_along_axis(groups, group[:, None, None], 1)[:, 0]
-    return group * LANES + jnp.argmax(own, -1).astype(jnp.int32), tops.max(-1)
+    place, top = group * LANES + jnp.argmax(own, -1).astype(jnp.int32), tops.max(-1)
+    if axis is None:
+        return place, top
+    tops, places = across.gathered(top, axis), across.gathered(place + across.number(axis) * x.shape[1], axis)
+    return jnp.take_along_axis(places, jnp.argmax(tops, 0)[None], 0)[0], tops.max(0)
 
 
-def _at_least(weights, least):
-    return jnp.where(weights >= least[:, None], weights, 0)
-
-
-def _threshold(weights, measure, target):
+def _threshold(found, measure, target, axis):
     """[R]: the largest w such that the tokens with weights >= w together measure at least `target`."""
-    bits = lax.bitcast_convert_type(weights, jnp.int32)  # of non-negative floats: in the same order as the floats
+    bits = lax.bitcast_convert_type(found, jnp.int32)  # of non-negative floats: in the same order as the floats
 
     def halve(_, bounds):
         low, high = bounds  # at least `target` is at or above low, less than it at or above high
         middle = low + (high - low) // 2
-        enough = jnp.sum(jnp.where(bits >= middle[:, None], measure(weights), 0), -1) >= target
+        part = jnp.sum(jnp.where(bits >= middle[:, None], measure(found), 0), -1)
+        enough = across.summed(part, axis) >= target
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    low = jnp.zeros(weights.shape[0], jnp.int32)
-    high = jnp.max(bits, -1) + 1
+    low = jnp.zeros(found.shape[0], jnp.int32)
+    high = across.largest(jnp.max(bits, -1), axis) + 1
     low, _ = lax.fori_loop(0, 31, halve, (low, high))
     return lax.bitcast_convert_type(low, jnp.float32)
 
 
-def invert(weights: jax.Array, uniform: jax.Array) -> jax.Array:
-    """[R]: the token at the point `uniform` in [0, 1) of the cumulative distribution of weights [R, V] >= 0."""
-    chunks = weights.reshape(weights.shape[0], -1, LANES)
+def invert(found: jax.Array, uniform: jax.Array, axis: str | None = None) -> tuple[jax.Array, jax.Array]:
+    """The token [R] at the point `uniform` in [0, 1) of the cumulative distribution of weights [R, V] >= 0, and its
+    weight."""
+    chunks = found.reshape(found.shape[0], -1, LANES)
+    if axis is not None:
+        parts = across.gathered(chunks.sum((1, 2)), axis).T
+        device, uniform = _find(parts, uniform)
     group, rest = _find(chunks.sum(-1), uniform)
     inside = jnp.take_along_axis(chunks, group[:, None, None], 1)[:, 0]
     lane, _ = _find(inside, rest)
-    return group * LANES + lane
+    token, own = group * LANES + lane, jnp.take_along_axis(inside, lane[:, None], 1)[:, 0]
+    if axis is None:
+        return token, own
+    here = device == across.number(axis)
+    pick = lambda x: across.summed(jnp.where(here, x, 0), axis)
+    return pick(token + across.number(axis) * found.shape[1]), pick(own)
 
 
 def _find(weights, uniform):

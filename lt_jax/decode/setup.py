@@ -25,8 +25,11 @@ from lt_jax.models.config import DecoderConfig
 ATTENTION = {None: None, "native": "native", "plain": "blocks", "pallas": "pallas"}  # by `DecodeConfig.implementation`
 
 
-def products(config: DecodeConfig) -> str:
+def products(config: DecodeConfig, several: bool = False) -> str:
     """The form of the matrix products, "native" or "plain".
+
+    Args:
+        several: devices of a mesh, whose parts of the weights are not packed.
 
     Raises:
         UserError: no such implementation, or one that this machine does not have.
@@ -34,8 +37,10 @@ def products(config: DecodeConfig) -> str:
     if config.implementation not in ATTENTION:
         known = ", ".join(name for name in ATTENTION if name)
         raise UserError(f"DecodeConfig.implementation is {config.implementation!r}; it is one of {known}")
+    if several and config.implementation == "native":
+        raise UserError("DecodeConfig.implementation is 'native', which is for one device; on a mesh 'plain' would do")
     if config.implementation != "pallas":
-        return native.choose(config.implementation)
+        return "plain" if several else native.choose(config.implementation)
     platform = jax.default_backend()
     if platform not in ("cpu", "tpu"):  # on a CPU it is interpreted, for tests
         raise UserError(f"DecodeConfig.implementation is 'pallas', which is for TPUs; the platform is {platform}")
@@ -103,12 +108,16 @@ def capacity(config: DecodeConfig, rules: Rules, need: int | None = None) -> int
     return min(size, most)
 
 
-def settings_of(requests: Sequence[Request], config: DecodeConfig, rules: Rules) -> Settings:
-    """What requests ask for, as arrays; the ids that nobody may sample, and those that end every row, are with them."""
+def settings_of(requests: Sequence[Request], config: DecodeConfig, rules: Rules, vocabulary: int) -> Settings:
+    """What requests ask for, as arrays; the ids that nobody may sample, and those that end every row, are with them.
+
+    Args:
+        vocabulary: columns of the logits.
+    """
     of = lambda request: (
         request.sampling or config.sampling, (*rules.never, *request.never), (*rules.stop, *request.stop)
     )  # fmt: skip
-    return settings(list(map(of, requests)), len(rules.never) + config.listed, len(rules.stop) + config.listed)
+    return settings(list(map(of, requests)), vocabulary, len(rules.stop) + config.listed)
 
 
 def cache_bytes(model: DecoderConfig, config: DecodeConfig, rules: Rules, keys: float | None = None) -> float:

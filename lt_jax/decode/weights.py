@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from lt_jax import cache as slots
 from lt_jax import native
+from lt_jax.cache import across
 from lt_jax.models import decoder, lora, rope
 from lt_jax.models.config import DecoderConfig
 from lt_jax.models.decoder import rms_norm
@@ -58,17 +59,24 @@ def packed(p: dict) -> bool:
     return isinstance(p["w"], native.Packed)
 
 
-def embed(weights: dict, config: DecoderConfig, tokens: jax.Array) -> jax.Array:
-    """As `models.decoder.embed`."""
+def embed(weights: dict, config: DecoderConfig, tokens: jax.Array, axis: str | None = None) -> jax.Array:
+    """As `models.decoder.embed`; `axis` cuts the vocabulary."""
+    if axis is not None:
+        own = tokens - across.number(axis) * len(weights["embed"])
+        here = (own >= 0) & (own < len(weights["embed"]))
+        rows = weights["embed"][jnp.where(here, own, 0)].astype(config.dtype)
+        return across.summed(jnp.where(here[..., None], rows, 0), axis)
     if "embed" in weights:
         return decoder.embed(weights, config, tokens)
     return native.take_columns(weights["head"], tokens).astype(config.dtype)
 
 
-def logits(weights: dict, config: DecoderConfig, x: jax.Array) -> jax.Array:
-    """The final norm and `models.decoder.logits`: x [R, E] -> [R, V] float32."""
+def logits(weights: dict, config: DecoderConfig, x: jax.Array, axis: str | None = None) -> jax.Array:
+    """The final norm and `models.decoder.logits`: x [R, E] -> [R, V] float32; `axis` cuts the vocabulary."""
     if not isinstance(weights.get("head"), native.Packed):
-        return decoder.logits(weights, config, decoder.final_norm(weights, config, x))
+        x = decoder.final_norm(weights, config, x)
+        columns = weights["head"].shape[1] if "head" in weights else len(weights["embed"])
+        return decoder.logits(weights, config, x, 0 if axis is None else across.number(axis) * columns)
     norm = dict(norm=weights["final_norm"], eps=config.norm_eps)
     out = native.matmul(x, weights["head"], **norm, implementation="native")
     if config.vocab_padded > config.vocab_size:
@@ -126,15 +134,15 @@ def _turned(layer: dict, config: DecoderConfig, fresh: jax.Array, angles) -> tup
     return turned[..., : config.heads, :], turned[..., config.heads :, :]
 
 
-def finish(layer: dict, config: DecoderConfig, x: jax.Array, attended: jax.Array) -> jax.Array:
-    """As `models.decoder.finish`: attended [R, T, H, D] -> x [R, T, E]."""
+def finish(layer: dict, config: DecoderConfig, x: jax.Array, attended: jax.Array, axis: str | None = None) -> jax.Array:
+    """As `models.decoder.finish`: attended [R, T, H, D] -> x [R, T, E]; `axis` cuts heads and the MLP."""
     y = attended.reshape(*x.shape[:-1], -1)
     if packed(layer["o"]):
         product = lambda x, name, **around: native.matmul(x, layer[name]["w"], **around, implementation="native")
         middle = product(y, "o", residual=x)
         y = product(middle, "gate_up", norm=layer["mlp_norm"], eps=config.norm_eps)
         return product(y, "down", residual=middle).astype(x.dtype)
-    x = x + linear(y, layer["o"], config)
+    x = x + across.summed(linear(y, layer["o"], config), axis)
     y = linear(rms_norm(x, layer["mlp_norm"], config.norm_eps), layer["gate_up"], config)
     gate, up = jnp.split(y, 2, axis=-1)
-    return x + linear(jax.nn.silu(gate) * up, layer["down"], config)
+    return x + across.summed(linear(jax.nn.silu(gate) * up, layer["down"], config), axis)

@@ -16,6 +16,7 @@ from lt_jax.evaluation.progress import ProgressLine
 from lt_jax.evaluation.run import Contender, evaluate
 from lt_jax.layout.closing import closing
 from lt_jax.model import Model, load
+from lt_jax.models.config import round_up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,7 @@ class EvalConfig:
         out: folder for results.json, table.txt, report.html and the pictures.
         dtype: of weights and computation.
         rows, capacity, block_steps: see `DecodeConfig`; max_new: most tokens sampled for a problem.
+        tensor: devices that share a row, see `lt_jax.load`; rows are spread over the others.
         samples: completions per method kept token by token for the report.
     """
 
@@ -100,6 +102,7 @@ class EvalConfig:
     block_steps: int = 32
     max_new: int = 2048
     sampling: Sampling = Sampling()
+    tensor: int = 1
     seed: int = 0
     samples: int = 4
     note: str = ""
@@ -123,13 +126,14 @@ def run(config: EvalConfig, say=print) -> results.Results:
         key = each.path, each.method, each.chat, each.system, each.prefix
         if key not in opened:
             opened[key] = load(each.path, each.method, dtype=config.dtype, chat=each.chat, system=each.system,
-                               prefix=each.prefix, weights=weights.get(each.path))  # fmt: skip
+                               prefix=each.prefix, tensor=config.tensor, weights=weights.get(each.path))  # fmt: skip
             weights[each.path] = opened[key].params, opened[key].config
         eviction = opened[key].eviction(**each.eviction) if each.eviction else None
         recorded = eviction is not None and config.samples > 0
         decode = DecodeConfig(
-            rows=min(config.rows, len(suite)), capacity=config.capacity, block_steps=config.block_steps,
-            sampling=config.sampling, max_thought=each.max_thought or None, eviction=eviction,
+            rows=min(config.rows, round_up(len(suite), opened[key].parts)), capacity=config.capacity,
+            block_steps=config.block_steps, sampling=config.sampling,
+            max_thought=each.max_thought or None, eviction=eviction,
             horizon=horizon(opened[key], suite, config.max_new) if recorded else 0,
         )  # fmt: skip
         ready.append(contender(name, opened[key], decode, max_new=config.max_new, seed=config.seed))

@@ -73,8 +73,12 @@ def final_norm(params: dict, config: DecoderConfig, x: jax.Array) -> jax.Array:
     return rms_norm(x, params["final_norm"], config.norm_eps)
 
 
-def logits(params: dict, config: DecoderConfig, x: jax.Array) -> jax.Array:
-    """x [..., E] after `final_norm` -> [..., V] float32; ids at or above `vocab_size` get -inf."""
+def logits(params: dict, config: DecoderConfig, x: jax.Array, first: jax.Array | int = 0) -> jax.Array:
+    """x [..., E] after `final_norm` -> [..., V] float32; ids at or above `vocab_size` get -inf.
+
+    Args:
+        first: the first id of the table, where that is a part of the vocabulary.
+    """
     if config.tie_embeddings:
         table, rows, form = params["embed"], "embed", "...e,ve->...v"
     else:
@@ -84,8 +88,8 @@ def logits(params: dict, config: DecoderConfig, x: jax.Array) -> jax.Array:
     if "new_rows" in params:
         own = product(params["new_rows"][rows])
         out = jax.lax.dynamic_update_slice_in_dim(out, own, config.lora.rows[0], axis=-1)
-    if config.vocab_padded > config.vocab_size:
-        out = jnp.where(jnp.arange(config.vocab_padded) < config.vocab_size, out, -jnp.inf)
+    if not isinstance(first, int) or out.shape[-1] != config.vocab_size:
+        out = jnp.where(first + jnp.arange(out.shape[-1]) < config.vocab_size, out, -jnp.inf)
     return out
 
 

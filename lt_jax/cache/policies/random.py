@@ -16,7 +16,7 @@ def score(view: View, how: Eviction) -> jax.Array:
     """
     draw = jnp.zeros(view.birth.shape[0], jnp.uint32) if view.draw is None else view.draw
     key = jax.random.fold_in(jax.random.key(how.seed), view.layer)
-    heads = jnp.arange(view.birth.shape[1], dtype=jnp.uint32)
+    heads = (view.first_head + jnp.arange(view.birth.shape[1])).astype(jnp.uint32)
 
     def one(row, head, birth):
         folded = jax.random.fold_in(jax.random.fold_in(key, row), head)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lt_jax.cache import across
 from lt_jax.cache.policies.config import Eviction
 from lt_jax.cache.policies.view import View, recent
 
@@ -80,12 +81,12 @@ def seats(stay: jax.Array, score: jax.Array, kept: jax.Array, order: str = "birt
     return jnp.argsort(lax.sort((grade, -worth, slot), dimension=-1, num_keys=3)[2], -1).astype(jnp.int32)
 
 
-def shared(score: jax.Array, share: str | None) -> jax.Array:
+def shared(score: jax.Array, share: str | None, axis: str | None = None) -> jax.Array:
     """Scores [L, R, Hkv, C] made common: summed over heads ("heads"), or over layers and heads ("layers").
 
-    All who share must hold the same keys, which they do if they have shared from the start.
+    All who share must hold the same keys, which they do if they have shared from the start. `axis` as in `evict`.
     """
     if share is None:
         return score
     axes = (2,) if share == "heads" else (0, 2)
-    return jnp.broadcast_to(jnp.sum(score, axes, keepdims=True), score.shape)
+    return jnp.broadcast_to(across.summed(jnp.sum(score, axes, keepdims=True), axis), score.shape)

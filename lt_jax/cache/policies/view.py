@@ -26,6 +26,7 @@ class View:
         separator: [R, Hkv, C] bool, keys of separator tokens (SepLLM), or None.
         layer: [] int32, which layer; with `draw` what random scores depend on.
         draw: [R] uint32, random numbers of the rows.
+        first_head: [] int32, which of the model's kv heads the first one here is.
     """
 
     k: jax.Array
@@ -38,6 +39,7 @@ class View:
     separator: jax.Array | None = None
     layer: jax.Array | int = 0
     draw: jax.Array | None = None
+    first_head: jax.Array | int = 0
 
 
 def keys(view: View) -> jax.Array:
