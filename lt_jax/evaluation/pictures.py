@@ -160,7 +160,14 @@ def _runs(indices: np.ndarray, role: np.ndarray, death: np.ndarray) -> list[np.n
 
 
 def over_time(results: Results, problem: int | None = None, width: float = 1100) -> str:
-    """Visible keys against sampled tokens: one sample on the left, all problems (mean, 10 to 90 %) on the right."""
+    """How many keys the newest token sees, over the tokens sampled so far.
+
+    Args:
+        problem: the one that the left half shows; None chooses one in which the method can be seen at work.
+
+    Returns:
+        an SVG: one problem on the left; on the right the mean of all problems with its 10th to 90th percentile.
+    """
     if problem is None and (drawn := shown(results)):
         kept = [sample.problem for sample in results.methods[0].samples] or [drawn[1].problem]
         problem = drawn[1].problem if drawn[1].problem in kept else kept[0]
@@ -175,28 +182,35 @@ def over_time(results: Results, problem: int | None = None, width: float = 1100)
     singles, means = ([line for line in lines if line[2]] for lines in (singles, means))  # empty answers have none
     half = width / 2
     count = len(results.methods[0].records)
-    wanted = [(singles, 0.0, "one problem"), (means, half, f"mean of {count:,} problems, shaded 10 to 90 %")]
+    wanted = [
+        (singles, 0.0, "One problem: at every drop, tokens leave the cache"),
+        (means, half, f"Mean of {count:,} problem{'s' * (count != 1)} (shaded: 10th to 90th percentile)"),
+    ]
     panels = [_panel(lines, half, x, name) for lines, x, name in wanted if lines]
     return picture(width, 360, *panels, title="Visible keys over time")
 
 
 def _panel(lines, width: float, left: float, name: str) -> str:
-    margin = 24 + 7.4 * max(len(line[0]) for line in lines)
+    peaks = [f"at most {max(values):,.0f}" if band is None else "" for _, _, _, values, band in lines]
+    margin = 24 + max(max(7.4 * len(line[0]), 6.2 * len(peak)) for line, peak in zip(lines, peaks, strict=True))
     x = Scale(0, max((max(at, default=1) for _, _, at, _, _ in lines), default=1), left + 58, left + width - margin)
     top = max(max([*values, *(band[1] if band else [])], default=1) for _, _, _, values, band in lines)
     y = Scale(0, top * 1.04, 304, 54)
     parts = [text(x.start - 36, 22, name, 13, INK, font_weight=600),
-             axes(x, y, "tokens sampled", "keys visible to the newest token")]  # fmt: skip
+             axes(x, y, "tokens generated so far", "tokens that the newest token can still see")]  # fmt: skip
     for _, shade, at, _, band in lines:
         if band:
             around = [(x(a), y(v)) for a, v in zip(at, band[1], strict=True)]
             around += [(x(a), y(v)) for a, v in zip(at, band[0], strict=True)][::-1]
             parts.append(tag("path", d=path(around) + "Z", fill=shade, opacity=0.13))
-    ends = spread([y(values[-1]) for _, _, _, values, _ in lines], 15, y.stop, y.start)
-    for (label, shade, at, values, _), end in zip(lines, ends, strict=True):
+    gap = 29 if any(peaks) and len(lines) < 8 else 15  # of more lines there is room for the names alone
+    ends = spread([y(values[-1]) for _, _, _, values, _ in lines], gap, y.stop, y.start - (gap - 15))
+    for (label, shade, at, values, _), peak, end in zip(lines, peaks, ends, strict=True):
         points = [(x(a), y(v)) for a, v in zip(at, values, strict=True)]
         parts.append(tag("path", d=path(points), fill="none", stroke=shade, stroke_width=1.7, stroke_linejoin="round"))
         parts.append(text(points[-1][0] + 7, end + 4, label, 12, shade, font_weight=600))
+        if peak and gap > 15:
+            parts.append(text(points[-1][0] + 7, end + 18, peak, 11))
     return "".join(parts)
 
 
