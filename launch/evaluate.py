@@ -28,8 +28,7 @@ METHOD = flags.DEFINE_enum(
     "method", None, METHODS, "the method that is compared with the baseline; with --kv, the one that policies run under"
 )
 KV = flags.DEFINE_list(
-    "kv", None, "KV policies, separated by commas: each is compared with the config's baseline, in place of what the "
-    "config compares with it"
+    "kv", None, "KV policies, separated by commas, that the baseline is compared with; other contenders do not run"
 )
 BUDGET = flags.DEFINE_integer("budget", None, "with --kv: how many keys each layer and KV head keeps; 512 if not given")
 BUFFER = flags.DEFINE_integer("buffer", None, "with --kv: how many tokens pass between two evictions; 128 if not given")

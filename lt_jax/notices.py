@@ -62,7 +62,7 @@ def broken(finishes: Iterable[str], name: str = "") -> str:
 
 
 def refused(why: Mapping[int, str], total: int) -> str:
-    """A line on prompts (by number, of `total`) that nobody can answer; empty if there are none."""
+    """A line on prompts (by number, of `total`) that could not be answered; empty if there are none."""
     if not why:
         return ""
     first = min(why)

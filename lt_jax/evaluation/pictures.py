@@ -1,4 +1,4 @@
-"""The pictures of an evaluation, each one SVG that stands alone."""
+"""The pictures of an evaluation. Each is an SVG that needs no other file."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ ROLE_NAMES = {
 
 
 def colour(number: int) -> str:
-    """The colour of the method at a place of the results."""
+    """The colour of a method, by its place in the results."""
     return METHOD_COLOURS[number % len(METHOD_COLOURS)]
 
 
 def mask(sample: Sample) -> np.ndarray:
-    """Who sees whom in a sample: bool [N, N], queries downwards."""
+    """Which tokens each token of a sample can see: bool [N, N], queries downwards, keys to the right."""
     index, gist = np.arange(len(sample.death)), np.asarray(sample.gist)
     return visible(index, np.asarray(sample.death), index, np.asarray(sample.since), gist, gist, sample.gist_rule)
 
 
 def regions(seen: np.ndarray, role: Sequence[int]) -> list[tuple[int, int, int, int, int]]:
-    """Cuts a [N, N] picture into upright strips that a few hundred polygons can draw.
+    """Cuts a mask [N, N] into vertical strips, few enough that each can be drawn as a polygon.
 
     Returns:
         (first key, last key + 1, first query of the first key, step, last query + 1): neighbouring keys of one role
@@ -68,8 +68,8 @@ def regions(seen: np.ndarray, role: Sequence[int]) -> list[tuple[int, int, int, 
 
 
 def lifetimes(sample: Sample, side: float = 540) -> str:
-    """Who sees whom: keys to the right, queries (time) downwards, coloured by the key's role; grey is what full
-    attention would read besides."""
+    """Which tokens each token can see: keys to the right, queries (time) downwards, coloured by the role of the key.
+    What full attention would see besides is grey."""
     seen, n = mask(sample), len(sample.death)
     left, top = 56.0, 58.0
     unit = side / n
@@ -120,7 +120,7 @@ def _legend(shades: dict[str, str], x: float, y: float) -> str:
 
 
 def bars(sample: Sample, width: float = 560) -> str:
-    """One bar per thought: its tokens from the first one's birth to their common death, then its gist, which stays."""
+    """A bar for each thought, from its first token to the moment it can no longer be seen, and then for its gist."""
     n, role, thought = len(sample.death), np.asarray(sample.role), np.asarray(sample.thought)
     death = np.minimum(np.asarray(sample.death), n)
     groups = [("prompt", np.flatnonzero(role == Role.PROMPT))]
@@ -150,7 +150,7 @@ def bars(sample: Sample, width: float = 560) -> str:
 
 
 def _runs(indices: np.ndarray, role: np.ndarray, death: np.ndarray) -> list[np.ndarray]:
-    """Indices of a part in runs that die together; a run of gists and its output token is one."""
+    """Splits indices into runs of neighbours that die together. Gists and their output token form one run."""
     if len(indices) == 0:
         return []
     lasting = (death[indices] == death.max()) & np.isin(role[indices], (Role.GIST, Role.OUTPUT))
@@ -215,7 +215,7 @@ def _panel(lines, width: float, left: float, name: str) -> str:
 
 
 def accuracy_peak(results: Results, width: float = 620) -> str:
-    """Accuracy against peak, with 95 % intervals of both."""
+    """An SVG of accuracy over peak, a point for each method, with the 95 % intervals of both."""
     points = []
     for number, method in enumerate(results.methods):
         summary = metrics.summarise(method.records)
@@ -246,7 +246,7 @@ def accuracy_peak(results: Results, width: float = 620) -> str:
 
 
 def all_pictures(results: Results) -> dict[str, str]:
-    """File name -> SVG, for a page of one's own."""
+    """All pictures: file name -> SVG."""
     drawn = {"visible_keys.svg": over_time(results), "accuracy_peak.svg": accuracy_peak(results)}
     found = shown(results)
     if found is not None:
@@ -255,8 +255,11 @@ def all_pictures(results: Results) -> dict[str, str]:
 
 
 def shown(results: Results) -> tuple[MethodResult, Sample] | None:
-    """The sample that pictures show, with its method: the first method with one in which a key dies, if there is such;
-    of its samples one of a size that can be drawn, and of those the one that sees the smallest share of its past."""
+    """The sample that the pictures show, with its method; None if there are no samples.
+
+    The method is the first one with a sample in which a key dies, if there is one. Of its samples, one of a size that
+    can be drawn is preferred, and then the one that sees the smallest share of its past.
+    """
     sampled = [(method, sample) for method in results.methods for sample in method.samples]
     dies = [method for method, sample in sampled if sample.dies]
     own = [pair for pair in sampled if not dies or (pair[0] is dies[0] and pair[1].dies)]
