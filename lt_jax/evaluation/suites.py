@@ -59,7 +59,7 @@ def from_files(paths, *, name: str, format: str | None = None, limit: int = 0, s
 
 def from_tfds(dataset: str, *, split: str = "test", data_dir: str | None = None, name: str = "", limit: int = 0,
               seed: int = 0, system: str = "", prefix: str = "") -> Suite:  # fmt: skip
-    """A suite from a TensorFlow data set such as "gsm8k", read with `tfds.data_source`; for its fields see `from_files`.
+    """A suite from a TensorFlow data set such as "gsm8k", read with `tfds.data_source`; fields as in `from_files`.
 
     Raises:
         UserError: the data set or the split does not exist or is not prepared in `data_dir`.
