@@ -1,8 +1,8 @@
 """The demo: a small model that can reason is taught to compress its thoughts, and compared with itself.
 
 Two students start from the base model in `assets/base` and are trained for the same number of steps on the same
-problems: one on plain traces (vanilla), the other on LightThinker rows. Then both solve problems that no training stream
-contains, with the same decoding engine, and the same counter measures their peak and dependency.
+problems: one on plain traces (vanilla), the other on LightThinker rows. Then both solve problems that no training
+stream contains, with the same decoding engine, and the same counter measures their peak and dependency.
 """
 
 from __future__ import annotations
