@@ -37,7 +37,7 @@ KV = flags.DEFINE_string(
 BUDGET = flags.DEFINE_integer("budget", None, "with --kv: how many keys each layer and KV head keeps; 512 if not given")
 BUFFER = flags.DEFINE_integer("buffer", None, "with --kv: how many tokens pass between two evictions; 128 if not given")
 CAPACITY = flags.DEFINE_integer(
-    "capacity", 0, "the most keys that the cache of a row may hold; 0: as the model has positions", lower_bound=0
+    "capacity", 0, "the most keys that a row may hold; 0: as many as the model has positions", lower_bound=0
 )
 MAX_THOUGHT = flags.DEFINE_integer(
     "max_thought", 0, "compress a thought by force when it has this many tokens; 0: never", lower_bound=0
