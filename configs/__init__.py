@@ -1,1 +1,1 @@
-"""Configs, a file for each: `get_config()`, and a docstring that says why, how, on what and with what result."""
+"""The configs, one file each: `get_config()`, and a docstring that says why, how to run it, and what to expect."""

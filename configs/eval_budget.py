@@ -1,18 +1,18 @@
-r"""Problems solved under a fixed KV budget, by every policy, beside full attention.
+r"""Problems solved inside a fixed KV budget, under every policy, and with full attention for comparison.
 
-Why: what does a budget cost in accuracy, and which policy loses least? A row never holds more than budget + buffer
-keys; the table says what the caches weigh.
+Why: what does a budget cost in accuracy, and which policy loses least? Under a budget, a row of the cache never holds
+more than budget + buffer keys. The table also says how much memory the cache of a row takes.
 
     python launch/evaluate.py --config=configs/eval_budget.py --config.model.path=DIR --config.suite.path=problems.jsonl
     python launch/evaluate.py --config=configs/eval_budget.py --config.model.path=DIR --config.suite.embedded=100 \
         --kv=rkv,snapkv --budget=256 --buffer=64          (other policies, one budget)
 
-H2O and SepLLM have the settings of LightThinker's comparison (appendix C.2), scaled to the budget. LightThinker itself
-composes with any of them: give its contender an eviction, too.
+H2O and SepLLM have the settings with which the LightThinker paper compares itself (appendix C.2), scaled to the budget.
+LightThinker can be combined with any policy: give its contender an `eviction` as well.
 
-Hardware: anything. Result: the shipped base model (lt_jax/assets/base, with every contender's prefix empty) on two CPU
-cores, 64 embedded problems, budget 256, buffer 64, in 100 seconds: full attention 100 %, SepLLM 98, H2O 95, R-KV 94,
-SnapKV 89, StreamingLLM 77, KeyDiff 67, TOVA 56, random 6, KNorm 2.
+Hardware: anything. Result: with the base model that comes with the library (lt_jax/assets/base, the prefix of every
+contender empty), 64 embedded problems, budget 256 and buffer 64, two CPU cores need 100 seconds. Full attention solves
+100 %, SepLLM 98, H2O 95, R-KV 94, SnapKV 89, StreamingLLM 77, KeyDiff 67, TOVA 56, random 6 and KNorm 2.
 """
 
 from ml_collections import ConfigDict

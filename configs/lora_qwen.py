@@ -1,12 +1,12 @@
-r"""LightThinker on a small Qwen model with LoRA: what fits on a laptop.
+r"""LightThinker on a small Qwen model with LoRA, which fits on a laptop.
 
-Why: low-rank adapters and the rows of the new tokens are all that is trained, so a 0.5B model needs neither gradients
-nor optimizer state for its 500 M weights; the export is a plain checkpoint folder with the adapters merged.
+Why: only low-rank adapters and the embeddings of the new tokens are trained, so a 0.5B model needs neither gradients
+nor optimizer state for its 500 M weights. The export is an ordinary checkpoint folder with the adapters merged in.
 
     python launch/train.py --config=configs/lora_qwen.py --config.model.path=DIR --config.data.path=traces.jsonl
 
-Hardware: two CPU cores and under 8 GB of memory for Qwen2.5-0.5B; about a minute for each step of 2 x 1,024 tokens.
-Result: the loss falls within 20 steps; gists worth trusting take thousands of steps, on an accelerator.
+Hardware: Qwen2.5-0.5B needs two CPU cores and less than 8 GB of memory, and about a minute for each step of 2 x 1,024
+tokens. Result: the loss falls within 20 steps. Gists that can be relied on take thousands of steps, on an accelerator.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,8 @@
-"""The demo: teaches the small base model to compress its thoughts and compares it with itself. `make demo` runs
+"""The demo: teaches a small model to compress its thoughts and compares it with the same model that keeps everything.
 
-    python launch/demo.py --config=configs/demo.py
+    python launch/demo.py --config=configs/demo.py        (or: make demo)
+
+It prints a table for each suite of problems, and writes reports with pictures under runs/demo.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from ml_collections import config_flags
 
 from launch.main import resolved, run
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "a demo, such as configs/demo.py")
+CONFIG = config_flags.DEFINE_config_file("config", None, "the config of the demo: configs/demo.py")
 
 
 def main(argv) -> None:

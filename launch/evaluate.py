@@ -1,12 +1,12 @@
-r"""Evaluates methods on a suite of problems: prints a table, writes results.json, table.txt, report.html and pictures.
+r"""Compares methods on the same problems: prints a table, and writes results.json, table.txt, report.html and pictures.
 
     python launch/evaluate.py --config=configs/eval_math.py --config.model.path=DIR --config.suite.path=problems.jsonl
     python launch/evaluate.py --config=configs/eval_math.py --config.model.path=DIR --config.suite.path=problems.jsonl \
         --kv=rkv,snapkv --budget=512 --buffer=128
     python launch/evaluate.py --results=runs/eval_math/results.json --out=DIR
 
-The second runs KV policies beside the config's baseline, which any checkpoint can; the last draws an old evaluation
-again.
+The second command compares KV policies with the config's baseline, and works with any checkpoint. The last one prints
+and draws an earlier evaluation again.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from ml_collections import config_flags
 from launch.main import METHODS, compile_cache, resolved, run, several
 from lt_jax.errors import UserError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "an evaluation, such as configs/eval_math.py")
-METHOD = flags.DEFINE_enum("method", None, METHODS, "what runs beside the baseline; how --kv is decoded")
-KV = flags.DEFINE_list(
-    "kv", None, "KV policies, by commas, to run beside the config's baseline in place of its other contenders"
+CONFIG = config_flags.DEFINE_config_file("config", None, "the config of an evaluation, such as configs/eval_math.py")
+METHOD = flags.DEFINE_enum(
+    "method", None, METHODS, "the method that is compared with the baseline; with --kv, the one that policies run under"
 )
-BUDGET = flags.DEFINE_integer("budget", None, "keys that each layer and kv head keeps, with --kv; 512 if not given")
-BUFFER = flags.DEFINE_integer("buffer", None, "tokens between two evictions, with --kv; 128 if not given")
-RESULTS = flags.DEFINE_string("results", None, "a results.json to print and draw again instead")
-OUT = flags.DEFINE_string("out", None, "folder for the files; config.out if not given")
+KV = flags.DEFINE_list(
+    "kv", None, "KV policies, separated by commas, that the baseline is compared with; other contenders do not run"
+)
+BUDGET = flags.DEFINE_integer("budget", None, "with --kv: how many keys each layer and KV head keeps; 512 if not given")
+BUFFER = flags.DEFINE_integer("buffer", None, "with --kv: how many tokens pass between two evictions; 128 if not given")
+RESULTS = flags.DEFINE_string("results", None, "a results.json of an earlier evaluation, to print and draw again")
+OUT = flags.DEFINE_string("out", None, "the folder that the files are written to; config.out if not given")
 
 
 def main(argv) -> None:

@@ -1,9 +1,11 @@
-r"""Answers prompts with a trained model, streaming to the terminal; where a thought was put away, its gists are marked.
+r"""Answers prompts, or talks, with a checkpoint. The answer appears as it is written, with a mark at every compression.
 
     python launch/generate.py --model=DIR --prompt="What is 17 * 24?"
     python launch/generate.py --model=DIR --method=vanilla --prompts=questions.jsonl --out=answers.jsonl
     python launch/generate.py --model=DIR --kv=rkv --budget=512 --buffer=128 --prompt="..."    (inside a KV budget)
-    python launch/generate.py --model=DIR                (a conversation: /reset, /quit, and Ctrl-C stops an answer)
+    python launch/generate.py --model=DIR                                                      (a conversation)
+
+In a conversation, /reset begins a new one, /quit ends it, and Ctrl-C stops the answer that is being written.
 """
 
 from __future__ import annotations
@@ -18,27 +20,37 @@ from absl import flags
 from launch.main import METHODS, compile_cache, run
 from lt_jax.errors import UserError
 
-MODEL = flags.DEFINE_string("model", None, "checkpoint folder (Hugging Face layout)")
-METHOD = flags.DEFINE_enum("method", None, METHODS, "how to decode; the method the model was trained for if not given")
-PROMPT = flags.DEFINE_string("prompt", None, "one question")
-PROMPTS = flags.DEFINE_string("prompts", None, "file of questions: .txt (one a line) or .jsonl (question, system)")
-OUT = flags.DEFINE_string("out", None, "write the answers to this .jsonl file")
-SYSTEM = flags.DEFINE_string("system", None, "system turn")
-CHAT = flags.DEFINE_enum("chat", None, ("own", "qwen", "llama", "plain"), "chat template; the model's own if not given")
-MAX_NEW = flags.DEFINE_integer("max_new", 1024, "most tokens of an answer", lower_bound=1)
-ROWS = flags.DEFINE_integer("rows", 8, "questions answered side by side", lower_bound=1)
-KV = flags.DEFINE_string("kv", None, "KV policy: a row keeps --budget keys and never holds more than budget + buffer")
-BUDGET = flags.DEFINE_integer("budget", None, "keys that each layer and kv head keeps, with --kv; 512 if not given")
-BUFFER = flags.DEFINE_integer("buffer", None, "tokens between two evictions, with --kv; 128 if not given")
-CAPACITY = flags.DEFINE_integer("capacity", 0, "most keys a row may hold; 0: as the model has positions", lower_bound=0)
-MAX_THOUGHT = flags.DEFINE_integer("max_thought", 0, "compress a thought this long by force; 0: never", lower_bound=0)
-TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy")
-TOP_K = flags.DEFINE_integer("top_k", 0, "sample from the k most probable tokens; 0: all")
+MODEL = flags.DEFINE_string("model", None, "the checkpoint: a Hugging Face folder")
+METHOD = flags.DEFINE_enum("method", None, METHODS, "how to decode; as the model was trained if not given")
+PROMPT = flags.DEFINE_string("prompt", None, "a question")
+PROMPTS = flags.DEFINE_string("prompts", None, "a file of questions: .txt (one on a line) or .jsonl (question, system)")
+OUT = flags.DEFINE_string("out", None, "a .jsonl file that the answers are written to")
+SYSTEM = flags.DEFINE_string("system", None, "the system message")
+CHAT = flags.DEFINE_enum(
+    "chat", None, ("own", "qwen", "llama", "plain"), "the chat template; the model's own if not given"
+)
+MAX_NEW = flags.DEFINE_integer("max_new", 1024, "the most tokens of an answer", lower_bound=1)
+ROWS = flags.DEFINE_integer("rows", 8, "how many questions are answered side by side", lower_bound=1)
+KV = flags.DEFINE_string(
+    "kv", None, "a KV policy such as rkv: the cache of a row then never holds more than budget + buffer keys"
+)
+BUDGET = flags.DEFINE_integer("budget", None, "with --kv: how many keys each layer and KV head keeps; 512 if not given")
+BUFFER = flags.DEFINE_integer("buffer", None, "with --kv: how many tokens pass between two evictions; 128 if not given")
+CAPACITY = flags.DEFINE_integer(
+    "capacity", 0, "the most keys that a row may hold; 0: as many as the model has positions", lower_bound=0
+)
+MAX_THOUGHT = flags.DEFINE_integer(
+    "max_thought", 0, "compress a thought by force when it has this many tokens; 0: never", lower_bound=0
+)
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "temperature of sampling; 0 always takes the most probable token")
+TOP_K = flags.DEFINE_integer("top_k", 0, "sample from this many of the most probable tokens; 0: from all")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "sample from the most probable tokens that make up this share")
-SEED = flags.DEFINE_integer("seed", 0, "of the random numbers; prompt i has seed + i")
-TENSOR = flags.DEFINE_integer("tensor", 1, "devices that share an answer; for models too large for one", lower_bound=1)
-DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "of weights and computation")
-COMPILE_CACHE = flags.DEFINE_string("compile_cache", "~/.cache/lt_jax/jax", "folder of compiled programs; empty: none")
+SEED = flags.DEFINE_integer("seed", 0, "seed of sampling; prompt number i has seed + i")
+TENSOR = flags.DEFINE_integer("tensor", 1, "how many devices share an answer, for models too large for one", lower_bound=1)
+DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "the type of weights and computation")
+COMPILE_CACHE = flags.DEFINE_string(
+    "compile_cache", "~/.cache/lt_jax/jax", "the folder that keeps compiled programs; empty: keep none"
+)
 
 
 def main(argv) -> None:

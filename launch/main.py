@@ -1,4 +1,4 @@
-"""How every script here starts: flags are parsed, and errors that are meant for people become one line and exit code 2.
+"""How every script here starts. It parses the flags, and an error meant for people becomes one line and exit code 2.
 
 A script ends with
 
@@ -35,7 +35,7 @@ def run(main) -> None:
 
 
 def compile_cache(folder: str) -> None:
-    """Keeps compiled programs in `folder`, so that the next start is quicker; "" keeps none."""
+    """Makes JAX keep compiled programs in `folder`, so that the next start is quicker; "" keeps none."""
     import jax
 
     if folder:
@@ -64,8 +64,8 @@ def parse(argv: list[str]) -> list[str]:
 def named_configs(argv: list[str]) -> list[str]:
     """`argv` with the file of a config in place of its name: --config=eval_math stands for the one that comes along.
 
-    What is a path (it ends in .py, or there is such a file) stays as it is. After the name may follow an argument of
-    the config, as after a path: --config=name:argument.
+    A path (something that ends in .py, or the name of a file) stays as it is. A name may be followed by an argument for
+    the config, as a path may: --config=name:argument.
 
     Raises:
         UserError: there is no config of that name.

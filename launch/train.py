@@ -1,12 +1,13 @@
-"""Teaches a model a compression method on reasoning traces; the result is a Hugging Face folder, RUN/final.
+"""Trains a model on reasoning traces, to compress its thoughts. The result is a Hugging Face folder, RUN/final.
 
     python launch/train.py --config=configs/lightthinker_qwen.py --config.model.path=DIR --config.data.path=traces.jsonl
 
-Several files or folders are written with commas: --config.data.path=a.jsonl,b.parquet
+Several files or folders are separated by commas: --config.data.path=a.jsonl,b.parquet
 
-The run folder (--config.folder) holds config.json, metrics.jsonl, checkpoints and the prepared data. The same command
-again goes on from the newest checkpoint; SIGTERM saves one and stops with exit code 3. Of several processes
-(--config.distributed.processes) any one may get the SIGTERM: all stop after the same step.
+RUN is --config.folder. It also holds config.json, metrics.jsonl, checkpoints and the prepared data. The same command
+continues the run from its newest checkpoint. SIGTERM saves a checkpoint and ends the script with exit code 3; where a
+run has several processes (--config.distributed.processes), any of them may get the signal, and all end after the same
+step.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ml_collections import config_flags
 from launch.main import resolved, run, several
 from lt_jax.errors import UserError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "a training run, such as configs/lightthinker_qwen.py")
+CONFIG = config_flags.DEFINE_config_file("config", None, "the config of a run, such as configs/lightthinker_qwen.py")
 STOPPED = 3
 
 

@@ -1,4 +1,4 @@
-"""Trains the small tokenizer that ships with the base model, on the worked problems.
+"""Trains the small tokenizer of the demo's base model on worked problems.
 
     python launch/train_tokenizer.py --out=lt_jax/assets/base
 """
@@ -14,9 +14,9 @@ from absl import flags
 
 from launch.main import run
 
-OUT = flags.DEFINE_string("out", "lt_jax/assets/base", "folder for tokenizer.json and tokenizer_config.json")
-SIZE = flags.DEFINE_integer("vocab_size", 284, "tokens at most, special ones included")
-PROBLEMS = flags.DEFINE_integer("problems", 6000, "worked problems to train on")
+OUT = flags.DEFINE_string("out", "lt_jax/assets/base", "the folder of tokenizer.json and tokenizer_config.json")
+SIZE = flags.DEFINE_integer("vocab_size", 284, "the most tokens, special ones included")
+PROBLEMS = flags.DEFINE_integer("problems", 6000, "how many worked problems it is trained on")
 
 
 def main(argv) -> None:

@@ -1,4 +1,4 @@
-"""lt_jax: reasoning long inside a small attention cache. A key has a lifetime; see `lt_jax.lifetimes`.
+"""Models that reason at length inside a small attention cache. The idea behind it is in `lt_jax.lifetimes`.
 
     import lt_jax
 
@@ -15,7 +15,7 @@ _PLACES = {"load": "model", "Model": "model", "Answer": "ask", "AskConfig": "ask
 
 
 def __getattr__(name: str):
-    """The front door, imported when it is first asked for: JAX and all that comes with it take seconds."""
+    """Imports what `__all__` names when it is first used, because JAX and what comes with it take seconds."""
     if name not in _PLACES:
         raise AttributeError(f"module 'lt_jax' has no attribute {name!r}")
     import importlib

@@ -18,22 +18,25 @@ BUDGET, BUFFER = 512, 128
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AskConfig:
-    """How to answer. Calls that agree in all but what is marked * share one compiled engine.
+    """How to answer. Calls whose settings differ only in what is marked with * share one compiled engine.
 
     Attributes:
-        method: how to decode: what the model was trained for (None), or "vanilla", which any model can.
-        max_new: * most tokens to sample for an answer.
-        n: * answers to each prompt.
-        temperature, top_k, top_p: * how to sample, see `decode.Sampling`; temperature 0 is greedy.
-        seed: * of the random numbers; prompt i has seed + i. None: other numbers for every prompt.
-        stop: * a text or texts that end an answer. The answer ends with it, as with `stop_strings` of transformers.
-        kv: a KV policy, one of `cache.policies.POLICIES`: under it a row never holds more than budget + buffer keys.
-        budget: keys that each layer and kv head keeps, with `kv`; None is 512.
-        buffer: tokens between two evictions, with `kv`; None is 128.
-        rows: most answers that are written side by side.
-        capacity: most keys that a row may hold; 0 is as many as the model has positions. (Memory is taken only as rows
-            come to need it.)
-        max_thought: most tokens of a thought before it is compressed by force; None: no limit.
+        method: how to decode. None is as the model was trained; "vanilla", which keeps every key, works for any model.
+        max_new: * the most tokens that are sampled for an answer.
+        n: * how many answers each prompt gets.
+        temperature: * of sampling; 0 always takes the most probable token.
+        top_k: * sample from this many of the most probable tokens; 0 from all.
+        top_p: * sample from the most probable tokens that make up this share.
+        seed: * of sampling; prompt number i has seed + i. With None, every prompt gets different random numbers.
+        stop: * a text, or several, that ends an answer. The answer includes it, as with `stop_strings` of transformers.
+        kv: a KV policy, one of `cache.policies.POLICIES`. The cache of a row then never holds more than budget + buffer
+            keys.
+        budget: with `kv`, how many keys each layer and KV head keeps; None is 512.
+        buffer: with `kv`, how many tokens pass between two evictions; None is 128.
+        rows: the most answers that are written side by side.
+        capacity: the most keys that the cache of a row may hold; 0 is as many as the model has positions. (Memory is
+            taken only as rows come to need it.)
+        max_thought: a thought of this many tokens is compressed by force. With None there is no limit.
     """
 
     method: str | None = None
@@ -81,14 +84,15 @@ class Answer:
     """An answer with what it cost.
 
     Attributes:
-        text: what was written, special tokens left out.
-        finish: why it ended: "eos", "stop", "length", "capacity", "positions", "nan", "cancelled" or "refused", see
-            `decode.Completion`.
-        tokens: [N] int32, the tokens that the text is made of, and what ended it. logp: [N] float32, their log-probs.
-        counts: tokens read and written, thoughts compressed, peak, dependency, seconds.
-        why: why a prompt was refused.
-        completion: everything the engine knows of it, with the gists.
-        asked: how it was asked.
+        text: what was written, without special tokens.
+        finish: why the answer ended: "eos", "stop", "length", "capacity", "positions", "nan", "cancelled" or "refused",
+            see `decode.Completion`.
+        tokens: [N] int32, the tokens of the text and the token that ended it.
+        logp: [N] float32, their log-probs.
+        counts: tokens read and written, thoughts compressed, peak, dependency and seconds.
+        why: why the prompt was refused, where it was.
+        completion: everything that the engine knows of the answer, gist tokens included.
+        asked: the settings of the call.
     """
 
     text: str
@@ -105,10 +109,10 @@ class Answer:
 
 
 def one_prompt(prompts) -> bool:
-    """Whether `prompts` is one question or one conversation, and not a list of such.
+    """Whether `prompts` is one question or one conversation rather than a list of them.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is none of these.
     """
     if isinstance(prompts, str):
         return True
@@ -123,7 +127,7 @@ def one_prompt(prompts) -> bool:
 
 
 def read_conversation(messages: Sequence[Message]) -> tuple[str, str, list[Turn], list[Turn]]:
-    """(question, system, turns before the question, turns after it) of chat messages that wait for an answer.
+    """Splits chat messages that wait for an answer: (question, system, turns before the question, turns after it).
 
     Raises:
         UserError: a message is broken, or the last one is an assistant's.

@@ -1,8 +1,8 @@
-"""The demo: a small model that reasons is taught to compress its thoughts, and compared with itself.
+"""The demo: a small model that can reason is taught to compress its thoughts, and compared with itself.
 
-Two students start from the base model that ships in `assets/base` and train for the same number of steps on the same
-problems: one on plain traces (vanilla), one on LightThinker rows. Both then solve problems that no training stream
-contains, through the same decode engine; one counter gives accuracy, peak and dependency.
+Two students start from the base model in `assets/base` and are trained for the same number of steps on the same
+problems: one on plain traces (vanilla), the other on LightThinker rows. Then both solve problems that no training
+stream contains, with the same decoding engine, and the same counter measures their peak and dependency.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class DemoConfig:
     """Sizes of the demo.
 
     Attributes:
-        out: folder for the two students and the reports.
-        train: of either student; the same steps for both.
-        batches: how the problems are packed.
-        steps: least and most thoughts of the training problems.
-        families: of the training problems, in turn; a family named twice comes twice as often.
-        n_gist: gist tokens of a thought.
-        trigger: a native token that ends thoughts, or None to add one.
-        suites: name -> the suite and its report's folder name; the contenders are filled in here.
-        decode: values of `EvalConfig` for every suite (rows, capacity, block_steps, max_new).
-        max_thought: longest thought before the engine compresses by force.
+        out: the folder of the two students and the reports.
+        train: the training of each student.
+        batches: how the training problems are packed.
+        steps: the fewest and the most thoughts of a training problem.
+        families: the kinds of training problems, which take turns; one that is named twice comes twice as often.
+        n_gist: how many gist tokens a thought is written into.
+        trigger: an existing token that ends thoughts; None adds a new one.
+        suites: the suites of problems by name; the name is also that of the folder with the report.
+        decode: settings of `EvalConfig` for every suite (rows, capacity, block_steps, max_new).
+        max_thought: a thought of this many tokens is compressed by force.
     """
 
     out: str

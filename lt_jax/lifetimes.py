@@ -1,7 +1,7 @@
 """The one rule of this library: a key has a lifetime, a query sees the keys that are alive.
 
 Every key `k` has `birth[k]`, its index in the row, and `death[k]`, the first query index that no longer sees it
-(`NEVER` if none does). A query may have `since[q]`, the oldest birth it may look back to.
+(`NEVER` if none does). A query may have `since[q]`, the oldest birth that it may attend to.
 
     visible(q, k)  =  birth[k] <= index(q) < death[k]   and   birth[k] >= since[q]
 
@@ -31,7 +31,7 @@ class Lifetimes:
         death: [B, S]; [B, Hkv, S] where every kv head ends its own keys; [B, L, Hkv, S] where every layer does too, as
             a rollout records it (L or Hkv is 1 where layers or heads agree; for `models.decoder.forward`, which hands
             each layer its own). int32.
-        since: [B, S] int32 or None (every query may look back to 0).
+        since: [B, S] int32, or None (every query may attend to keys from birth 0 on).
         gist: [B, S] int32, the id of the gist block a token belongs to, -1 outside; None if `gist_rule` is "causal".
         gist_rule: "causal", "bidirectional" (the tokens of a gist block all see each other) or "diagonal" (each
             sees only itself of its block).

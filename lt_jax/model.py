@@ -1,4 +1,4 @@
-"""The front door: a checkpoint folder as one object that answers, scores, and is saved again.
+"""A checkpoint folder as one object that answers prompts, scores texts, and can be saved again.
 
     import lt_jax
 
@@ -9,8 +9,8 @@
     for piece in model.stream("What is 17 * 24?"):
         print(piece, end="")
 
-Engines are kept between calls: what is compiled is compiled once, and a prompt that begins like one that a row still
-holds, such as the next turn of a chat, is read from there on.
+Engines are kept between calls. So programs are compiled once, and a prompt that begins like one whose keys are still in
+the cache, such as the next turn of a chat, is read only from where it differs.
 """
 
 from __future__ import annotations
@@ -59,14 +59,16 @@ Prompts = str | Sequence[Message] | Sequence[str | Sequence[Message]]
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model with all that is needed to ask it something; `load` makes one.
+    """A model with everything that is needed to ask it something. `load` makes one.
 
     Attributes:
-        params, config: weights and their config.
-        card: what its folder says of it. trained: whether it says so, in an `lt_jax.json`.
-        scheme: how it writes: the card's, or vanilla.
+        params: the weights.
+        config: the sizes of the model.
+        card: how the model was trained: its method, special tokens and chat template.
+        trained: whether its folder says so, in an `lt_jax.json`; if not, the card is that of an ordinary model.
+        scheme: the method by which it writes: the card's, or vanilla.
         tokenizer: a `transformers` tokenizer.
-        prompt: (question, system, history) -> chat prompt, see `data.prompts.Prompter`.
+        prompt: a function (question, system, history) -> chat prompt, see `data.prompts.Prompter`.
         origin: the folder that the weights came from.
         stop: ids that end an answer besides `special.eos`, see `models.hf_ends`.
         split: the devices it is on, see `decode.spread`; None is one.
@@ -100,35 +102,36 @@ class Model:
     # Asking.
 
     def generate(self, prompts: Prompts, *, stream: Callable[[str], None] | None = None, **settings):
-        """Answers as texts.
+        """Answers prompts, and returns the answers as text.
 
         Args:
-            prompts: a question, a conversation (a list of chat messages), or a list of those.
-            stream: takes pieces of text as they come. With several prompts each line begins with its prompt's number.
+            prompts: a question, a conversation (a list of chat messages), or a list of questions and conversations.
+            stream: a function that is called with each piece of text as it is written. With several prompts, each line
+                begins with the number of its prompt.
             settings: the fields of `ask.AskConfig`, such as method, max_new, temperature, kv, budget and n.
 
         Returns:
-            a str for one prompt, a list of them for several; where `n` is above 1, a list of n in place of each.
+            a str for one prompt, and a list of str for several. Where `n` is above 1, each str is a list of n instead.
 
         Raises:
-            UserError: a setting or a prompt that nobody can answer, before anything is decoded.
+            UserError: a setting is wrong, or a prompt cannot be answered. It is raised before anything is decoded.
         """
         found = self._answers(prompts, AskConfig(**settings), stream, strict=True)
         return _nested(lambda answer: answer.text, found)
 
     def answer(self, prompts: Prompts, *, stream: Callable[[str], None] | None = None, **settings):
-        """Answers as `ask.Answer`, with why they ended, their tokens and what they cost; else as `generate`.
+        """Answers prompts as `generate` does, and returns each answer as an `ask.Answer`.
 
-        Of several prompts one that nobody can answer has an answer like the others: its `finish` is "refused", and
-        `why` says why.
+        An `Answer` says why it ended, which tokens it has and what it cost. If one of several prompts cannot be
+        answered, nothing is raised: the `finish` of its answer is "refused", and `why` says why.
         """
         return self._answers(prompts, AskConfig(**settings), stream, strict=one_prompt(prompts))
 
     def stream(self, prompt: str | Sequence[Message], **settings) -> Iterator[str]:
-        """The answer to one prompt, piece by piece. Closing the iterator ends the answer.
+        """Yields the answer to one prompt piece by piece, as it is written. Closing the iterator ends the answer.
 
         Raises:
-            UserError: as `generate`.
+            UserError: see `generate`.
         """
         if not one_prompt(prompt):
             raise UserError("stream() answers one prompt; for several, give generate() a function as `stream`")
@@ -148,13 +151,15 @@ class Model:
         mark: Callable[[int, int], str] | None = lambda gists, keys: "",
         ended: Callable[[], bool] = lambda: False,
     ) -> Iterator[Answer | None]:
-        """Answers in the order in which they are finished, and None after every block of steps between them.
+        """Yields answers in the order in which they are finished, and None after every block of decoding steps.
 
         Args:
-            stream: takes text, before what is yielded next.
-            strict: raise for a prompt that nobody can answer; else its answer says so.
-            mark: what is streamed in place of gists, see `TextStreamer`; nothing, so that the pieces are the text.
-            ended: asked after every block; when it says so, the answers under way end as "cancelled".
+            stream: a function that is called with each piece of text, before what is yielded next.
+            strict: raise for a prompt that cannot be answered; if False, its answer says so instead.
+            mark: what is streamed in place of gist tokens, see `TextStreamer`. By default nothing, so that the pieces
+                together are the text.
+            ended: a function that is called after every block. Once it returns True, unfinished answers end with finish
+                "cancelled".
         """
         if stream is not None and how.n > 1:
             raise UserError(f"n is {how.n}; streaming shows one answer to each prompt")
@@ -194,7 +199,7 @@ class Model:
         return Answer(self.text(tokens), done.finish, tokens, done.logp[done.written], count(done), done.why, done, how)
 
     def _admitted(self, prompts, requests, config: DecodeConfig) -> tuple[list[Request], dict[int, str]]:
-        """The requests with their prompts, and of those that cannot be answered why, by number."""
+        """The requests that can be answered, with their prompts; and for each other one, by number, why it cannot."""
         rules, asked, refusals = self.rules(config), [], {}
         check(self.scheme, self.config, config, rules)
         for number, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
@@ -209,7 +214,7 @@ class Model:
     # Decoding.
 
     def decoding_as(self, method: str | None) -> Model:
-        """The same model under another method: the one it was trained for, or "vanilla".
+        """The same model with another method: the one it was trained for, or "vanilla".
 
         Raises:
             UserError: it was not trained for `method`.
@@ -219,10 +224,10 @@ class Model:
         return dataclasses.replace(self, scheme=scheme_of(self.card, method, self.trained, self.origin))
 
     def ask(self, prompt: str | Sequence[Message], system: str = "") -> Row:
-        """A question or a conversation as the prompt of a request.
+        """Turns a question or a conversation into the prompt of a request.
 
         Args:
-            system: the system turn, where the conversation has none.
+            system: the system message, where the conversation has none.
         """
         history, between = [], []
         if not isinstance(prompt, str):
@@ -232,11 +237,11 @@ class Model:
         return build_prompt(self.scheme, self.special, text, self.tokenize)
 
     def text(self, ids: Sequence[int]) -> str:
-        """Ids as text, special tokens left out."""
+        """The text of token ids, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """One text per id, special tokens written out; the bytes of one character stand with its last token."""
+        """The text of each token id, special tokens included. A character of several tokens stands with its last."""
         out, waiting = [], []
         for token in ids:
             waiting.append(int(token))
@@ -247,7 +252,7 @@ class Model:
         return out
 
     def eviction(self, **settings) -> Eviction:
-        """A KV budget from `policy`, `budget` and what else is to differ from the paper, see `policies.published`."""
+        """A KV budget from `policy`, `budget` and what shall differ from the paper, see `policies.published`."""
         known = {field.name for field in dataclasses.fields(Eviction)}
         if missing := [name for name in ("policy", "budget") if name not in settings]:
             raise UserError(f"eviction: {missing[0]} is missing")
@@ -258,8 +263,8 @@ class Model:
         return published(**settings)
 
     def decode_config(self, how: AskConfig, answers: int) -> DecodeConfig:
-        """The engine for so many answers: 1, 2, 4 ... rows, so that few are compiled, and no more than asked for, but
-        as many on each device as on any other."""
+        """The engine for this many answers. It has 1, 2, 4 ... rows (few sizes to compile), at most `how.rows`, and as
+        many on each device as on any other."""
         rows = round_up(min(how.rows, 1 << max(0, answers - 1).bit_length()), self.parts)
         eviction = None if how.eviction is None else self.eviction(**how.eviction)
         rule = closing(self.scheme, self.special, self.tokenize)
@@ -268,17 +273,17 @@ class Model:
         return DecodeConfig(rows=rows, capacity=capacity, eviction=eviction, max_thought=how.max_thought)
 
     def engine(self, config: DecodeConfig, weights: dict | None = None) -> Engine:
-        """A new engine; `weights` of another one of this model may be shared with it."""
+        """A new engine. It can share the `weights` of another engine of this model."""
         stopping = self._stopping(config)
         own = self.tokenize, self.text, weights, self.split
         return Engine(self.params, self.config, self.scheme, self.special, stopping, *own)
 
     def rules(self, config: DecodeConfig) -> Rules:
-        """What an engine of this config would go by."""
+        """The decoding rules (special tokens, when thoughts end, what may be sampled) of an engine of this config."""
         return rules_of(self.config, self.scheme, self.special, self._stopping(config), self.tokenize)
 
     def check(self, config: DecodeConfig, prompts: Sequence[Row], max_new: int) -> None:
-        """Raises UserError if an engine of this config could not be made, or would refuse one of the prompts."""
+        """Raises UserError if no engine of this config can be made, or if it would refuse one of the prompts."""
         rules = self.rules(config)
         check(self.scheme, self.config, config, rules)
         for number, prompt in enumerate(prompts):
@@ -288,9 +293,10 @@ class Model:
         return dataclasses.replace(config, stop=tuple(sorted({*config.stop, *self.stop})))
 
     def _events(self, own: Model, requests: list[Request], config: DecodeConfig, ended) -> Iterator[list[Event]]:
-        """The events of requests to the engine that is kept for this scheme and config.
+        """Sends requests to the engine that is kept for this scheme and config, and yields its events.
 
-        An engine that something unforeseen interrupted (Ctrl-C, no memory) may hold half of a step: it is let go of.
+        An engine that was interrupted by something unforeseen (Ctrl-C, no memory) may have done half of a step, so it
+        is closed and not used again.
         """
         key = own.scheme, config
         engine = self.engines.pop(key, None)
@@ -316,22 +322,22 @@ class Model:
     # Scoring and saving.
 
     def score(self, texts, *, temperature: float | None = None):
-        """What the model says of given tokens: the log-prob of each, given those before it.
+        """The log-prob of each token of given texts, after the tokens before it.
 
         Args:
-            texts: a text, which is tokenised as it is, without a chat template; a list of token ids; a `layout.Row`,
-                under its lifetimes; an `Answer`, prompt and response, under the lifetimes that it was written with. Or
-                a list of those.
-            temperature: divides the logits; None is 1, and for an `Answer` its own.
+            texts: one of the following, or a list of them. A text is tokenised as it is, without a chat template. A
+                list of token ids is scored as it is. A `layout.Row` is scored under its lifetimes. An `Answer` is
+                scored with its prompt, under the lifetimes that it was written with.
+            temperature: divides the logits. None is 1, and for an `Answer` the temperature of its own sampling.
 
         Returns:
-            [N] float32 of N tokens, or a list of them; the first token's is 0, and that of a token of an answer which
-            was fed and not sampled (a gist). The sampled tokens of an answer get the log-probs they were drawn with
-            (unless top_k or top_p narrowed the choice).
+            [N] float32 for N tokens, or a list of such arrays. The first token has 0, and so have tokens of an answer
+            that were fed and not sampled, such as gist tokens. The sampled tokens of an answer get the log-probs that
+            they were drawn with, unless top_k or top_p narrowed the choice.
 
         Raises:
-            UserError: no token, or ids outside of the vocabulary; an answer whose keys were evicted: nobody recorded
-                when.
+            UserError: there is no token; an id is outside of the vocabulary; or keys of an answer were evicted, and
+                when that happened was not recorded.
         """
         one = isinstance(texts, str | Row | Answer) or (len(texts) > 0 and isinstance(texts[0], int | np.integer))
         texts = [texts] if one else list(texts)
@@ -355,14 +361,14 @@ class Model:
         return Given(self.tokenize(text) if isinstance(text, str) else text, temperature=own)
 
     def save(self, folder: str | Path, *, dtype: str | None = None, overwrite: bool = False) -> Path:
-        """Writes the model as a Hugging Face folder, as training exports it, with what its own folder said of it.
+        """Writes the model as a Hugging Face folder, as training does, together with its card.
 
         Args:
-            dtype: of the tensors; None is the one it was loaded in.
-            overwrite: replace a checkpoint folder that is there.
+            dtype: of the tensors; None is the one that the model was loaded in.
+            overwrite: replace a checkpoint that is in the folder.
 
         Raises:
-            UserError: the folder is in the way, or the disk is full.
+            UserError: a checkpoint is in the folder, or the disk is full.
         """
         return save_trained(folder, self.params, self.config, self.tokenizer, self.card if self.trained else None,
                             source=self.origin or None, dtype=dtype, overwrite=overwrite)  # fmt: skip
@@ -375,20 +381,22 @@ def _nested(what: Callable, found):
 def load(folder: str | Path, method: str | None = None, *, dtype: str | None = None, chat: str | None = None,
          system: str | None = None, prefix: str | None = None, tensor: int = 1,
          weights: tuple[dict, DecoderConfig] | None = None) -> Model:  # fmt: skip
-    """Opens a Hugging Face folder, as this library exports it (with `lt_jax.json`) or any other.
+    """Opens a Hugging Face folder, whether this library wrote it (with an `lt_jax.json`) or not.
 
     All devices of the process are used: answers that are written side by side are spread over them.
 
     Args:
-        method: how to decode: the method the folder was trained for (None), or "vanilla", which any model can.
+        method: how to decode. None is as the model was trained; "vanilla", which keeps every key, works for any model.
         dtype: of weights and computation; None is float32 on a CPU and bfloat16 elsewhere.
-        chat, system, prefix: in place of the folder's own.
-        tensor: devices that share one answer: each has that part of the model's heads, of its MLP and vocabulary. For
-            models that are too large for a single device.
+        chat: the chat template: "own", "qwen", "llama" or "plain"; None is what the folder says.
+        system: the system message of conversations that have none; None is what the folder says.
+        prefix: text that is put before every question; None is what the folder says.
+        tensor: how many devices share one answer, each with a part of the model's heads, MLP and vocabulary; for models
+            that are too large for a single device.
         weights: parameters and config, if they were read from this folder before, in `dtype` and for as many devices.
 
     Raises:
-        UserError: the folder cannot be read, or was not trained for `method`; the devices do not divide the model.
+        UserError: the folder cannot be read, or the model was not trained for `method`, or the devices cannot share it.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; give a checkpoint folder")
@@ -409,7 +417,7 @@ def load(folder: str | Path, method: str | None = None, *, dtype: str | None = N
 
 
 def scheme_of(card: Card, method: str | None, trained: bool, folder: str | Path) -> Scheme:
-    """How a folder is decoded as `method`; UserError if it was not trained for that."""
+    """The scheme by which a model is decoded with `method`; UserError if it was not trained for that method."""
     if method in (None, card.scheme.method):
         return card.scheme
     if method == "vanilla":
@@ -425,7 +433,7 @@ def scheme_of(card: Card, method: str | None, trained: bool, folder: str | Path)
 
 
 def _plain(folder: str | Path, tokenizer) -> Card:
-    """The card of a model that was not trained here."""
+    """The card of a model whose folder has none, because another program wrote it."""
     ends = read_ends(folder, tokenizer)
     if not ends:
         raise UserError(

@@ -11,14 +11,14 @@ SHORT = 64  # tokens of an answer
 
 
 def to_stderr(line: str) -> None:
-    """Shows a line to whoever started the program, apart from what it was asked to print."""
+    """Shows a line on stderr, apart from what the program was asked to print."""
     print(line, file=sys.stderr, flush=True)
 
 
 def beyond(lengths: Sequence[int], max_new: int, positions: int) -> str:
     """A line on prompts whose answers may reach the end of the positions that the model was made for; empty if none.
 
-    There a row ends, as in vLLM with its `max_model_len`; transformers warns, and goes on.
+    A row ends there, as in vLLM at `max_model_len`. (transformers warns and continues.)
 
     Args:
         lengths: tokens of each prompt.
@@ -34,7 +34,7 @@ def beyond(lengths: Sequence[int], max_new: int, positions: int) -> str:
 
 
 def uncompressed(costs: Sequence[Cost], name: str = "") -> str:
-    """A line on a method that is to compress its thoughts and hardly ever did; empty if it does.
+    """A line on a method that should compress its thoughts and hardly ever did; empty if it did.
 
     Args:
         costs: answer by answer. Those of less than `SHORT` tokens need not have had anything to compress.
@@ -62,7 +62,7 @@ def broken(finishes: Iterable[str], name: str = "") -> str:
 
 
 def refused(why: Mapping[int, str], total: int) -> str:
-    """A line on prompts (by number, of `total`) that nobody can answer; empty if there are none."""
+    """A line on prompts (by number, of `total`) that could not be answered; empty if there are none."""
     if not why:
         return ""
     first = min(why)

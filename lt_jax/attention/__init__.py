@@ -83,8 +83,9 @@ def attention(q, k, v, lifetimes: Lifetimes | Plan, implementation: str | None =
         q: [B, S, H, D].
         k, v: [B, S, Hkv, D], H a multiple of Hkv; query head h reads kv head h // (H / Hkv).
         lifetimes: `Lifetimes` of the rows, or what `planned` made of them.
-        implementation: see `planned`; with a plan, None or what it was made for. A plan that was made for None is one
-            for "blocked" and for "native", and where its sides suit them, for "pallas".
+        implementation: see `planned`. With a plan it is None or the implementation that the plan was made for. A plan
+            made with None works for "blocked" and "native", and for "pallas" if its block sizes are those of the TPU
+            kernels.
         scale: of the scores, D ** -0.5 if None.
 
     Returns:

@@ -32,7 +32,7 @@ def _static():
 class BlockPlan:
     """Death-sorted keys and lists of active key blocks. R is B, or B * Hkv for per-head deaths.
 
-    Queries are padded to nq blocks of `block_q`, keys to nk blocks of `block_k`. Padding keys have birth -1 (nobody
+    Queries are padded to nq blocks of `block_q`, keys to nk blocks of `block_k`. Padding keys have birth -1 (no query
     sees them); padding queries repeat the last `since` and have no gist block, their results are cut off.
 
     Attributes:

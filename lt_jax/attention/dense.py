@@ -25,7 +25,7 @@ def build(lifetimes: Lifetimes) -> DensePlan:
 
 
 def clear(x: jax.Array, unseen: jax.Array) -> jax.Array:
-    """Put 0 in [B, S, Hkv, D] where nobody can look, so that no NaN meets a probability of 0."""
+    """Puts 0 in [B, S, Hkv, D] at keys that no query sees, so that no NaN meets a probability of 0."""
     unseen = unseen[:, :, None] if unseen.ndim == 2 else unseen.swapaxes(1, 2)
     return jnp.where(unseen[..., None], 0, x)
 

@@ -4,8 +4,8 @@
 kernel and `pallas` the TPU kernel for one token a row, and these stop behind each row's own last key. The cost of all
 but `dense` follows the keys that are there and not the capacity.
 
-Where nobody names one, the choice falls by the platform that a program is lowered for, not by that of the process: a
-process on a CPU lowers decode blocks for TPUs.
+If none is named, the platform that a program is lowered for decides, and not that of the process: a process on a CPU
+can lower decode blocks for TPUs.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ class KVCache:
             which frees their slots at once. Lb and Kb are 1 where all layers and all kv
             heads agree on who lives (LightThinker, AnLLM, Memento), else L and Hkv.
         length: [Lb, B] int32, slots in use, the same for every head of a layer.
-        mark: [L, B, Hkv, C] int8, the class of a key, `GIST`, `SEPARATOR` or 0; None where nobody asks for it, as are
-            all that follow.
+        mark: [L, B, Hkv, C] int8, the class of a key, `GIST`, `SEPARATOR` or 0; None where it is not needed, as is all
+            that follows.
         received: [L, B, Hkv, C] float32, attention that the key has received so far.
         queries: [L, B, H, Q, D], the last Q queries of each row, rotated, in a ring; asked: [B, Q] int32 their indices,
             -1 where there is none yet.

@@ -1,7 +1,7 @@
-"""The commands that an installation brings: `lt-train` is `python launch/train.py`, and so are the others theirs.
+"""The commands that an installation brings. `lt-train` starts launch/train.py, and the others start theirs.
 
-In a clone the scripts and the configs lie in `launch/` and `configs/`, beside the library. An installed package has
-both in here (setup.py), so that nothing but `lt_jax` stands in site-packages.
+In a clone, the scripts and the configs are in `launch/` and `configs/`, beside the library. An installed package has
+both in this folder (see setup.py), so that it adds nothing but `lt_jax` to site-packages.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def judge(problem: Problem, text: str) -> tuple[str | None, bool | None]:
 
     The answer is what `extract` finds, or else the whole text where the right answer is of that kind: an option of a
     multiple choice ("B", "(b) Paris"), or words. Without a verdict (the comparison ran out of time, or the program that
-    compares ended) nobody knows whether the answer is right; it counts as wrong, and is counted.
+    compares ended) it is not known whether the answer is right. It counts as wrong, and such answers are counted.
     """
     given = extract(text, _parts(problem)) or _bare(problem, text)
     if given is None:

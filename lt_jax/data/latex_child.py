@@ -97,7 +97,7 @@ def main() -> None:
     if not compare("1", r"\frac{2}{2}"):
         raise ImportError("math-verify does not find 1 and 2/2 equal")
     print(json.dumps("ready"), flush=True)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nobody reads what it has to say from here on
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what it says from here on is not read
     for line in sys.stdin:
         pair = json.loads(line)
         print(json.dumps(safely(compare, pair["answer"], pair["given"])), flush=True)

@@ -41,17 +41,19 @@ class PipelineConfig:
     """How samples become batches.
 
     Attributes:
-        length: tokens of a row, S.
-        batch: rows of a batch over all processes, B.
+        length: how many tokens a row has, S.
+        batch: how many rows a batch has over all processes, B.
         seed: of the shuffle and of the packer's order of rows.
         shuffle: whether to shuffle; each epoch has its own order.
-        epochs: passes over the source, also a fraction; None for no end. Packed rows may join the end of one epoch and
-            the start of the next. Processes get different numbers of batches; `fill` of `train_batches` evens them out.
-        over_length: what becomes of samples of more than `length` tokens: "drop" or "split" (`layout.limit`).
+        epochs: how many passes over the source, which may be a fraction; None repeats it without end. Packed rows may
+            join the end of one epoch and the start of the next. Processes get different numbers of batches, which
+            `fill` of `train_batches` evens out.
+        over_length: what happens to samples of more than `length` tokens: "drop" or "split" (`layout.limit`).
         packing: a key of PACKERS.
-        bins: rows that are packed at the same time. More waste less padding; resuming lays out as many rows again.
-        threads: that lay samples out; 0 leaves it to the one that packs.
-        prefetch: batches made ahead.
+        bins: how many rows are packed at the same time. With more, less padding is wasted, but resuming has to prepare
+            more rows again.
+        threads: how many threads prepare samples; with 0, the thread that packs does.
+        prefetch: how many batches are made in advance.
     """
 
     length: int

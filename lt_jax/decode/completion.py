@@ -1,4 +1,4 @@
-"""What decoding hands back."""
+"""What decoding returns for a request."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Completion:
         top_ids, top_logps: [N, K] int32 and float32, the most probable tokens in place of each token, where the config
             asks for them; they are of the distribution sampled from. -1 where the token was forced.
         record: [Lr, Kr, T] int32, the deaths that an eviction gave, where they were recorded, NEVER from P + N on; Lr
-            and Kr are 1 where layers or heads share their choice. A JAX array: it stays on the device until somebody
-            asks for `evicted` or `lifetimes`. `death` knows the scheme's own deaths alone.
-        unrecorded: keys may have been evicted whose deaths nobody wrote down (`DecodeConfig.horizon` is 0).
+            and Kr are 1 where layers or heads share their choice. A JAX array: it stays on the device until
+            `evicted` or `lifetimes` is asked for. `death` has the scheme's own deaths only.
+        unrecorded: keys may have been evicted without a record of when (`DecodeConfig.horizon` is 0).
     """
 
     id: object
@@ -99,7 +99,7 @@ class Completion:
         return None if self.record is None else np.asarray(self.record)[..., : len(self.row)]
 
     def check_recorded(self) -> None:
-        """Raises UserError if keys may have been evicted and nobody recorded their deaths."""
+        """Raises UserError if keys may have been evicted without a record of when."""
         if self.unrecorded:
             raise UserError(f"request {self.id}: its evictions were not recorded; set DecodeConfig.horizon for that")
 

@@ -1,4 +1,4 @@
-"""How an engine decodes: what is fixed when it is made, and compiled in."""
+"""The settings of an engine that are fixed when it is made, because they are compiled into its programs."""
 
 from __future__ import annotations
 
@@ -11,29 +11,33 @@ from lt_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
-    """How an engine decodes; all of it is fixed when the engine is made, and compiled in.
+    """How an engine decodes. Everything here is fixed when the engine is made, and is compiled into its programs.
 
     Attributes:
-        rows: rows decoded side by side.
-        capacity: most keys a row may hold at once: prompt, kept and current thought together. A row that would need
-            more is finished as "capacity". With an `eviction` its budget + buffer counts instead, see `most_keys`.
-        eviction: a KV budget: a row that is full is cut down to its budget and goes on. None evicts nobody, and neither
-            does policy "full": it stands for no eviction with a capacity of that budget + buffer.
-        horizon: with an eviction, indices of a row whose deaths are recorded (`Completion.evicted`); a row that reaches
-            it is finished as "positions". 0 records nothing. Whatever it is, and with an eviction or without, a row is
-            finished so at the model's last position (`DecoderConfig.max_positions`), as in vLLM.
-        evictors: rows cut down in one pass; None is one in 8 of `rows`, see `evicting_rows`.
-        block_steps: steps of a compiled block; rows are handed back and refilled, and tokens streamed, between blocks.
-        sampling: see `Sampling`; of requests that do not bring their own.
-        listed: most ids that a request may name in `stop`, and in `never`.
-        top_logps: so many of the most probable tokens are handed back with their log-probs at every step.
-        max_thought: most tokens of a thought before the one that closes it; then it is closed by force. None: no limit.
-        stop: ids that end a row besides EOS.
-        closers: rows whose thoughts are closed in one pass; None is one in 16 of `rows`, see `closing_rows`.
-        patience: steps a row may wait for others to share that pass.
-        implementation: of products and attention, "native" (the CPU kernels of `lt_jax.native`), "plain" (XLA) or
-            "pallas" (XLA, and the TPU kernel for the attention of steps; passes of several tokens, which it is not
-            made for, are as in "plain"). None is the best for the platform; a name never falls back.
+        rows: how many rows are decoded side by side.
+        capacity: the most keys that the cache of a row may hold at once: prompt, kept tokens and current thought
+            together. A row that needs more ends with finish "capacity". With an `eviction`, its budget + buffer is the
+            limit instead, see `most_keys`.
+        eviction: a KV budget: a row that is full is cut down to its budget and continues. With None, no key is ever
+            evicted. The policy "full" evicts none either; it only sets the capacity to its budget + buffer.
+        horizon: with an eviction, how many tokens of a row have the time of their eviction recorded (see
+            `Completion.evicted`); 0 records nothing. A row that reaches this length ends with finish "positions". So
+            does, with any settings, a row at the model's last position (`DecoderConfig.max_positions`), as in vLLM.
+        evictors: how many full rows are cut down in one pass. None is an eighth of `rows`, see `evicting_rows`.
+        block_steps: how many steps a compiled block runs. Between blocks, finished rows are handed back, free ones are
+            given new requests, and tokens are streamed.
+        sampling: the `Sampling` of requests that do not bring their own.
+        listed: the most ids that a request may name in `stop`, and in `never`.
+        top_logps: how many of the most probable tokens are returned with their log-probs at every step.
+        max_thought: a thought of this many tokens is closed by force. With None there is no limit.
+        stop: ids that end a row, besides the end-of-sequence token.
+        closers: how many rows have their thoughts closed in one pass. None is a sixteenth of `rows`, see
+            `closing_rows`.
+        patience: how many steps a row may wait for others to share that pass.
+        implementation: of matrix products and attention. "native" are the CPU kernels of `lt_jax.native`, and "plain"
+            is XLA. "pallas" is XLA with the TPU kernel for the attention of single steps; passes of several tokens,
+            which that kernel is not made for, are as in "plain". None chooses the best for the platform. An
+            implementation that is named is never replaced by another one.
     """
 
     rows: int = 1
@@ -71,25 +75,25 @@ class DecodeConfig:
 
     @property
     def closing_rows(self) -> int:
-        """Rows whose thoughts are closed in one pass: `closers`, or what its None stands for."""
+        """How many rows have their thoughts closed in one pass: `closers`, or its default."""
         return max(1, self.rows // 16) if self.closers is None else self.closers
 
     @property
     def evicting_rows(self) -> int:
-        """Rows cut down in one pass: `evictors`, or what its None stands for."""
+        """How many rows are cut down in one pass: `evictors`, or its default."""
         return max(1, self.rows // 8) if self.evictors is None else self.evictors
 
     @property
     def most_keys(self) -> int:
-        """Most keys that a layer of a row holds at once: the capacity, or what the eviction makes of it."""
+        """The most keys that a layer of a row holds at once: the capacity, or with an eviction its budget + buffer."""
         return self.capacity if self.eviction is None else self.eviction.most + self.eviction.buffer
 
     @property
     def evicts(self) -> Eviction | None:
-        """The eviction, if it ever evicts a key: policy "full" does not."""
+        """The eviction, if it ever evicts a key. The policy "full" does not, and gives None."""
         return None if self.eviction is None or self.eviction.policy == "full" else self.eviction
 
     @property
     def recorded(self) -> int:
-        """Indices of a row whose deaths are recorded."""
+        """How many tokens of a row have the time of their eviction recorded."""
         return self.horizon if self.evicts is not None else 0

@@ -127,9 +127,10 @@ class Rows:
         return row
 
     def _sources(self, heads: set[bytes]) -> dict[bytes, dict[int, Held]]:
-        """Rows that can be gone on from, by their first tokens, which are among `heads`.
+        """Rows that a new request can continue, by their first tokens, which are among `heads`.
 
-        What a row under way holds is put together anew here, so it is done for none whose beginning nobody waits with.
+        What an unfinished row holds is put together anew here, so it is done only for rows that begin like a waiting
+        request.
         """
         found = collections.defaultdict(dict)
         for row, held in self.past.items():

@@ -68,8 +68,8 @@ def common(held: Held, prompt: Row) -> int:
 def reusable(held: Held, prompt: Row, rules: Rules) -> int:
     """Tokens of `prompt` that a new row may take over from `held`, 0 if not worth it. At least one is left to read.
 
-    Tokens 2 and 3 died when the row was at index 5, so a prompt may go on from 0, 1, 2 tokens (nobody has missed them
-    yet) or from 5 and more (whoever comes later would not see them either), but not from 3 or 4:
+    Tokens 2 and 3 died when the row was at index 5. So a prompt may take over 0, 1 or 2 tokens (before the dead keys)
+    or 5 and more (later queries would not see them either), but not 3 or 4:
 
         index    0 1 2 3 4 5 6
         death    - - 5 5 - - -

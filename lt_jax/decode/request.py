@@ -1,4 +1,4 @@
-"""What an engine is asked."""
+"""What an engine is asked to do."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from lt_jax.layout.row import Row
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A prompt to go on from. What differs between requests is data of their rows; one compiled program serves all.
+    """A prompt that the engine continues. Requests may differ in all of this; one compiled program serves them all.
 
     Attributes:
-        prompt: ids, or a `Row` of `layout.build_prompt` where the prompt itself is compressed.
-        max_new: most tokens to generate; gists, instruction and output tokens are free.
-        seed: of the random numbers; None is drawn from the request's number, so that equal requests differ.
-        id: handed back with the completion; None is the request's number.
-        n: samples wanted; each is a completion of its own (`Completion.sample`). The prompt is read once.
+        prompt: token ids, or a `Row` of `layout.build_prompt` where the prompt itself is compressed.
+        max_new: the most tokens that are generated. Gist, instruction and output tokens do not count.
+        seed: of sampling. None takes one that follows from the request's number, so that equal requests differ.
+        id: returned with the completion; None is the request's number.
+        n: how many samples are wanted. Each is a completion of its own (`Completion.sample`); the prompt is read once.
         sampling: see `Sampling`; None is the engine's.
-        stop: ids that end a row besides the engine's.
-        stop_text: texts that end a row. It is looked for between blocks, and the row is cut after the token with which
-            the first of them is complete.
-        never: ids that must not be sampled, besides those that the engine alone may feed.
+        stop: ids that end the row, besides the engine's.
+        stop_text: texts that end the row. They are looked for between blocks, and the row is cut after the token that
+            completes the first of them.
+        never: ids that must not be sampled, besides those that only the engine may feed.
     """
 
     prompt: Sequence[int] | Row

@@ -72,8 +72,8 @@ def rules_of(
 
 
 def never(scheme: Scheme, special: SpecialTokens, config: DecodeConfig) -> tuple[int, ...]:
-    """Ids that only the engine may feed, or nobody: gists, output token and padding. What ends a row or a thought may
-    be sampled, whatever else it is: the anchor of anllm is a gist, and padding often is the end of text."""
+    """Ids that must not be sampled: gists, output token and padding, which only the engine may feed, if at all. What
+    ends a row or a thought may be sampled, whatever else it is: anllm's anchor is a gist, and padding is often EOS."""
     ids = {*special.gists, special.output, special.pad} - {None}
     sampled = {special.eos, *config.stop, *(special.gists[:1] if scheme.method == "anllm" else ())}
     return tuple(sorted(ids - sampled))
@@ -109,7 +109,7 @@ def capacity(config: DecodeConfig, rules: Rules, need: int | None = None) -> int
 
 
 def settings_of(requests: Sequence[Request], config: DecodeConfig, rules: Rules, vocabulary: int) -> Settings:
-    """What requests ask for, as arrays; the ids that nobody may sample, and those that end every row, are with them.
+    """What requests ask for, as arrays. The ids that no row may sample, and those that end every row, are included.
 
     Args:
         vocabulary: columns of the logits.
@@ -121,7 +121,7 @@ def settings_of(requests: Sequence[Request], config: DecodeConfig, rules: Rules,
 
 
 def cache_bytes(model: DecoderConfig, config: DecodeConfig, rules: Rules, keys: float | None = None) -> float:
-    """Bytes of one row's cache, from the arrays' shapes, without the record of deaths (which nobody decodes from).
+    """Bytes of one row's cache, from the arrays' shapes, without the record of deaths, which decoding does not read.
 
     Args:
         keys: count slots for so many keys in each layer, what a row used, in place of all that are allocated.

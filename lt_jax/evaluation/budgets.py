@@ -12,8 +12,16 @@ COLOURS = (*METHOD_COLOURS[1:], "#0e7490", "#4d7c0f", "#7c2d12")
 
 
 def budget_curves(rows: Sequence[dict], name: str, title: str, width: float = 640, height: float = 400) -> str:
-    """`rows` of "policy", "budget" and the figure `name`: lines over the budget (a doubling apart), and a level line
-    for the policy "full"."""
+    """Draws a figure over the budget, as a line for each policy and a level line for full attention.
+
+    Args:
+        rows: each has "policy", "budget" and the figure. The budget does not count for the policy "full".
+        name: the key of the figure.
+        title: what the figure is, for the reader.
+
+    Returns:
+        an SVG; equal distances on its budget axis are doublings.
+    """
     full = [row for row in rows if row["policy"] == "full"]
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in rows:

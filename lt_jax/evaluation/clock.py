@@ -1,4 +1,4 @@
-"""How long this process has spent on compiling so far, as JAX itself reports it."""
+"""How long this process has spent on compiling, as JAX itself reports it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ EVENTS = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/
 
 @functools.cache
 def _told() -> list[float]:
-    """Seconds of every program that JAX has lowered and compiled since this was first asked for.
+    """The seconds that each program took to be lowered and compiled, since the first call of this function.
 
-    Not those of tracing, which are told for each function within another once more.
+    Tracing is left out, because JAX reports the time of an inner function again as part of the outer one.
     """
     found: list[float] = []
 
@@ -26,5 +26,5 @@ def _told() -> list[float]:
 
 
 def compiled() -> float:
-    """Seconds spent on compiling since the first call of this; two calls tell what came between them."""
+    """Seconds spent on compiling since the first call; the difference of two calls is what passed between them."""
     return sum(_told())

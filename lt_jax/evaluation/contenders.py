@@ -19,11 +19,12 @@ def contender(name: str, model: Model, config: DecodeConfig, *, max_new: int, se
     """A contender that answers with `model`, decoding as `config` says.
 
     Args:
-        max_new: most tokens sampled for a problem.
-        seed: problem i is decoded with seed + i.
+        max_new: the most tokens that are sampled for a problem.
+        seed: of sampling; problem number i has seed + i.
     """
-    made: list[Engine] = []  # while it is used: several contenders need not hold their weights and caches at once
-    reached = [0]  # slots of a row that its cache grew to
+    # The engine is made when it is needed and dropped afterwards, so that only one contender's cache is in memory.
+    made: list[Engine] = []
+    reached = [0]  # slots of a row that its cache has grown to
 
     def engine() -> Engine:
         if not made:
@@ -48,10 +49,10 @@ def contender(name: str, model: Model, config: DecodeConfig, *, max_new: int, se
 
 
 def warm_up(engine: Engine, prompts: Sequence[Row], max_new: int = WARM_TOKENS) -> None:
-    """Compiles everything that answering `prompts` may run: the block, and prefill for groups of any size.
+    """Compiles everything that answering `prompts` may run: the decoding block, and prefill for groups of any size.
 
-    Prompts that are cut alike are fed together in groups of 1, 2, 4 ... rows; which groups come up depends on which
-    rows become free together, so each is fed once here.
+    Prompts that are read in pieces of the same sizes are read together, in groups of 1, 2, 4 ... rows. Which groups
+    occur depends on which rows become free at the same time, so each of them is read once here.
     """
     made = set()
     for prompt in prompts:
@@ -71,7 +72,7 @@ def _ask(model: Model, problem: Problem) -> Row:
 
 
 def question(problem: Problem) -> str:
-    """What the model is asked: the question, with lettered options under it if it has choices."""
+    """The text that the model is asked: the question, followed by lettered options if the problem has choices."""
     if not problem.choices:
         return problem.question
     options = (f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(problem.choices))

@@ -1,4 +1,4 @@
-"""A whole evaluation from one config: open the folders, run the suite, print the table, write the files."""
+"""A whole evaluation from one config: opens the checkpoints, runs the suite, prints the table, writes the files."""
 
 from __future__ import annotations
 
@@ -24,11 +24,16 @@ class SuiteConfig:
     """Where the problems come from: exactly one of `path`, `tfds` and `embedded`.
 
     Attributes:
-        path: file or folder, or several, see `suites.from_files`; `format` of `data.traces.FORMATS`, "" to see it.
-        tfds: data set name, see `suites.from_tfds`; `split` and `data_dir` of it.
-        embedded: number of embedded problems, with `steps` (least, most) and `families` (empty: all).
-        name: what the tables call it.
-        limit: problems to keep, drawn by `seed`; 0 keeps all.
+        path: a file or folder, or several, see `suites.from_files`.
+        format: of the records, a key of `data.traces.FORMATS`; "" recognises it by their fields.
+        tfds: the name of a TensorFlow data set, see `suites.from_tfds`.
+        split, data_dir: the split of that data set, and the folder in which it is prepared.
+        embedded: how many of the library's own problems to make.
+        steps: the fewest and the most steps of such a problem.
+        families: the kinds of such problems; empty takes all kinds.
+        name: of the suite in tables.
+        limit: how many problems are used, drawn at random; 0 uses all.
+        seed: of that draw, and of the library's own problems.
     """
 
     path: str | tuple[str, ...] = ""
@@ -66,9 +71,14 @@ class SuiteConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ContenderConfig:
-    """One method: `method` None is what the folder was trained for; None elsewhere is the folder's own.
+    """One way to answer the problems.
 
-    eviction: settings of a KV budget: policy, budget, buffer, and other fields of `policies.Eviction`; empty: none.
+    Attributes:
+        path: of the checkpoint.
+        method: how to decode; None is as the model was trained.
+        chat, system, prefix: in place of the checkpoint's own, see `model.load`; None leaves them as they are.
+        max_thought: a thought of this many tokens is compressed by force; 0 sets no limit.
+        eviction: a KV budget: policy, budget, buffer and other fields of `policies.Eviction`; empty for none.
     """
 
     path: str
@@ -85,12 +95,17 @@ class EvalConfig:
     """An evaluation.
 
     Attributes:
-        contenders: name -> what it is, the baseline first.
-        out: folder for results.json, table.txt, report.html and the pictures.
+        suite: where the problems come from.
+        contenders: what is compared, by name; the first is the baseline.
+        out: the folder of results.json, table.txt, report.html and the pictures.
         dtype: of weights and computation.
-        rows, capacity, block_steps: see `DecodeConfig`; max_new: most tokens sampled for a problem.
-        tensor: devices that share a row, see `lt_jax.load`; rows are spread over the others.
-        samples: completions per method kept token by token for the report.
+        rows, capacity, block_steps: see `DecodeConfig`.
+        max_new: the most tokens that are sampled for a problem.
+        sampling: how tokens are chosen.
+        tensor: how many devices share an answer, see `lt_jax.load`; answers are spread over the others.
+        seed: of sampling; problem number i has seed + i.
+        samples: how many answers of each contender are kept token by token for the report.
+        note: a line for the reader of the results.
     """
 
     suite: SuiteConfig
@@ -109,10 +124,10 @@ class EvalConfig:
 
 
 def run(config: EvalConfig, say=print) -> results.Results:
-    """Evaluates, prints the table and writes the files; every folder and the suite are opened before the first run.
+    """Evaluates, prints the table and writes the files. The suite and all checkpoints are opened before the first run.
 
-    The files are written after each contender, so that one that fails does not take the others with it; until the last
-    they say which are missing.
+    The files are written again after each contender, so that the results of the others are kept if one fails. Until the
+    last one they say which contenders are missing.
     """
     suite = config.suite.open()
     if not config.contenders:
@@ -159,7 +174,7 @@ def run(config: EvalConfig, say=print) -> results.Results:
 
 
 def horizon(model: Model, suite: suites.Suite, max_new: int) -> int:
-    """Indices that no row of the suite grows beyond: every token sampled may close a thought."""
+    """A length that no row of the suite exceeds, even if every sampled token closes a thought."""
     rule = closing(model.scheme, model.special, model.tokenize)
     prompt = max(len(model.ask(question(problem), problem.system)) for problem in suite.problems)
     return min(prompt + max_new * (1 if rule is None else 1 + len(rule)) + 1, model.config.max_positions)
@@ -168,7 +183,7 @@ def horizon(model: Model, suite: suites.Suite, max_new: int) -> int:
 def check_fits(
     each: Contender, model: Model, suite: suites.Suite, decode: DecodeConfig, max_new: int
 ) -> list[int]:
-    """The tokens of each prompt; raises UserError now, not hours later, for one that the engine would refuse."""
+    """The number of tokens of each prompt. A prompt that the engine would refuse hours later is a UserError now."""
     prompts = [each.encode(problem) for problem in suite.problems]
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
     if decode.eviction is None and len(prompts[longest]) >= decode.capacity:
@@ -184,7 +199,7 @@ def check_fits(
 
 
 def write(found: results.Results, out: str | Path) -> None:
-    """Writes everything about an evaluation into a folder, file by file whole or not at all."""
+    """Writes all files of an evaluation into a folder. Each file is written completely or not at all."""
     out = Path(out)
     results.save(found, out / "results.json")
     results.write_whole(out / "table.txt", table.table(found) + "\n")

@@ -22,12 +22,12 @@ class Interval:
 
 
 def keep_all(prompt: int, generated: int) -> int:
-    """Dependency of a model that keeps every key: the paper's closed form for Vanilla, the sampled token included."""
+    """The dependency of a model that keeps every key: the paper's closed form, with each sampled token counted too."""
     return prompt * generated + generated * (generated + 1) // 2
 
 
 def wilson(right: int, total: int) -> Interval:
-    """Share right/total with Wilson's 95 % score interval, which stays inside [0, 1] and is sound near its ends."""
+    """The share right / total with Wilson's 95 % interval, which stays inside [0, 1] and is sound near its ends."""
     if total == 0:
         return Interval(math.nan, 0.0, 1.0)
     share, z2 = right / total, Z95 * Z95
@@ -38,7 +38,7 @@ def wilson(right: int, total: int) -> Interval:
 
 
 def mean(values: Sequence[float]) -> Interval:
-    """Mean with the normal 95 % interval; a single value has no width that could be known."""
+    """The mean with its normal 95 % interval, which is infinitely wide for a single value."""
     values = np.asarray(values, np.float64)
     if len(values) == 0:
         return Interval(math.nan, math.nan, math.nan)
@@ -53,9 +53,9 @@ class Paired:
 
     Attributes:
         difference: accuracy of the first minus accuracy of the second.
-        only_first, only_second: problems that only one of them solved.
-        peak, dependency, generated: ratios of the means, first over second.
-        total: problems compared.
+        only_first, only_second: how many problems only the first, or only the second, solved.
+        peak, dependency, generated: the mean of the first over the mean of the second.
+        total: how many problems were compared.
     """
 
     difference: Interval
@@ -68,7 +68,7 @@ class Paired:
 
 
 def paired(first: Sequence, second: Sequence) -> Paired:
-    """Compares two lists of `results.Record`, problem by problem (they must list the same problems in one order)."""
+    """Compares two lists of `results.Outcome`, which must be about the same problems in the same order."""
     if [r.problem for r in first] != [r.problem for r in second]:
         raise ValueError("paired: the two lists are not about the same problems in the same order")
     a, b = (np.array([r.correct for r in records], bool) for records in (first, second))
@@ -79,10 +79,10 @@ def paired(first: Sequence, second: Sequence) -> Paired:
 
 
 def difference(only_first: int, only_second: int, total: int) -> Interval:
-    """Difference of two shares measured on the same `total` problems, from the problems that only one solved.
+    """The difference of two shares measured on the same `total` problems, from the problems that only one solved.
 
-    The interval is Agresti and Min's (2005): half a problem is added to each of the four cells of the table, which
-    keeps its promise also when the two disagree on few problems or none.
+    The interval is that of Agresti and Min (2005): half a problem is added to each of the four cells of the table, so
+    that the interval is also right when the two disagree on few problems or none.
     """
     one, two, n = only_first + 0.5, only_second + 0.5, total + 2
     middle = (one - two) / n
@@ -92,7 +92,7 @@ def difference(only_first: int, only_second: int, total: int) -> Interval:
 
 
 def ratio(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """mean(first) / mean(second) of paired values, with the delta method's 95 % interval."""
+    """mean(first) / mean(second) of paired values, with the 95 % interval of the delta method."""
     x, y = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if len(x) == 0 or y.sum() == 0:
         return Interval(math.nan, math.nan, math.nan)
@@ -105,12 +105,18 @@ def ratio(first: Sequence[float], second: Sequence[float]) -> Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """A method on a suite (or one family of it): accuracy and the means over its problems.
+    """One method on a suite or on one family of it: its accuracy, and means over the problems.
 
-    `saving` is the dependency the same lengths would cost with every key kept, over the dependency measured: 1 for
-    vanilla. `tokens_per_second` is sampled tokens over the wall time of the whole run, None for a part of one.
-    `unfinished` is the share that did not end by itself: out of tokens, of capacity, of the model's positions, or of
-    logits that are numbers.
+    Attributes:
+        problems: how many there are.
+        accuracy, peak, dependency, generated: with their 95 % intervals.
+        compressions: thoughts that were compressed.
+        saving: the dependency that answers of the same lengths would have with every key kept, over the measured one;
+            1 for vanilla.
+        seconds: wall time of the whole run; None for a part of one.
+        tokens_per_second: sampled tokens over that time.
+        unfinished: the share of answers that did not end by themselves, because they reached the most tokens, the
+            capacity or the model's last position, or because the model's logits were not numbers.
     """
 
     problems: int
@@ -126,7 +132,7 @@ class Summary:
 
 
 def summarise(records: Sequence, seconds: float | None = None) -> Summary:
-    """The `Summary` of `results.Record`s.
+    """The `Summary` of a list of `results.Outcome`.
 
     Args:
         seconds: wall time of the whole run; None if the records are only part of it.

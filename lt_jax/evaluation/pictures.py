@@ -1,4 +1,4 @@
-"""The pictures of an evaluation, each one SVG that stands alone."""
+"""The pictures of an evaluation. Each is an SVG that needs no other file."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ ROLE_NAMES = {
 
 
 def colour(number: int) -> str:
-    """The colour of the method at a place of the results."""
+    """The colour of a method, by its place in the results."""
     return METHOD_COLOURS[number % len(METHOD_COLOURS)]
 
 
 def mask(sample: Sample) -> np.ndarray:
-    """Who sees whom in a sample: bool [N, N], queries downwards."""
+    """Which tokens each token of a sample can see: bool [N, N], queries downwards, keys to the right."""
     index, gist = np.arange(len(sample.death)), np.asarray(sample.gist)
     return visible(index, np.asarray(sample.death), index, np.asarray(sample.since), gist, gist, sample.gist_rule)
 
 
 def regions(seen: np.ndarray, role: Sequence[int]) -> list[tuple[int, int, int, int, int]]:
-    """Cuts a [N, N] picture into upright strips that a few hundred polygons can draw.
+    """Cuts a mask [N, N] into vertical strips, few enough that each can be drawn as a polygon.
 
     Returns:
         (first key, last key + 1, first query of the first key, step, last query + 1): neighbouring keys of one role
@@ -68,8 +68,8 @@ def regions(seen: np.ndarray, role: Sequence[int]) -> list[tuple[int, int, int, 
 
 
 def lifetimes(sample: Sample, side: float = 540) -> str:
-    """Who sees whom: keys to the right, queries (time) downwards, coloured by the key's role; grey is what full
-    attention would read besides."""
+    """Which tokens each token can see: keys to the right, queries (time) downwards, coloured by the role of the key.
+    What full attention would see besides is grey."""
     seen, n = mask(sample), len(sample.death)
     left, top = 56.0, 58.0
     unit = side / n
@@ -120,7 +120,7 @@ def _legend(shades: dict[str, str], x: float, y: float) -> str:
 
 
 def bars(sample: Sample, width: float = 560) -> str:
-    """One bar per thought: its tokens from the first one's birth to their common death, then its gist, which stays."""
+    """A bar for each thought, from its first token to the moment it can no longer be seen, and then for its gist."""
     n, role, thought = len(sample.death), np.asarray(sample.role), np.asarray(sample.thought)
     death = np.minimum(np.asarray(sample.death), n)
     groups = [("prompt", np.flatnonzero(role == Role.PROMPT))]
@@ -150,7 +150,7 @@ def bars(sample: Sample, width: float = 560) -> str:
 
 
 def _runs(indices: np.ndarray, role: np.ndarray, death: np.ndarray) -> list[np.ndarray]:
-    """Indices of a part in runs that die together; a run of gists and its output token is one."""
+    """Splits indices into runs of neighbours that die together. Gists and their output token form one run."""
     if len(indices) == 0:
         return []
     lasting = (death[indices] == death.max()) & np.isin(role[indices], (Role.GIST, Role.OUTPUT))
@@ -160,7 +160,14 @@ def _runs(indices: np.ndarray, role: np.ndarray, death: np.ndarray) -> list[np.n
 
 
 def over_time(results: Results, problem: int | None = None, width: float = 1100) -> str:
-    """Visible keys against sampled tokens: one sample on the left, all problems (mean, 10 to 90 %) on the right."""
+    """How many keys the newest token sees, over the tokens sampled so far.
+
+    Args:
+        problem: the one that the left half shows; None chooses one in which the method can be seen at work.
+
+    Returns:
+        an SVG: one problem on the left; on the right the mean of all problems with its 10th to 90th percentile.
+    """
     if problem is None and (drawn := shown(results)):
         kept = [sample.problem for sample in results.methods[0].samples] or [drawn[1].problem]
         problem = drawn[1].problem if drawn[1].problem in kept else kept[0]
@@ -175,33 +182,40 @@ def over_time(results: Results, problem: int | None = None, width: float = 1100)
     singles, means = ([line for line in lines if line[2]] for lines in (singles, means))  # empty answers have none
     half = width / 2
     count = len(results.methods[0].records)
-    wanted = [(singles, 0.0, "one problem"), (means, half, f"mean of {count:,} problems, shaded 10 to 90 %")]
+    wanted = [
+        (singles, 0.0, "One problem: at every drop, tokens leave the cache"),
+        (means, half, f"Mean of {count:,} problem{'s' * (count != 1)} (shaded: 10th to 90th percentile)"),
+    ]
     panels = [_panel(lines, half, x, name) for lines, x, name in wanted if lines]
     return picture(width, 360, *panels, title="Visible keys over time")
 
 
 def _panel(lines, width: float, left: float, name: str) -> str:
-    margin = 24 + 7.4 * max(len(line[0]) for line in lines)
+    peaks = [f"at most {max(values):,.0f}" if band is None else "" for _, _, _, values, band in lines]
+    margin = 24 + max(max(7.4 * len(line[0]), 6.2 * len(peak)) for line, peak in zip(lines, peaks, strict=True))
     x = Scale(0, max((max(at, default=1) for _, _, at, _, _ in lines), default=1), left + 58, left + width - margin)
     top = max(max([*values, *(band[1] if band else [])], default=1) for _, _, _, values, band in lines)
     y = Scale(0, top * 1.04, 304, 54)
     parts = [text(x.start - 36, 22, name, 13, INK, font_weight=600),
-             axes(x, y, "tokens sampled", "keys visible to the newest token")]  # fmt: skip
+             axes(x, y, "tokens generated so far", "tokens that the newest token can still see")]  # fmt: skip
     for _, shade, at, _, band in lines:
         if band:
             around = [(x(a), y(v)) for a, v in zip(at, band[1], strict=True)]
             around += [(x(a), y(v)) for a, v in zip(at, band[0], strict=True)][::-1]
             parts.append(tag("path", d=path(around) + "Z", fill=shade, opacity=0.13))
-    ends = spread([y(values[-1]) for _, _, _, values, _ in lines], 15, y.stop, y.start)
-    for (label, shade, at, values, _), end in zip(lines, ends, strict=True):
+    gap = 29 if any(peaks) and len(lines) < 8 else 15  # of more lines there is room for the names alone
+    ends = spread([y(values[-1]) for _, _, _, values, _ in lines], gap, y.stop, y.start - (gap - 15))
+    for (label, shade, at, values, _), peak, end in zip(lines, peaks, ends, strict=True):
         points = [(x(a), y(v)) for a, v in zip(at, values, strict=True)]
         parts.append(tag("path", d=path(points), fill="none", stroke=shade, stroke_width=1.7, stroke_linejoin="round"))
         parts.append(text(points[-1][0] + 7, end + 4, label, 12, shade, font_weight=600))
+        if peak and gap > 15:
+            parts.append(text(points[-1][0] + 7, end + 18, peak, 11))
     return "".join(parts)
 
 
 def accuracy_peak(results: Results, width: float = 620) -> str:
-    """Accuracy against peak, with 95 % intervals of both."""
+    """An SVG of accuracy over peak, a point for each method, with the 95 % intervals of both."""
     points = []
     for number, method in enumerate(results.methods):
         summary = metrics.summarise(method.records)
@@ -232,7 +246,7 @@ def accuracy_peak(results: Results, width: float = 620) -> str:
 
 
 def all_pictures(results: Results) -> dict[str, str]:
-    """File name -> SVG, for a page of one's own."""
+    """All pictures: file name -> SVG."""
     drawn = {"visible_keys.svg": over_time(results), "accuracy_peak.svg": accuracy_peak(results)}
     found = shown(results)
     if found is not None:
@@ -241,8 +255,11 @@ def all_pictures(results: Results) -> dict[str, str]:
 
 
 def shown(results: Results) -> tuple[MethodResult, Sample] | None:
-    """The sample that pictures show, with its method: the first method with one in which a key dies, if there is such;
-    of its samples one of a size that can be drawn, and of those the one that sees the smallest share of its past."""
+    """The sample that the pictures show, with its method; None if there are no samples.
+
+    The method is the first one with a sample in which a key dies, if there is one. Of its samples, one of a size that
+    can be drawn is preferred, and then the one that sees the smallest share of its past.
+    """
     sampled = [(method, sample) for method in results.methods for sample in method.samples]
     dies = [method for method, sample in sampled if sample.dies]
     own = [pair for pair in sampled if not dies or (pair[0] is dies[0] and pair[1].dies)]

@@ -1,4 +1,4 @@
-"""What a person sees of an evaluation that is under way."""
+"""The progress line that a person sees while an evaluation runs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ LIVE, LOGGED = 1.0, 60.0  # seconds after which a line is shown again though not
 
 
 class ProgressLine:
-    """A line for each contender, there from the moment that it is loaded and compiled.
+    """A line for each contender, which appears as soon as the contender begins to be loaded and compiled.
 
         rkv: loading and compiling, 48 s so far
         rkv: 12 of 40 problems, 63 s so far, about 147 s left
         rkv: 40 of 40 problems in 214 s, after 51 s of loading and compiling
 
-    A terminal has one line, which is rewritten every second; a file gets one for each of the two stages, each tenth of
-    the problems, and each minute.
+    In a terminal the line is rewritten every second. A file gets a new line for each of the two stages, for each tenth
+    of the problems, and every minute.
     """
 
     def __init__(self, file: TextIO | None, every: float | None = None):
         """Args:
-        file: such as stderr; None shows nothing.
-        every: seconds between two lines if nothing was answered; None is as above.
+        file: where the line is shown, such as stderr; None shows nothing.
+        every: seconds between two lines while nothing is answered; None is as above.
         """
         self.file = file
         self.live = file is not None and file.isatty()
@@ -35,7 +35,7 @@ class ProgressLine:
 
     @contextlib.contextmanager
     def contender(self, name: str, total: int) -> Iterator[ProgressLine]:
-        """Shows that this contender is compiled and, from the first call of `answered` on, that it answers."""
+        """Shows that this contender is being compiled and, once `answered` was called, how many it has answered."""
         self.name, self.total, self.done = name, total, None
         self.began = self.decoding = time.monotonic()
         over = threading.Event()
@@ -51,7 +51,7 @@ class ProgressLine:
                 print(file=self.file, flush=True)
 
     def answered(self, done: int) -> None:
-        """So many problems are answered; 0 says that compiling is over."""
+        """Tells how many problems are answered by now; 0 says that compiling is over."""
         first = self.done is None
         if first:
             self.decoding = time.monotonic()
@@ -60,14 +60,14 @@ class ProgressLine:
             self._show()
 
     def text(self, now: float) -> str:
-        """The line at a time of `time.monotonic`."""
+        """The line as it is at a time of `time.monotonic`."""
         if self.done is None:
             return f"{self.name}: loading and compiling" + _so_far(now - self.began)
         line, gone = f"{self.name}: {self.done:,} of {self.total:,} problems", now - self.decoding
         if self.done == self.total:
             return f"{line} in {gone:.0f} s, after {self.decoding - self.began:.0f} s of loading and compiling"
         line += _so_far(gone)
-        if self.done < self._tenth():  # nobody knows yet
+        if self.done < self._tenth():  # too early to tell how long the rest takes
             return line
         left = gone / self.done * (self.total - self.done)
         return line + (f", about {left:.0f} s left" if left >= 1 else "")

@@ -1,4 +1,4 @@
-"""One HTML file that shows an evaluation: no network, no fonts or scripts from elsewhere."""
+"""The report of an evaluation: one HTML file that loads nothing, neither fonts nor scripts, from anywhere else."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lt_jax.evaluation import metrics, pictures, table
 from lt_jax.evaluation.results import MethodResult, Results, Sample, write_whole
 from lt_jax.layout.row import Role
 
-SHOWN_TOKENS = 6000  # of one sample; a longer one is shown up to here
+SHOWN_TOKENS = 6000  # the most tokens of a sample that are shown
 
 
 def write(results: Results, path: str | Path) -> None:
-    """Writes the report, whole or not at all."""
+    """Writes the report, completely or not at all."""
     write_whole(path, page(results))
 
 
@@ -98,7 +98,7 @@ def _interval(interval: metrics.Interval) -> str:
 
 
 def _table(head: list[str], body: list[list[str]]) -> str:
-    """A table of ready HTML cells."""
+    """An HTML table; the cells are HTML already."""
     cells = lambda row, kind: "".join(f"<{kind}>{cell}</{kind}>" for cell in row)
     rows = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in body)
     return f"<div class=scroll><table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{rows}</tbody></table></div>"
@@ -160,7 +160,7 @@ def _samples(results: Results) -> str:
 
 
 def _sample(method: MethodResult, sample: Sample) -> dict:
-    """What the page needs of a sample; deaths as null where a token lives on."""
+    """What the page needs to know of a sample. The death of a token that lives on is null."""
     n = min(len(sample.death), SHOWN_TOKENS)
     record = method.records[sample.problem]
     alive = lambda death: death if death < len(sample.death) else None

@@ -16,12 +16,19 @@ VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One problem solved by one method: what was written, what it was taken to answer, and what it cost.
+    """One problem answered by one method.
 
     Attributes:
-        given: the answer found in `text`; None: none was found, which counts as wrong.
-        correct: whether it is right.
-        judged: False where the comparison found no end, so that nobody knows; `correct` is then False.
+        problem: the number of the problem in the suite.
+        family: the kind of the problem.
+        question, answer: of the problem; the answer is the right one.
+        text: what the method wrote.
+        given: the answer that was found in `text`. None means that none was found, which counts as wrong.
+        correct: whether `given` is right.
+        finish: why the text ended, see `decode.Completion`.
+        counts: what it cost.
+        judged: False where comparing the answers did not come to an end, so that it is not known whether `given` is
+            right; `correct` is then False.
     """
 
     problem: int
@@ -38,20 +45,20 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Every token of one completion with its lifetime, prompt included; lists of one length N.
+    """Every token of one answer with its lifetime, the prompt included. All lists have one length N.
 
     Attributes:
-        problem: number of the problem in the suite.
-        pieces: text of each token.
-        role: `layout.Role` numbers.
-        death: first index that no longer sees the token; N + 1 or more: it lives on. Under a KV budget, where heads
-            evict for themselves, that of the first head of the first layer.
-        since: oldest index the token looks back to.
-        gist: gist block ids, -1 outside.
-        thought: thought numbers, -1 outside.
-        forced: fed, not sampled; also True for the prompt.
-        visible: keys the token's query saw (a mean under an eviction, see `Completion`); the prompt's are its own
-            index + 1.
+        problem: the number of the problem in the suite.
+        pieces: the text of each token.
+        role: the `layout.Role` of each token, as a number.
+        death: the index of the first token that can no longer see it; N + 1 or more if it is never dropped. Under a KV
+            budget, where heads evict for themselves, it is that of the first head of the first layer.
+        since: the oldest index that the token may attend to.
+        gist: the id of the gist block that the token belongs to, -1 outside of one.
+        thought: the number of the thought that the token belongs to, -1 outside of one.
+        forced: whether the token was fed and not sampled; also True for the prompt.
+        visible: how many keys the token attended to. Under an eviction this is a mean, see `Completion`; for a token of
+            the prompt it is its index + 1.
         gist_rule: see `lifetimes.Lifetimes`.
     """
 
@@ -73,18 +80,18 @@ class Sample:
 
 
 def drawable(tokens: int) -> bool:
-    """Whether a picture of who sees whom in a row of so many tokens shows something and can be read."""
+    """Whether a row of this many tokens is long enough to show something in a picture, and short enough to be read."""
     return 40 <= tokens <= 600
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Visible keys after a number of sampled tokens, over the problems that got that far; lists of one length.
+    """Visible keys after a number of sampled tokens, over the problems that got that far. All lists have one length.
 
     Attributes:
-        at: sampled tokens, counted from 1.
-        mean, low, high: mean, 10th and 90th percentile of the visible keys.
-        alive: problems still running.
+        at: the number of sampled tokens, counted from 1.
+        mean, low, high: the mean, 10th and 90th percentile of the visible keys.
+        alive: how many problems got that far.
     """
 
     at: list[int]
@@ -99,16 +106,16 @@ class MethodResult:
     """One method on the suite.
 
     Attributes:
-        name: what tables call it.
+        name: of the method in tables.
         model: where its weights came from.
-        scheme: `layout.Scheme` as a dict.
-        records: one per problem, in the order of the suite.
+        scheme: its `layout.Scheme` as a dict.
+        records: the outcome of each problem, in the order of the suite.
         curve: visible keys over time.
-        samples: the first few completions in full.
-        seconds: wall time of decoding all problems, after `compile_seconds`; the judging of answers is not included.
-        cache_bytes: allocated for the cache of one row, from the arrays themselves; 0 where nobody knew.
-        cache_used: what of it the row with the most keys took.
-        compile_seconds: wall time of loading and compiling before that.
+        samples: a few answers in full.
+        seconds: wall time of decoding all problems, without compiling and without the judging of answers.
+        cache_bytes: bytes that the cache of one row takes, from the arrays themselves; 0 if it is not known.
+        cache_used: how many of them the row with the most keys used.
+        compile_seconds: wall time of loading and compiling.
     """
 
     name: str
@@ -125,9 +132,9 @@ class MethodResult:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """An evaluation: the methods, all on the same problems of one suite. The first method is the baseline.
+    """An evaluation: several methods on the same problems of one suite. The first method is the baseline.
 
-    `missing` names those that had not run when this was written: it is written after each.
+    `missing` names the methods that had not run yet when this was written, which happens after each of them.
     """
 
     suite: str
@@ -142,13 +149,13 @@ class Results:
 
 
 def save(results: Results, path: str | Path) -> None:
-    """Writes the JSON file, whole or not at all."""
+    """Writes the JSON file, completely or not at all."""
     data = {"version": VERSION, **dataclasses.asdict(results)}
     write_whole(path, json.dumps(data, ensure_ascii=False, allow_nan=False))
 
 
 def load(path: str | Path) -> Results:
-    """Reads what `save` wrote. Raises UserError if the file is missing, broken or of another version."""
+    """Reads a file that `save` wrote. Raises UserError if it is missing, broken or of another version."""
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

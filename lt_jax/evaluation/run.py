@@ -1,4 +1,4 @@
-"""Running methods on a suite."""
+"""Runs methods on a suite of problems and judges their answers."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ CURVE_POINTS = 240
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """A method ready to run.
+    """A method that is ready to run.
 
     Attributes:
-        name: what tables call it.
+        name: of the method in tables.
         model: where its weights came from, for the record.
-        scheme, special: as the engine has them.
-        complete: runs prompts and yields their completions in any order; `id` is the prompt's number.
-        encode: a problem as a prompt: ids, or a `layout.Row` where the prompt is compressed.
-        decode: ids as text, special tokens left out.
-        pieces: ids as one text per id, special tokens written out.
-        tokenize: text -> ids, for a scheme with an instruction.
-        warm: called with the prompts before the clock starts, to load and compile; it has a clock of its own.
-        cache_bytes: bytes of the cache of one row that holds so many keys, or (None) of all that is allocated for it;
-            None where nobody knows.
+        scheme, special: those of its engine.
+        complete: a function that takes prompts and yields their completions in any order; the `id` of a completion is
+            the number of its prompt.
+        encode: a function from a problem to its prompt: ids, or a `layout.Row` where the prompt is compressed.
+        decode: a function from ids to their text, without special tokens.
+        pieces: a function from ids to the text of each of them, special tokens included.
+        tokenize: a function from text to ids, for a scheme with an instruction.
+        warm: a function that is called with the prompts to load and compile, before the time of decoding is taken.
+        cache_bytes: a function from a number of keys to the bytes of cache that a row with so many keys uses, and from
+            None to all bytes that a row takes. If this is None, they are not known.
     """
 
     name: str
@@ -59,17 +60,17 @@ class Contender:
 def evaluate(contenders: Sequence[Contender], suite: Suite, *, samples: int = 4, note: str = "",
              progress: ProgressLine | None = None,
              after: Callable[[Results], None] = lambda _: None) -> Results:  # fmt: skip
-    """Every contender on every problem of the suite.
+    """Runs every contender on every problem of the suite.
 
     Args:
-        contenders: the first is the baseline others are compared with.
-        samples: completions per method kept in full, for pictures, see `kept`.
+        contenders: what is compared; the first is the baseline.
+        samples: how many completions of each contender are kept in full for pictures, see `kept`.
         note: a line for the reader of the results.
-        progress: what shows how far it is; None shows nothing.
-        after: called after each contender with the results so far, which say what is still missing.
+        progress: shows how far the evaluation is; None shows nothing.
+        after: a function that is called after each contender with the results so far, which say what is missing.
 
     Raises:
-        UserError: before anything is decoded, if answers in LaTeX could not be compared.
+        UserError: answers in LaTeX cannot be compared on this machine. It is raised before anything is decoded.
     """
     answers.check()
     progress = ProgressLine(None) if progress is None else progress
@@ -117,10 +118,10 @@ def _run(contender: Contender, suite: Suite, samples: int, progress: ProgressLin
 
 
 def kept(order: Sequence[Completion], samples: int) -> list[Completion]:
-    """The completions that are kept in full: the first ones, so that methods show the same problems.
+    """The completions that are kept in full: the first ones, so that the methods show the same problems.
 
-    Where no key dies in any of those, the last of them gives way to the first one that shows the method: one in which
-    something is put away, of a length that can be drawn if there is such.
+    If no key dies in any of those, the last of them is replaced by the first one in which a key does, if possible one
+    of a length that can be drawn, so that the method can be seen at work.
     """
     first = list(order[:samples])
     showing = [done for done in order if (_deaths(done) < len(done.row)).any()]
@@ -130,7 +131,7 @@ def kept(order: Sequence[Completion], samples: int) -> list[Completion]:
 
 
 def _deaths(done: Completion) -> np.ndarray:
-    """[P + N], those of the first head of the first layer where an eviction gave each its own."""
+    """The death of each token, [P + N]; under an eviction that of the first head of the first layer."""
     return done.death if done.evicted is None else np.minimum(done.death, done.evicted[0, 0])
 
 
@@ -163,10 +164,10 @@ def _sample(contender: Contender, done: Completion, rule: Closing | None) -> Sam
 
 
 def curve(visible: Sequence[np.ndarray]) -> Curve:
-    """Mean and spread of the visible keys over the number of sampled tokens.
+    """The mean and spread of the visible keys over the number of sampled tokens.
 
     Args:
-        visible: per problem, the keys each sampled token saw, [n] int.
+        visible: for each problem, how many keys each sampled token attended to, [n] int.
     """
     longest = max((len(each) for each in visible), default=0)
     at = np.unique(np.linspace(1, longest, min(longest, CURVE_POINTS)).round().astype(int)) if longest else []

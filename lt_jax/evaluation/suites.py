@@ -1,4 +1,4 @@
-"""Suites of problems: from files, from TensorFlow Datasets, and embedded ones that need nothing."""
+"""Suites of problems: from files, from TensorFlow Datasets, or made by the library itself ("embedded")."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lt_jax.data.tasks.worked import Worked
 from lt_jax.data.traces import Trace, convert
 from lt_jax.errors import UserError
 
-ENDLESS = 2**40  # problems are made up from their number
+ENDLESS = 2**40  # a problem is made from its number, so there is no last one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +33,19 @@ class Suite:
 
 def from_files(paths, *, name: str, format: str | None = None, limit: int = 0, seed: int = 0, system: str = "",
                prefix: str = "") -> Suite:  # fmt: skip
-    """A suite from JSONL or Parquet files; formats as for training (`data.traces`), outputs may be missing.
+    """A suite from JSONL or Parquet files, in the formats of training (`data.traces`); outputs may be missing.
 
-    The answer is the field `answer` (after "####" if it has that), or what the reference output gives in `\\boxed{}`.
-    Plain records may be multiple choices (`data.choices`); the family is the field `family` or `domain`, or the source.
+    The right answer is the field `answer` (what follows "####", if that occurs in it), or else what the reference
+    output has in `\\boxed{}`. Plain records may be multiple choice (`data.choices`). The family of a problem is the
+    field `family` or `domain`, or else its source.
 
     Args:
         paths: files or folders.
-        limit: keep that many, drawn at random by `seed`; 0 keeps all.
-        system: system turn where a record has none.
+        name: of the suite in tables.
+        format: a key of `data.traces.FORMATS`; None recognises it by the fields of the records.
+        limit: how many problems are used, drawn at random; 0 uses all.
+        seed: of that draw.
+        system: the system message of records that have none.
         prefix: text before every question, such as "Return your final response within \\boxed{}. ".
 
     Raises:
@@ -55,7 +59,7 @@ def from_files(paths, *, name: str, format: str | None = None, limit: int = 0, s
 
 def from_tfds(dataset: str, *, split: str = "test", data_dir: str | None = None, name: str = "", limit: int = 0,
               seed: int = 0, system: str = "", prefix: str = "") -> Suite:  # fmt: skip
-    """A suite from a TensorFlow Datasets name such as "gsm8k", read through `tfds.data_source`, fields as `from_files`.
+    """A suite from a TensorFlow data set such as "gsm8k", read with `tfds.data_source`; fields as in `from_files`.
 
     Raises:
         UserError: the data set or the split does not exist or is not prepared in `data_dir`.
@@ -83,10 +87,11 @@ def from_tfds(dataset: str, *, split: str = "test", data_dir: str | None = None,
 
 def embedded(size: int, *, seed: int = 0, steps: tuple[int, int] = (6, 12), families: Sequence[str] = tuple(FAMILIES),
              name: str = "") -> Suite:  # fmt: skip
-    """Worked reasoning-gym problems that no training stream contains; the families in turn.
+    """Reasoning-gym problems that no training stream contains. The families take turns.
 
     Args:
-        steps: least and most steps of a problem; longer than trained on is allowed.
+        size: how many problems.
+        steps: the fewest and the most steps of a problem, which may be more than were trained on.
         families: names from `data.tasks.FAMILIES`.
     """
     unknown = [family for family in families if family not in FAMILIES]
@@ -99,10 +104,10 @@ def embedded(size: int, *, seed: int = 0, steps: tuple[int, int] = (6, 12), fami
 
 
 def distinct(size: int, seed: int, steps: tuple[int, int], families: tuple[str, ...]) -> list[Worked]:
-    """`size` held-out problems, no question twice, the families in turn.
+    """Makes `size` problems that are never trained on. The families take turns, and no question comes twice.
 
     Raises:
-        UserError: a family has fewer questions of that many steps than are asked of it.
+        UserError: a family has too few different questions of that many steps.
     """
     traces = Problems(ENDLESS, seed=seed, steps=steps, held_out=True, families=families)
     found: dict[str, Worked] = {}

@@ -31,7 +31,7 @@ def table(results: Results) -> str:
 
 
 def methods(results: Results) -> str:
-    """One line per method."""
+    """The main table: a line for each method."""
     base = metrics.summarise(results.methods[0].records)
     head = ["method", "accuracy % (95%)", "peak", "of", "dependency", "of", "tokens", "compr.", "time s", "tokens/s"]
     body = []
@@ -46,14 +46,14 @@ def methods(results: Results) -> str:
 
 
 def cache_bytes(results: Results) -> str:
-    """A line on the memory that a row's cache needs and takes; empty where it is not known."""
+    """A line on the memory that the cache of a row uses and takes; empty if it is not known."""
     known = [each for each in results.methods if each.cache_bytes]
     told = ", ".join(f"{each.name} {megabytes(each.cache_used)} ({megabytes(each.cache_bytes)})" for each in known)
     return textwrap.fill(f"cache of one row, MB, most used (allocated): {told}", WIDTH) if told else ""
 
 
 def compile_seconds(results: Results) -> str:
-    """A line on what the times of the table leave out; empty where nothing was compiled."""
+    """A line on the time of loading and compiling, which the table leaves out; empty if nothing was compiled."""
     told = ", ".join(f"{each.name} {number(each.compile_seconds)}" for each in results.methods if each.compile_seconds)
     return textwrap.fill(f"loading and compiling before that time, s: {told}", WIDTH) if told else ""
 
@@ -84,7 +84,7 @@ def unjudged(results: Results) -> str:
 
 
 def counted(results: Results, what: str, which: Callable[[Outcome], bool]) -> str:
-    """`what`, with the number of such records of every method that has any; empty if none has."""
+    """A line with `what`, and the number of such records of each method that has any; empty if none has."""
     counts = [(each.name, sum(map(which, each.records))) for each in results.methods]
     told = ", ".join(f"{name} {number:,}" for name, number in counts if number)
     return textwrap.fill(f"{what}: {told}", WIDTH) if told else ""
@@ -107,7 +107,7 @@ def families(results: Results) -> list[str]:
 
 
 def by_family(results: Results) -> str:
-    """Accuracy, and peak, of every method on each family; beyond four methods, with a line for each of those."""
+    """The accuracy and peak of every method on each family. With more than four methods, each has a line of its own."""
     if len(results.methods) > 4:
         return _by_method(results)
     head = ["family", "problems", *(f"{each.name} % / peak" for each in results.methods)]
@@ -137,7 +137,7 @@ def share(value: float, whole: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """Whole above ten, with thousands marked; "-" for nothing."""
+    """A number as text: without decimals from ten on, with commas between thousands; "-" if it is not known."""
     if value is None or not math.isfinite(value):
         return "-"
     if abs(value) >= 1e7:
@@ -146,7 +146,8 @@ def number(value: float | None) -> str:
 
 
 def grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table: first column to the left, the others to the right. One wider than WIDTH loses the ends of its names."""
+    """A table whose first column is aligned to the left and the others to the right. If it is wider than WIDTH, the
+    names in its first column are shortened."""
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
     widths[0] = max(min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)), 8)
     cut = lambda text, width: text if len(text) <= width else text[: width - 3] + "..."

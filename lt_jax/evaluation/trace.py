@@ -1,4 +1,4 @@
-"""A completion told part by part: which tokens were thoughts, gists, text. Its lifetimes are the engine's own."""
+"""Which tokens of a completion are thoughts, gists and other text. The lifetimes of its tokens come from the engine."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from lt_jax.layout.row import Role
 
 
 def outline(done: Completion, closing: Closing | None) -> tuple[np.ndarray, np.ndarray]:
-    """Roles and thought numbers of prompt and response, as `layout.Row` has them.
+    """The role and the thought number of each token of prompt and response, as in `layout.Row`.
 
     Args:
         closing: how the scheme closes a thought; None for vanilla.
 
     Returns:
-        role [P + N] int8 and thought [P + N] int32 (-1 outside). A thought that was cut off counts as one.
+        role [P + N] int8 and thought [P + N] int32 (-1 outside of thoughts). An unfinished last thought is one, too.
     """
     prompt, total = done.prompt_length, len(done.row)
     role = np.full(total, Role.PROMPT, np.int8)

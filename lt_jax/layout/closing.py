@@ -33,7 +33,7 @@ class Closing:
         role: [M] int8.
         trained: [M] bool.
         death: [M] int32, offset at which the token itself dies, or NEVER.
-        since: [M] bool, the token looks back to the start of the thought only (`see_current`, anllm).
+        since: [M] bool, the token attends to nothing before the start of the thought (`see_current`, anllm).
         is_gist: [M] bool, the token is in the gist block of this thought.
         thought_dies: offset at which the tokens of the thought before tokens[0] die.
         replaces_output: the previous thought's output token dies at this one's output token (`exclude_continue`).

@@ -37,8 +37,8 @@ def encoder(tokenizer) -> Callable[[str], list[int]]:
 def core(tokenizer) -> Tokenizer:
     """The `tokenizers.Tokenizer` inside, with padding and truncation turned off for good.
 
-    A tokenizer.json may have been saved with either, from batches that somebody made; a text would then become a length
-    of tokens and not its own.
+    A tokenizer.json may have been saved with either, if it was last used for batches. A text would then be filled up or
+    cut to a fixed number of tokens.
     """
     found = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(found, Tokenizer):

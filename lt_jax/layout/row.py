@@ -38,7 +38,7 @@ class Row:
         trained: [N] bool, this token is a training target (LightThinker 3.2: thoughts, triggers, EOS).
         position: [N] RoPE positions, 0..N-1; tokens that die go on counting.
         death: [N] first index that no longer sees the token, `NEVER` if none.
-        since: [N] oldest index the token looks back to, 0 normally.
+        since: [N] oldest index that the token may attend to, 0 normally.
         gist: [N] id of the gist block for `gist_rule`, -1 outside; ids are below N.
         thought: [N] number of the thought a token belongs to (its gists and output token too), -1 outside.
     """

@@ -20,7 +20,7 @@ def batch_of(completions: Sequence[Completion], length: int, pad: int, rows: int
     Args:
         completions: of one engine: they share their gist rule and how deaths were recorded.
         length: tokens of a row, S.
-        pad: id of the padding, which sees only itself and is seen by nobody else.
+        pad: id of the padding, which sees only itself and is seen by no other token.
         rows: B, the last ones whole rows of padding; None is one per completion.
 
     Returns:

@@ -62,7 +62,7 @@ def generate(
         warn: takes lines about answers that cannot be what was asked for, see `notices`.
 
     Raises:
-        UserError: as `Model.generate`; of several prompts those that nobody can answer are told of by `warn`.
+        UserError: see `Model.generate`. If one of several prompts cannot be answered, `warn` gets a line instead.
     """
     asked = [conversation(question, system) for question, system in prompts]
     if line := notices.beyond(_lengths(model, asked), how.max_new, model.config.max_positions):

@@ -1,4 +1,4 @@
-"""What a training run is: frozen dataclasses, checked when made. The library takes these; only `launch/` sees flags."""
+"""The settings of a training run: frozen dataclasses that are checked when they are made."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ REMATS = ("none", "dots", "layer")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Warmup, cosine to `end_fraction` of the peak, clipping, and AdamW or Muon.
+    """AdamW or Muon, with gradient clipping, linear warmup and then a cosine.
 
     Attributes:
-        name: "adamw", or "muon" (momentum orthogonalised for the linear maps of the layers, AdamW for the rest).
-        learning_rate: the peak.
+        name: "adamw", or "muon": Muon (orthogonalised momentum) for the linear maps of the layers, AdamW for the rest.
+        learning_rate: at its highest, after the warmup.
         warmup: steps of linear warmup; a number below 1 is a fraction of all steps.
-        end_fraction: learning rate at the last step, as a fraction of the peak.
+        end_fraction: the learning rate of the last step, as a fraction of the highest.
         b1, b2, eps, weight_decay: of AdamW; norms and biases do not decay.
-        clip: largest global norm of the gradient; 0 does not clip.
-        adam_rate: under Muon, the learning rate of what AdamW trains, as a fraction of Muon's.
+        clip: the largest global norm of the gradient; 0 does not clip.
+        adam_rate: with Muon, the learning rate of what AdamW trains, as a fraction of Muon's.
     """
 
     name: str = "adamw"
@@ -65,20 +65,20 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        steps: optimizer steps; 0 where `epochs` say it.
-        epochs: passes over the data, also a fraction, in place of steps; 0 where `steps` say it. Only `sft` knows the
-            data: it counts the steps that they make (`data.pipeline.count_batches`) and fills them in.
-        accumulate: microbatches a step's batch is cut into; the loss is the token mean over all of them.
+        steps: how many optimizer steps; 0 if `epochs` are given.
+        epochs: how many passes over the data, which may be a fraction; 0 if `steps` are given. Only `sft` knows the
+            data, and so it counts their steps (`data.pipeline.count_batches`) and fills them in.
+        accumulate: how many microbatches the batch of a step is cut into; the loss is the mean over all their tokens.
         remat: what the backward pass computes again: "none", "dots" (all but matrix products) or "layer" (all).
-        params_dtype: in which a step computes with the weights. What is trained is stored in float32 always, and so are
-            its moments: in bfloat16 an update of 2e-5 would be lost in most weights. A trained weight takes 12 bytes
-            under AdamW, and 4 more while a step runs (its gradient; with bfloat16 that and a copy, of 2 bytes each).
-            With adapters, which are float32 always, it is the storage of the frozen weights.
-        loss_chunk: tokens whose logits exist at one time; 0 chooses by vocabulary size.
-        attention: implementation, None for the best on this platform.
+        params_dtype: the type in which a step computes with the weights. Trained weights and their moments are always
+            stored in float32, because most updates of 2e-5 would be lost in bfloat16. So a trained weight takes 12
+            bytes under AdamW, and 4 more while a step runs (its gradient; with bfloat16 that and a copy, of 2 bytes
+            each). With adapters, which are always float32, it is the type in which the frozen weights are stored.
+        loss_chunk: how many tokens have their logits in memory at one time; 0 chooses by the size of the vocabulary.
+        attention: its implementation; None is the best for the platform.
         gist_rule: how the tokens of one gist block see each other; see `lt_jax.lifetimes`.
-        log_every, eval_every, save_every: in steps; 0 is at the end only.
-        keep: checkpoints kept.
+        log_every, eval_every, save_every: how many steps apart; 0 is at the end only.
+        keep: how many of the newest checkpoints are kept.
         seed: of the run's random key.
     """
 

@@ -165,7 +165,11 @@ class _Loop:
         return True
 
     def step(self) -> None:
-        """One optimizer step. Its metrics are fetched one step later: the device stays busy, the host near it."""
+        """One optimizer step.
+
+        The metrics of the step before are fetched only now. So the device always has work while the host waits, and the
+        host is never more than one step ahead.
+        """
         batch = self.next_batch()
         if self.train_step is None:
             self.compile(batch)

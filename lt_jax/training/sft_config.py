@@ -1,4 +1,4 @@
-"""What a supervised run is: model, data, tokens, method. Settings that would be ignored are refused."""
+"""The settings of a supervised run: model, data, tokens, method. A setting that would be ignored is refused."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from lt_jax.training.config import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class TokensConfig:
-    """Which special tokens there are.
+    """Which special tokens are used.
 
     Attributes:
-        table: "default", or "reference" for the ids of the released LightThinker checkpoints.
-        family: of the reference table, "qwen" or "llama".
-        trigger: a native token that ends thoughts, such as two newlines; None adds a new one (default table).
-        eos, pad: texts of tokens; None takes the tokenizer's own (pad: its pad token, or eos).
+        table: "default" adds new tokens; "reference" takes the ids of the released LightThinker checkpoints.
+        family: of the reference table: "qwen" or "llama".
+        trigger: an existing token that ends thoughts, such as two newlines. None adds a new one (default table only).
+        eos: the text of the token that ends an answer; None is the tokenizer's own.
+        pad: the text of the padding token; None is the tokenizer's own, or eos if it has none.
     """
 
     table: str = "default"
@@ -46,12 +47,16 @@ class SourceConfig:
     """Which traces are trained on, and how they become text.
 
     Attributes:
-        paths: trace files or folders of them; format: a key of `data.traces.FORMATS`, None to see it.
-        embedded: number of embedded problems (`data.tasks.Problems`) to train on in place of files, with thoughts from
-            steps[0] to steps[1], of `families` in turn (empty: all; a family named twice comes twice as often).
-        held_out: samples kept for eval_loss; 0 measures none.
-        data_dir: where prepared data sets are kept; None is `data` in the run folder.
-        chat, system, prefix: see `data.prompts.Prompter`. turns, segment, minimum, maximum: see `data.rows.RowMaker`.
+        paths: trace files, or folders of them.
+        format: a key of `data.traces.FORMATS`; None recognises it by the fields of the records.
+        held_out: how many samples are kept for eval_loss and not trained on; with 0 it is not measured.
+        data_dir: the folder of prepared data sets; None is `data` in the run folder.
+        chat, system, prefix: see `data.prompts.Prompter`.
+        turns, segment, minimum, maximum: see `data.rows.RowMaker`.
+        embedded: how many of the library's own problems (`data.tasks.Problems`) to train on in place of files.
+        steps: the fewest and the most thoughts of such a problem.
+        families: the kinds of such problems, which take turns. A kind that is named twice comes twice as often; empty
+            takes all kinds.
     """
 
     paths: tuple[str, ...]
@@ -84,13 +89,15 @@ class SftConfig:
     """One supervised run.
 
     Attributes:
-        folder: of the run; if it has checkpoints of the same run, they are gone on from.
-        model: checkpoint folder to start from; dtype: of the computation.
+        folder: of the run. If it has checkpoints of the same run, the newest one is continued.
+        model: the checkpoint folder that training starts from.
+        dtype: of the computation.
         scratch: start from random weights, and take only sizes and tokenizer from that folder.
-        lora: adapters, or None to train everything; its `rows` are filled in with the new tokens.
+        lora: adapters, or None to train all parameters. Its `rows` are filled in with the new tokens.
         source, batches, tokens, scheme, train: see each. `train.gist_rule` is filled in from the scheme.
-        tensorboard: also write TensorBoard files. wandb: project on Weights & Biases, None for none.
-        export_dtype: of the exported tensors; None takes `train.params_dtype`.
+        tensorboard: write TensorBoard files as well.
+        wandb: the name of a Weights & Biases project, or None.
+        export_dtype: of the exported tensors; None is `train.params_dtype`.
     """
 
     folder: str

@@ -30,7 +30,7 @@ def lifetimes(batch: dict, gist_rule: str) -> Lifetimes:
 
 
 def padding(batch: dict) -> jax.Array:
-    """Which tokens are padding: they see only themselves and are seen by nobody else. [B, S] bool."""
+    """Which tokens are padding: they see only themselves, and no other token sees them. [B, S] bool."""
     death, index = batch["death"], jnp.arange(batch["death"].shape[-1], dtype=jnp.int32)
     return jnp.all(death == index + 1, axis=tuple(range(1, death.ndim - 1))) & (batch["since"] == index)
 

@@ -1,4 +1,4 @@
-"""How a cache is kept within its budget."""
+"""How the cache of a row is kept within its budget."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ ORDERS = ("birth", "reference")
 
 @dataclasses.dataclass(frozen=True)
 class Eviction:
-    """A KV budget and the policy that chooses who stays.
+    """A KV budget and the policy that chooses which keys stay within it.
+
+    Whenever a row holds budget + buffer keys, all but `budget` of them are evicted. This is called a compaction.
 
     Attributes:
         policy: one of `POLICIES`.
-        budget: keys a (row, layer, kv head) keeps at a compaction; a tuple gives each layer its own.
-        buffer: tokens between two compactions. A row holds budget + buffer keys at most.
-        window: the newest keys, always kept; also the queries that SnapKV and R-KV ask.
-        sinks: the first keys of the row, always kept.
-        share: None: every layer and kv head chooses for itself. "heads": the heads of a layer keep the same keys.
-            "layers": all layers and heads do (what the released Sparse-RL does).
-        order: "birth" keeps slots in birth order. "reference" (rkv and snapkv) leaves them in the order of the scores,
-            as the R-KV code does; its pooling and its "last" duplicate then follow that order.
-        mix: lambda of R-KV, the weight of attention against redundancy.
-        kernel: of the max pooling of SnapKV and R-KV, odd.
-        threshold: cosine above which R-KV takes two keys for duplicates.
-        separators: token ids of separators, separator_room: most of their keys that are kept (SepLLM).
+        budget: how many keys each layer and KV head of a row keeps at a compaction. A tuple gives each layer its own.
+        buffer: how many tokens pass between two compactions.
+        window: how many of the newest keys are always kept. SnapKV and R-KV also score keys by the attention that the
+            queries of these tokens pay to them.
+        sinks: how many of the first keys of the row are always kept.
+        share: None lets every layer and KV head choose for itself. "heads" makes the heads of a layer keep the same
+            keys, and "layers" all layers and heads, as the released Sparse-RL does.
+        order: "birth" keeps the slots of a row in the order of birth. "reference" (rkv and snapkv only) leaves them in
+            the order of the scores, as the R-KV code does, which changes what its pooling sees and which duplicate of a
+            key it takes for the last one.
+        mix: the weight of attention against redundancy in R-KV's score (lambda in the paper).
+        kernel: the width of the max pooling over scores in SnapKV and R-KV; it is odd.
+        threshold: the cosine similarity above which R-KV takes two keys for duplicates.
+        separators: the token ids that SepLLM takes for separators.
+        separator_room: the most keys of separators that SepLLM keeps.
         seed: of the random policy.
     """
 
@@ -98,7 +103,7 @@ class Eviction:
 
     @property
     def asks(self) -> int:
-        """How many of the last queries the policy looks at."""
+        """How many of the newest queries the policy needs, to see which keys they attend to."""
         return {"tova": 1, "snapkv": self.window, "rkv": self.window}.get(self.policy, 0)
 
     def budgets(self, layers: int) -> tuple[int, ...]:
@@ -111,9 +116,9 @@ class Eviction:
 
 
 def pyramid(layers: int, mean: int, beta: float = 20.0, least: int = 1) -> tuple[int, ...]:
-    """Budgets that fall linearly from the first layer to the last (PyramidKV), `mean` on average.
+    """A budget for each layer: they fall linearly from the first layer to the last, and average `mean` (PyramidKV).
 
-    The last layer gets mean / beta, but not less than `least`, and the first 2 mean minus that.
+    The last layer gets mean / beta, but not less than `least`; the first layer gets 2 * mean minus that.
 
     Raises:
         UserError: `least` is above the mean.
@@ -131,14 +136,15 @@ def pyramid(layers: int, mean: int, beta: float = 20.0, least: int = 1) -> tuple
 
 
 def published(policy: str, budget: int | tuple[int, ...], buffer: int = 128, **settings) -> Eviction:
-    """A policy with the settings of its paper or release, scaled to the budget where they are shares of it.
+    """A policy with the settings of its paper or release. What they give as a share of the budget is scaled to it.
 
-    streaming: 4 sinks. h2o: half of the budget is the local window (LightThinker C.2). sepllm: of 1,024 keys 384 first
-    ones, 256 of the local window, 64 separators (LightThinker C.2). snapkv and rkv: window 8. The others protect the
-    newest key alone. With a budget for each layer the shares are of the smallest.
+    streaming has 4 sinks. h2o has a window of half the budget, and sepllm, for each 1,024 keys of budget, 384 sinks, a
+    window of 256 and room for 64 separators (both as in appendix C.2 of LightThinker). snapkv and rkv have a window of
+    8. The other policies always keep the newest key only. If each layer has a budget of its own, shares are taken of
+    the smallest one.
 
     Args:
-        settings: fields of `Eviction`, in place of those.
+        settings: fields of `Eviction` that replace those.
     """
     least = min(budget) if isinstance(budget, tuple) else budget
     own = {

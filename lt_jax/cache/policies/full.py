@@ -1,4 +1,4 @@
-"""Full attention: nobody is evicted. The budget is the capacity; a row that outgrows it ends."""
+"""Full attention: no key is evicted. The budget is the capacity; a row that outgrows it ends."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def _forgive(last, cosine, t, forgiven):
     lane = lax.broadcasted_iota(jnp.int32, (LANES, LANES), 1).astype(jnp.float32)
     hit = jnp.where(place == lane, 1.0, 0.0).astype(jnp.bfloat16)
     tile = lax.broadcasted_iota(jnp.int32, forgiven.shape, 0)
-    charge = jnp.where(tile == key >> 7, cosine[:, _at(t)], 0.0)  # -1, nobody, is in no tile
+    charge = jnp.where(tile == key >> 7, cosine[:, _at(t)], 0.0)  # -1 stands for no key and is in no tile
     return forgiven + _sum_product(charge, hit, WITHIN)
 
 

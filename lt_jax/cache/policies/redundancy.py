@@ -19,7 +19,7 @@ def redundancy(view: View, threshold: float = 0.5, forgive_first: bool = False) 
     """softmax_j(mean_i c_ij) over the living keys, [R, Hkv, C] float32; zeros in dead slots.
 
     c is the cosine of two keys with zeros on the diagonal. Each key i forgives the last key that repeats it: with
-    r(i) the largest j != i with c_ij > threshold, c[i, r(i)] is 0. (Where there is none nobody is forgiven, or slot 0
+    r(i) the largest j != i with c_ij > threshold, c[i, r(i)] is 0. (Where there is none, no key is forgiven, or slot 0
     if `forgive_first`.) So older copies are charged and the newest is not.
 
         column sums of c    sum_i c_ij = k_j . (sum_i k_i) - |k_j|^2        of unit keys, exact

@@ -1,6 +1,6 @@
 """R-KV (Cai et al., arXiv 2505.24133): keys that are attended to and are not copies of later ones stay.
 
-Differs from the released code: a key without a duplicate forgives nobody, where the code forgives slot 0 (only with
+Differs from the released code: a key without a duplicate forgives none, where the code forgives slot 0 (only with
 order="reference" here, for parity); every row of a batch has its own redundancy; dead slots take no part.
 """
 
