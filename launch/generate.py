@@ -46,7 +46,7 @@ TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "temperature of sampling; 0
 TOP_K = flags.DEFINE_integer("top_k", 0, "sample from this many of the most probable tokens; 0: from all")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "sample from the most probable tokens that make up this share")
 SEED = flags.DEFINE_integer("seed", 0, "seed of sampling; prompt number i has seed + i")
-TENSOR = flags.DEFINE_integer("tensor", 1, "how many devices share an answer, for models too large for one", lower_bound=1)
+TENSOR = flags.DEFINE_integer("tensor", 1, "devices that share an answer, for models too large for one", lower_bound=1)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "the type of weights and computation")
 COMPILE_CACHE = flags.DEFINE_string(
     "compile_cache", "~/.cache/lt_jax/jax", "the folder that keeps compiled programs; empty: keep none"
