@@ -17,22 +17,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from lt_jax.ask import Answer, AskConfig, Message, one_prompt, read_conversation
+from lt_jax import scoring
+from lt_jax.ask import Answer, AskConfig, Message, asked, one_prompt, read_conversation
 from lt_jax.cache.policies import Eviction, published
 from lt_jax.data.prompts import Prompter
-from lt_jax.decode import Completion, DecodeConfig, Engine, Event, Request, TextStreamer
+from lt_jax.decode import Completion, DecodeConfig, Engine, Event, Request, Sampling, TextStreamer
 from lt_jax.decode.admit import check_request
 from lt_jax.decode.completion import refused
 from lt_jax.decode.control import Rules
 from lt_jax.decode.counts import count
-from lt_jax.decode.setup import check, rules_of
+from lt_jax.decode.setup import check, rules_of, size_for
 from lt_jax.errors import UserError
 from lt_jax.layout.card import NAME, Card, read_card
 from lt_jax.layout.closing import closing
@@ -104,7 +104,7 @@ class Model:
         Raises:
             UserError: a setting or a prompt that nobody can answer, before anything is decoded.
         """
-        found = self._answers(prompts, AskConfig(**settings), stream, strict=True)
+        found = self._answers(prompts, asked(**settings), stream, strict=True)
         return _nested(lambda answer: answer.text, found)
 
     def answer(self, prompts: Prompts, *, stream: Callable[[str], None] | None = None, **settings):
@@ -113,7 +113,7 @@ class Model:
         Of several prompts one that nobody can answer has an answer like the others: its `finish` is "refused", and
         `why` says why.
         """
-        return self._answers(prompts, AskConfig(**settings), stream, strict=one_prompt(prompts))
+        return self._answers(prompts, asked(**settings), stream, strict=one_prompt(prompts))
 
     def stream(self, prompt: str | Sequence[Message], **settings) -> Iterator[str]:
         """The answer to one prompt, piece by piece. Closing the iterator ends the answer.
@@ -124,7 +124,7 @@ class Model:
         if not one_prompt(prompt):
             raise UserError("stream() answers one prompt; for several, give generate() a function as `stream`")
         pieces: list[str] = []
-        with contextlib.closing(self.answering([prompt], AskConfig(**settings), pieces.append)) as answering:
+        with contextlib.closing(self.answering([prompt], asked(**settings), pieces.append)) as answering:
             for _ in answering:
                 yield from pieces
                 pieces.clear()
@@ -150,9 +150,10 @@ class Model:
         if stream is not None and how.n > 1:
             raise UserError(f"n is {how.n}; streaming shows one answer to each prompt")
         own = self.decoding_as(how.method)
-        requests = [how.request((), number) for number in range(len(prompts))]
-        config = own.decode_config(how, sum(request.n for request in requests))
-        requests, refusals = own._admitted(prompts, requests, config)
+        how = dataclasses.replace(how, method=own.scheme.method)
+        rows, refusals = own._read(prompts)
+        config = own.decode_config(how, len(prompts) * how.n, rows.values())
+        requests = own._admitted(rows, refusals, how, config)
         if refusals and strict:
             number, why = next(iter(refusals.items()))
             raise UserError(why if len(prompts) == 1 else f"prompt {number}: {why}")
@@ -184,18 +185,28 @@ class Model:
         tokens = done.tokens[done.written]
         return Answer(self.text(tokens), done.finish, tokens, done.logp[done.written], count(done), done.why, done, how)
 
-    def _admitted(self, prompts, requests, config: DecodeConfig) -> tuple[list[Request], dict[int, str]]:
-        """The requests with their prompts, and of those that cannot be answered why, by number."""
-        rules, asked, refusals = self.rules(config), [], {}
-        check(self.scheme, self.config, config, rules)
-        for number, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
+    def _read(self, prompts) -> tuple[dict[int, Row], dict[int, str]]:
+        """The prompts as rows, and of those that are none why, by number."""
+        rows, refusals = {}, {}
+        for number, prompt in enumerate(prompts):
             try:
-                request = dataclasses.replace(request, prompt=self.ask(prompt))
+                rows[number] = self.ask(prompt)
+            except UserError as error:
+                refusals[number] = str(error)
+        return rows, refusals
+
+    def _admitted(self, rows: dict[int, Row], refusals: dict[int, str], how, config: DecodeConfig) -> list[Request]:
+        """The requests of the prompts that can be answered; why the others cannot goes into `refusals`."""
+        rules, requests = self.rules(config), []
+        check(self.scheme, self.config, config, rules)
+        for number, row in rows.items():
+            try:
+                request = how.request(row, number)
                 check_request(request, number, self.config, config, rules)
-                asked.append(request)
+                requests.append(request)
             except UserError as error:
                 refusals[number] = str(error).removeprefix(f"request {number}: ")
-        return asked, refusals
+        return requests
 
     # Decoding.
 
@@ -248,14 +259,29 @@ class Model:
             settings["separators"] = separators(self.tokenizer)
         return published(**settings)
 
-    def decode_config(self, how: AskConfig, answers: int) -> DecodeConfig:
-        """The engine for so many answers: 1, 2, 4 ... rows, so that few are compiled, and no more than asked for."""
+    def decode_config(self, how: AskConfig, answers: int, prompts: Iterable[Row] = ()) -> DecodeConfig:
+        """The engine for so many answers: 1, 2, 4 ... rows, so that few are compiled, and no more than asked for.
+
+        Args:
+            prompts: what they answer; the deaths are recorded of rows that begin so.
+        """
         rows = min(how.rows, 1 << max(0, answers - 1).bit_length())
         eviction = None if how.eviction is None else self.eviction(**how.eviction)
         rule = closing(self.scheme, self.special, self.tokenize)
         most = self.config.max_positions + (0 if rule is None else len(rule)) + 1  # so that positions end a row first
         capacity = how.capacity or most
-        return DecodeConfig(rows=rows, capacity=capacity, eviction=eviction, max_thought=how.max_thought)
+        horizon = self.horizon(prompts, how.max_new) if how.records and eviction is not None else 0
+        return DecodeConfig(
+            rows=rows, capacity=capacity, eviction=eviction, max_thought=how.max_thought, horizon=horizon
+        )
+
+    def horizon(self, prompts: Iterable[Row], max_new: int) -> int:
+        """Tokens that no row of these prompts grows beyond, for `DecodeConfig.horizon`: any of the sampled ones may
+        close a thought. One of few sizes, as an engine is compiled for it."""
+        rule = closing(self.scheme, self.special, self.tokenize)
+        longest = max(map(len, prompts), default=0)
+        need = longest + max_new * (1 if rule is None else 1 + len(rule)) + 1
+        return min(size_for(need), self.config.max_positions)
 
     def engine(self, config: DecodeConfig, weights: dict | None = None) -> Engine:
         """A new engine; `weights` of another one of this model may be shared with it."""
@@ -304,39 +330,46 @@ class Model:
 
     # Scoring and saving.
 
-    def score(self, texts, *, temperature: float | None = None):
+    def score(self, texts, *, temperature: float | None = None, dense: bool = False):
         """What the model says of given tokens: the log-prob of each, given those before it.
 
         Args:
-            texts: a text, which is tokenised as it is, without a chat template; a list of token ids; a `layout.Row`,
-                under its lifetimes; an `Answer`, prompt and response, under the lifetimes that it was written with. Or
-                a list of those.
+            texts: a text, which is tokenised as it is, without a chat template; token ids; a `layout.Row`, under its
+                lifetimes; an `Answer` or a `Completion`, prompt and response, under the lifetimes that it was written
+                with. Or a list of those, or of such lists.
             temperature: divides the logits; None is 1, and for an `Answer` its own.
+            dense: of answers, as if no key had been evicted: under the lifetimes of the method alone, which for vanilla
+                is full attention. What it differs by from the score without is the mismatch of Sparse-RL.
 
         Returns:
             [N] float32 of N tokens, or a list of them; the first token's is 0, and that of a token of an answer which
-            was fed and not sampled (a gist). The sampled tokens of an answer get the log-probs they were drawn with
-            (unless top_k or top_p narrowed the choice).
+            was fed and not sampled (a gist). The sampled tokens of an answer get the log-probs they were drawn with,
+            if it is not `dense`: within 1e-4 in float32.
 
         Raises:
-            UserError: no token, or ids outside of the vocabulary; an answer whose keys were evicted: nobody recorded
-                when.
+            UserError: no token, or ids outside of the vocabulary; an answer whose evictions were not recorded (ask with
+                `records=True`), or that top_k or top_p narrowed, unless a temperature is given, by which alone it is
+                then scored; an answer of a model of another shape.
         """
-        one = isinstance(texts, str | Row | Answer) or (len(texts) > 0 and isinstance(texts[0], int | np.integer))
-        texts = [texts] if one else list(texts)
-        found = score_rows(self.params, self.config, [self._given(each, temperature) for each in texts])
-        for text, logp in zip(texts, found, strict=True):
-            if isinstance(text, Answer):
-                logp[text.completion.prompt_length :][text.completion.forced] = 0.0
-        return found[0] if one else found
+        flat: list = []
+        scoring.each(flat.append, texts)
+        found = score_rows(self.params, self.config, [self._given(text, temperature, dense) for text in flat])
+        for text, logp in zip(flat, found, strict=True):
+            if isinstance(text, Answer | Completion):
+                done = text.completion if isinstance(text, Answer) else text
+                logp[done.prompt_length :][done.forced] = 0.0
+        logps = iter(found)
+        return scoring.each(lambda text: next(logps), texts)
 
-    def _given(self, text, temperature: float | None) -> Given:
-        own = 1.0 if temperature is None else temperature
-        if isinstance(text, Answer):
-            done, how = text.completion, text.asked
-            never = self.decoding_as(how.method).rules(DecodeConfig()).never
-            own = how.temperature if temperature is None else temperature
-            return Given(done.row, done.lifetimes(), temperature=own, never=never)
+    def _given(self, text, temperature: float | None, dense: bool) -> Given:
+        own = 1.0 if temperature is None else Sampling(temperature).temperature
+        if isinstance(text, Answer | Completion):
+            done, model = scoring.completion_of(text, temperature, dense), self
+            if isinstance(text, Answer):
+                model = self.decoding_as(text.asked.method)
+                own = text.asked.temperature if temperature is None else own
+            never = model.rules(DecodeConfig()).never
+            return Given(done.row, scoring.lifetimes_of(done, self.config), temperature=own, never=never)
         if isinstance(text, Row):
             gist = None if self.scheme.gist_rule == "causal" else text.gist[None]
             lifetimes = Lifetimes(text.death[None], text.since[None], gist, self.scheme.gist_rule)
