@@ -21,7 +21,9 @@ from ml_collections import ConfigDict
 
 from lt_jax.errors import UserError
 
-METHODS = ("lightthinker", "vanilla", "anllm", "memento")  # `layout.scheme.METHODS`, without the seconds JAX takes
+# `layout.scheme.METHODS` and `cache.policies.POLICIES`, without the seconds JAX takes
+METHODS = ("lightthinker", "vanilla", "anllm", "memento")
+POLICIES = ("full", "streaming", "h2o", "tova", "knorm", "keydiff", "snapkv", "rkv", "sepllm", "random")
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 INSTALLED = ROOT.parts[-2:] == ("lt_jax", "commands")  # of a wheel, see lt_jax/commands; else a clone
