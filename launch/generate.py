@@ -34,8 +34,8 @@ KV = flags.DEFINE_enum("kv", None, POLICIES, "KV policy: chooses which --budget 
                        "is full, at budget + buffer keys; no key is evicted if not given")  # fmt: skip
 BUDGET = flags.DEFINE_integer("budget", None, "keys that each layer and kv head keeps under --kv; 512 if not given")
 BUFFER = flags.DEFINE_integer("buffer", None, "tokens between two evictions under --kv; 128 if not given")
-CAPACITY = flags.DEFINE_integer("capacity", 0, "most keys of a row without --kv, where its answer is cut off; 0: as many "
-                                "as the model has positions", lower_bound=0)  # fmt: skip
+CAPACITY = flags.DEFINE_integer("capacity", 0, "most keys of a row, where its answer is cut off, without --kv; 0: as "
+                                "many as the model has positions", lower_bound=0)  # fmt: skip
 MAX_THOUGHT = flags.DEFINE_integer("max_thought", 0, "most tokens of a thought before it is compressed by force; 0: no "
                                    "limit", lower_bound=0)  # fmt: skip
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "of sampling; 0 takes the most probable token each time")
@@ -69,9 +69,9 @@ def main(argv) -> None:
 
     compile_cache(COMPILE_CACHE.value)
     how = AskConfig(
-        max_new=MAX_NEW.value, n=N.value, temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value, seed=SEED.value,
-        kv=KV.value, budget=BUDGET.value, buffer=BUFFER.value, rows=ROWS.value, capacity=CAPACITY.value,
-        max_thought=MAX_THOUGHT.value or None,
+        max_new=MAX_NEW.value, n=N.value, temperature=TEMPERATURE.value, top_k=TOP_K.value, top_p=TOP_P.value,
+        seed=SEED.value, kv=KV.value, budget=BUDGET.value, buffer=BUFFER.value, rows=ROWS.value,
+        capacity=CAPACITY.value, max_thought=MAX_THOUGHT.value or None,
     )  # fmt: skip
     show = lambda text: print(text, end="", flush=True)
     asked = [(PROMPT.value, "")] if PROMPTS.value is None else prompts.read_prompts(PROMPTS.value)

@@ -400,6 +400,7 @@ CONFIG = "--config=configs/eval_math.py"
         ("generate", ["--model=x", "--n=0"], "0 is not a positive integer"),
         ("generate", ["--model=x", "--prompt=a", "--out=configs"], "--out=configs: that is a folder; give a file"),
         ("generate", ["--model=x", "--max_new=0"], "0 is not a positive integer"),
+        ("evaluate", [CONFIG, "--config.suite.embedded=1", "--config.samples=-1"], "samples is -1; it must be 0 or"),
         ("evaluate", [CONFIG, "--kv="], "--kv is empty; it is one or several of full, streaming"),
         ("evaluate", [CONFIG, "--kv=rkv,h2o,rkv"], "--kv names rkv twice"),
         ("evaluate", ["--config=eval_meth"], "there is no config of that name (there are base, defaults, demo, eval_b"),

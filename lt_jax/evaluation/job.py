@@ -103,6 +103,10 @@ class EvalConfig:
     samples: int = 4
     note: str = ""
 
+    def __post_init__(self):
+        if self.samples < 0:
+            raise UserError(f"samples is {self.samples}; it must be 0 or more")
+
 
 def run(config: EvalConfig, say=print) -> results.Results:
     """Evaluates, prints the table and writes the files; every folder and the suite are opened before the first run.

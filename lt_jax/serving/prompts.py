@@ -119,14 +119,15 @@ def ending(answer: Answer) -> str:
 
 
 def as_jsonl(prompts: Sequence[tuple[str, str]], answers: Sequence[Answer]) -> str:
-    """One JSON object per answer; as many answers to each prompt."""
+    """One JSON object per answer, prompt by prompt; there are as many answers to each."""
     lines, n = [], len(answers) // len(prompts)
     for number, each in enumerate(answers):
         question, cost = prompts[number // n][0], each.counts
         record = {
-            "question": question, **({"sample": number % n} if n > 1 else {}), "text": each.text, "finish": each.finish, "prompt_tokens": cost.prompt,
-            "generated": cost.generated, "compressions": cost.compressions, "peak": cost.peak,
-            "dependency": cost.dependency, **({"why": each.why} if each.why else {}),
+            "question": question, **({"sample": number % n} if n > 1 else {}), "text": each.text,
+            "finish": each.finish, "prompt_tokens": cost.prompt, "generated": cost.generated,
+            "compressions": cost.compressions, "peak": cost.peak, "dependency": cost.dependency,
+            **({"why": each.why} if each.why else {}),
         }  # fmt: skip
         lines.append(json.dumps(record, ensure_ascii=False))
     return "\n".join(lines) + "\n"
