@@ -72,9 +72,11 @@ class AskConfig:
                 raise UserError(f"{name} is {value!r}; it must be {allowed}")
         if isinstance(self.stop, bytes) or not all(isinstance(text, str) and text for text in self._stop_texts()):
             raise UserError(f"stop is {self.stop!r}; it must be a text or a list of texts, none of them empty")
-        greedy = not self.sampling.temperature
-        if self.n > 1 and greedy:
-            raise UserError(f"n is {self.n}, but at temperature 0 all answers to a prompt are the same; raise it")
+        sampling = self.sampling  # refuses what is no way to sample
+        if self.n > 1 and not sampling.temperature:
+            raise UserError(
+                f"n is {self.n}, but at temperature 0 all answers to a prompt are the same; set a temperature above 0"
+            )
         if self.kv is None:
             if given := [name for name in ("budget", "buffer") if getattr(self, name) is not None]:
                 raise UserError(f"{given[0]} is given, but no kv policy, which it is the {given[0]} of (kv=\"rkv\")")
@@ -83,7 +85,7 @@ class AskConfig:
         elif self.capacity:
             raise UserError("capacity and kv are both given; under a kv policy a row holds budget + buffer keys")
         else:
-            published(**self.eviction, separators=(0,))  # refuses a budget; the tokenizer knows the separators
+            published(**self.eviction, separators=(0,))  # refuses what is no budget; the tokenizer has the separators
 
     @property
     def sampling(self) -> Sampling:

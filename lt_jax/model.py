@@ -263,7 +263,7 @@ class Model:
         """The engine for so many answers: 1, 2, 4 ... rows, so that few are compiled, and no more than asked for.
 
         Args:
-            prompts: what they answer; the deaths are recorded of rows that begin so.
+            prompts: what they answer: how long rows become says how much there is to record.
         """
         rows = min(how.rows, 1 << max(0, answers - 1).bit_length())
         eviction = None if how.eviction is None else self.eviction(**how.eviction)
