@@ -20,16 +20,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from absl import flags
 from ml_collections import config_flags
 
-from launch.main import METHODS, compile_cache, resolved, run, several
+from launch.main import METHODS, POLICIES, compile_cache, resolved, run, several
 from lt_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the config of an evaluation, such as configs/eval_math.py")
 METHOD = flags.DEFINE_enum(
-    "method", None, METHODS, "the method that is compared with the baseline; with --kv, the one that policies run under"
-)
+    "method", None, METHODS, "the method that runs beside the config's baseline, in place of its other contenders; "
+    "with --kv, the method that is decoded under each policy (the baseline's if not given)"
+)  # fmt: skip
 KV = flags.DEFINE_list(
-    "kv", None, "KV policies, separated by commas, that the baseline is compared with; other contenders do not run"
-)
+    "kv", None, f"KV policies, with commas between them, to run beside the config's baseline in place of its other "
+    f"contenders: {', '.join(POLICIES)}"
+)  # fmt: skip
 BUDGET = flags.DEFINE_integer("budget", None, "with --kv: how many keys each layer and KV head keeps; 512 if not given")
 BUFFER = flags.DEFINE_integer("buffer", None, "with --kv: how many tokens pass between two evictions; 128 if not given")
 RESULTS = flags.DEFINE_string("results", None, "a results.json of an earlier evaluation, to print and draw again")
@@ -42,7 +44,7 @@ def main(argv) -> None:
         from lt_jax.evaluation import job
 
         compile_cache(config.compile_cache)
-        job.run(eval_config(config, OUT.value, policies(), METHOD.value))
+        job.run(eval_config(config, OUT.value, policies(config.baseline), METHOD.value))
         return
     if given := [f"--{flag.name}" for flag in (METHOD, KV, BUDGET, BUFFER) if flag.present]:
         raise UserError(f"{given[0]} and --results are both given: evaluate, or draw an old evaluation again")
@@ -57,12 +59,18 @@ def main(argv) -> None:
     job.write(found, OUT.value)
 
 
-def policies() -> dict:
-    """What --kv asks for: name -> settings of the eviction."""
+def policies(baseline: str) -> dict:
+    """What --kv asks for: name -> settings of the eviction. They run beside the contender `baseline`."""
     if KV.value is None:
         if given := [flag.name for flag in (BUDGET, BUFFER) if flag.present]:
             raise UserError(f"--{given[0]} needs --kv=POLICY, which it is the {given[0]} of")
         return {}
+    if not KV.value:
+        raise UserError(f"--kv is empty; it is one or several of {', '.join(POLICIES)}, with commas between them")
+    if twice := [name for place, name in enumerate(KV.value) if name in KV.value[:place]]:
+        raise UserError(f"--kv names {twice[0]} twice")
+    if baseline in KV.value:
+        raise UserError(f"--kv={baseline}: that is the baseline, which always runs; name policies beside it")
     from lt_jax.ask import AskConfig
 
     return {name: AskConfig(kv=name, budget=BUDGET.value, buffer=BUFFER.value).eviction for name in KV.value}
@@ -111,8 +119,6 @@ def eval_config(config, out: str | None = None, policies=None, method: str | Non
 def chosen(contenders: dict, policies: dict, method: str | None) -> dict:
     """The baseline, which is the first contender, and beside it what --kv and --method ask for."""
     name, first = next(iter(contenders.items()))
-    if name in policies:
-        raise UserError(f"--kv={name}: that is the baseline, which always runs; name policies beside it")
     own = first
     if method is not None:
         same = {place: each for place, each in contenders.items() if each.method == method}

@@ -11,6 +11,7 @@ and its `main(argv)` may raise `UserError` anywhere, also out of a jitted loop o
 from __future__ import annotations
 
 import difflib
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -20,8 +21,12 @@ from ml_collections import ConfigDict
 
 from lt_jax.errors import UserError
 
-METHODS = ("lightthinker", "vanilla", "anllm", "memento")  # `layout.scheme.METHODS`, without the seconds JAX takes
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# `layout.scheme.METHODS` and `cache.policies.POLICIES`, without the seconds JAX takes
+METHODS = ("lightthinker", "vanilla", "anllm", "memento")
+POLICIES = ("full", "streaming", "h2o", "tova", "knorm", "keydiff", "snapkv", "rkv", "sepllm", "random")
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+INSTALLED = ROOT.parts[-2:] == ("lt_jax", "commands")  # of a wheel, see lt_jax/commands; else a clone
 
 
 def run(main) -> None:
@@ -30,7 +35,7 @@ def run(main) -> None:
     try:
         app.run(main, flags_parser=parse)
     except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print("error: " + as_called(" ".join(str(error).split())), file=sys.stderr)
         sys.exit(2)
 
 
@@ -42,10 +47,20 @@ def compile_cache(folder: str) -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
 
 
+def as_called(text: str) -> str:
+    """`text` with scripts and configs as they are written where this was installed: lt-train, --config=eval_math."""
+    if not INSTALLED:
+        return text
+    text = re.sub(r"(?<![\w/.])(python )?launch/(train|generate|evaluate|convert)\.py\b", r"lt-\2", text)
+    names = "|".join(path.stem for path in CONFIGS.glob("[a-z]*.py"))
+    return re.sub(rf"(?<![\w/.])configs/({names})\.py\b", r"\1", text)
+
+
 def parse(argv: list[str]) -> list[str]:
     """absl's parser, except that a bad flag or an unknown config key is a `UserError`; returns what is left of argv."""
     if any(argument.lstrip("-") in ("help", "helpshort", "h") for argument in argv[1:]):
-        print(f"{sys.modules['__main__'].__doc__ or ''}\nflags:{flags.FLAGS.main_module_help()}")
+        _, _, ours = flags.FLAGS.main_module_help().partition(":\n")  # after the path of the script
+        print(as_called(f"{sys.modules['__main__'].__doc__ or ''}\nflags:\n{ours}"))
         sys.exit(0)
     argv = named_configs(argv)
     try:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lt_jax.cache.policies import published
+from lt_jax.cache.policies.config import POLICIES
 from lt_jax.data.dialogue import Turn, turns
 from lt_jax.decode import Completion, Request, Sampling
 from lt_jax.decode.counts import Cost
@@ -14,6 +17,10 @@ from lt_jax.errors import UserError
 
 Message = Mapping[str, object]
 BUDGET, BUFFER = 512, 128
+LIMITS = (  # a setting that is a whole number, the least it may be, and whether it may be None
+    ("max_new", 1, False), ("n", 1, False), ("rows", 1, False), ("capacity", 0, False), ("seed", None, True),
+    ("max_thought", 1, True),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +30,7 @@ class AskConfig:
     Attributes:
         method: how to decode. None is as the model was trained; "vanilla", which keeps every key, works for any model.
         max_new: * the most tokens that are sampled for an answer.
-        n: * how many answers each prompt gets.
+        n: * how many answers each prompt gets. More than one need a temperature: greedy answers would be equal.
         temperature: * of sampling; 0 always takes the most probable token.
         top_k: * sample from this many of the most probable tokens; 0 from all.
         top_p: * sample from the most probable tokens that make up this share.
@@ -33,6 +40,9 @@ class AskConfig:
             keys.
         budget: with `kv`, how many keys each layer and KV head keeps; None is 512.
         buffer: with `kv`, how many tokens pass between two evictions; None is 128.
+        records: keep when each key was evicted, so that `Model.score` can show the model what the sampler saw. This
+            takes 4 bytes for every token, layer and KV head. (Without `kv` nothing is evicted, and every answer can be
+            scored.)
         rows: the most answers that are written side by side.
         capacity: the most keys that the cache of a row may hold; 0 is as many as the model has positions. (Memory is
             taken only as rows come to need it.)
@@ -50,18 +60,41 @@ class AskConfig:
     kv: str | None = None
     budget: int | None = None
     buffer: int | None = None
+    records: bool = False
     rows: int = 8
     capacity: int = 0
     max_thought: int | None = None
 
     def __post_init__(self):
-        if self.rows < 1:
-            raise UserError(f"rows is {self.rows}; it must be 1 or more")
+        for name, least, none in LIMITS:
+            value = getattr(self, name)
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if not (none and value is None) and (not whole or (least is not None and value < least)):
+                allowed = f"a whole number{'' if least is None else f', {least} or more'}{', or None' if none else ''}"
+                raise UserError(f"{name} is {value!r}; it must be {allowed}")
+        if isinstance(self.stop, bytes) or not all(isinstance(text, str) and text for text in self._stop_texts()):
+            raise UserError(f"stop is {self.stop!r}; it must be a text or a list of texts, none of them empty")
+        sampling = self.sampling  # refuses what is no way to sample
+        if self.n > 1 and not sampling.temperature:
+            raise UserError(
+                f"n is {self.n}, but at temperature 0 all answers to a prompt are the same; set a temperature above 0"
+            )
         if self.kv is None:
             if given := [name for name in ("budget", "buffer") if getattr(self, name) is not None]:
                 raise UserError(f"{given[0]} is given, but no kv policy, which it is the {given[0]} of (kv=\"rkv\")")
+        elif self.kv not in POLICIES:
+            raise UserError(f"kv is {self.kv!r}; it is one of {', '.join(POLICIES)}")
         elif self.capacity:
             raise UserError("capacity and kv are both given; under a kv policy a row holds budget + buffer keys")
+        else:
+            published(**self.eviction, separators=(0,))  # refuses what is no budget; the tokenizer has the separators
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_k, self.top_p)
+
+    def _stop_texts(self) -> tuple:
+        return tuple(self.stop) if isinstance(self.stop, Sequence) and not isinstance(self.stop, str) else (self.stop,)
 
     @property
     def eviction(self) -> dict | None:
@@ -74,9 +107,18 @@ class AskConfig:
     def request(self, prompt, number: int) -> Request:
         """The request for one prompt."""
         seed = None if self.seed is None else self.seed + number
-        texts = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        sampling = Sampling(self.temperature, self.top_k, self.top_p)
-        return Request(prompt, self.max_new, seed, number, self.n, sampling, stop_text=texts)
+        return Request(prompt, self.max_new, seed, number, self.n, self.sampling, stop_text=self._stop_texts())
+
+
+def asked(**settings) -> AskConfig:
+    """`AskConfig` of settings by name; UserError, with the nearest name, for one that there is not."""
+    known = [field.name for field in dataclasses.fields(AskConfig)]
+    for name in settings:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(known)}"
+            raise UserError(f"unknown setting {name!r}; {hint}")
+    return AskConfig(**settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +134,7 @@ class Answer:
         counts: tokens read and written, thoughts compressed, peak, dependency and seconds.
         why: why the prompt was refused, where it was.
         completion: everything that the engine knows of the answer, gist tokens included.
-        asked: the settings of the call.
+        asked: the settings of the call, the method by its name.
     """
 
     text: str

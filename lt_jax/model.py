@@ -17,23 +17,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from lt_jax.ask import Answer, AskConfig, Message, one_prompt, read_conversation
+from lt_jax import scoring
+from lt_jax.ask import Answer, AskConfig, Message, asked, one_prompt, read_conversation
 from lt_jax.attention import Split
 from lt_jax.cache.policies import Eviction, published
 from lt_jax.data.prompts import Prompter
-from lt_jax.decode import Completion, DecodeConfig, Engine, Event, Request, TextStreamer
+from lt_jax.decode import Completion, DecodeConfig, Engine, Event, Request, Sampling, TextStreamer
 from lt_jax.decode.admit import check_request
 from lt_jax.decode.completion import refused
 from lt_jax.decode.control import Rules
 from lt_jax.decode.counts import count
-from lt_jax.decode.setup import check, rules_of
+from lt_jax.decode.setup import check, rules_of, size_for
 from lt_jax.decode.spread import Spread, over_devices
 from lt_jax.errors import UserError
 from lt_jax.layout.card import NAME, Card, read_card
@@ -116,7 +116,7 @@ class Model:
         Raises:
             UserError: a setting is wrong, or a prompt cannot be answered. It is raised before anything is decoded.
         """
-        found = self._answers(prompts, AskConfig(**settings), stream, strict=True)
+        found = self._answers(prompts, asked(**settings), stream, strict=True)
         return _nested(lambda answer: answer.text, found)
 
     def answer(self, prompts: Prompts, *, stream: Callable[[str], None] | None = None, **settings):
@@ -125,7 +125,7 @@ class Model:
         An `Answer` says why it ended, which tokens it has and what it cost. If one of several prompts cannot be
         answered, nothing is raised: the `finish` of its answer is "refused", and `why` says why.
         """
-        return self._answers(prompts, AskConfig(**settings), stream, strict=one_prompt(prompts))
+        return self._answers(prompts, asked(**settings), stream, strict=one_prompt(prompts))
 
     def stream(self, prompt: str | Sequence[Message], **settings) -> Iterator[str]:
         """Yields the answer to one prompt piece by piece, as it is written. Closing the iterator ends the answer.
@@ -136,7 +136,7 @@ class Model:
         if not one_prompt(prompt):
             raise UserError("stream() answers one prompt; for several, give generate() a function as `stream`")
         pieces: list[str] = []
-        with contextlib.closing(self.answering([prompt], AskConfig(**settings), pieces.append)) as answering:
+        with contextlib.closing(self.answering([prompt], asked(**settings), pieces.append)) as answering:
             for _ in answering:
                 yield from pieces
                 pieces.clear()
@@ -164,9 +164,10 @@ class Model:
         if stream is not None and how.n > 1:
             raise UserError(f"n is {how.n}; streaming shows one answer to each prompt")
         own = self.decoding_as(how.method)
-        requests = [how.request((), number) for number in range(len(prompts))]
-        config = own.decode_config(how, sum(request.n for request in requests))
-        requests, refusals = own._admitted(prompts, requests, config)
+        how = dataclasses.replace(how, method=own.scheme.method)
+        rows, refusals = own._read(prompts)
+        config = own.decode_config(how, len(prompts) * how.n, rows.values())
+        requests = own._admitted(rows, refusals, how, config)
         if refusals and strict:
             number, why = next(iter(refusals.items()))
             raise UserError(why if len(prompts) == 1 else f"prompt {number}: {why}")
@@ -198,18 +199,28 @@ class Model:
         tokens = done.tokens[done.written]
         return Answer(self.text(tokens), done.finish, tokens, done.logp[done.written], count(done), done.why, done, how)
 
-    def _admitted(self, prompts, requests, config: DecodeConfig) -> tuple[list[Request], dict[int, str]]:
-        """The requests that can be answered, with their prompts; and for each other one, by number, why it cannot."""
-        rules, asked, refusals = self.rules(config), [], {}
-        check(self.scheme, self.config, config, rules)
-        for number, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
+    def _read(self, prompts) -> tuple[dict[int, Row], dict[int, str]]:
+        """The prompts as rows, and of those that are none why, by number."""
+        rows, refusals = {}, {}
+        for number, prompt in enumerate(prompts):
             try:
-                request = dataclasses.replace(request, prompt=self.ask(prompt))
+                rows[number] = self.ask(prompt)
+            except UserError as error:
+                refusals[number] = str(error)
+        return rows, refusals
+
+    def _admitted(self, rows: dict[int, Row], refusals: dict[int, str], how, config: DecodeConfig) -> list[Request]:
+        """The requests of the prompts that can be answered; why the others cannot goes into `refusals`."""
+        rules, requests = self.rules(config), []
+        check(self.scheme, self.config, config, rules)
+        for number, row in rows.items():
+            try:
+                request = how.request(row, number)
                 check_request(request, number, self.config, config, rules)
-                asked.append(request)
+                requests.append(request)
             except UserError as error:
                 refusals[number] = str(error).removeprefix(f"request {number}: ")
-        return asked, refusals
+        return requests
 
     # Decoding.
 
@@ -262,15 +273,30 @@ class Model:
             settings["separators"] = separators(self.tokenizer)
         return published(**settings)
 
-    def decode_config(self, how: AskConfig, answers: int) -> DecodeConfig:
+    def decode_config(self, how: AskConfig, answers: int, prompts: Iterable[Row] = ()) -> DecodeConfig:
         """The engine for this many answers. It has 1, 2, 4 ... rows (few sizes to compile), at most `how.rows`, and as
-        many on each device as on any other."""
+        many on each device as on any other.
+
+        Args:
+            prompts: of these answers; how long they are says how much there is to record.
+        """
         rows = round_up(min(how.rows, 1 << max(0, answers - 1).bit_length()), self.parts)
         eviction = None if how.eviction is None else self.eviction(**how.eviction)
         rule = closing(self.scheme, self.special, self.tokenize)
         most = self.config.max_positions + (0 if rule is None else len(rule)) + 1  # so that positions end a row first
         capacity = how.capacity or most
-        return DecodeConfig(rows=rows, capacity=capacity, eviction=eviction, max_thought=how.max_thought)
+        horizon = self.horizon(prompts, how.max_new) if how.records and eviction is not None else 0
+        return DecodeConfig(
+            rows=rows, capacity=capacity, eviction=eviction, max_thought=how.max_thought, horizon=horizon
+        )
+
+    def horizon(self, prompts: Iterable[Row], max_new: int) -> int:
+        """Tokens that no row of these prompts grows beyond, for `DecodeConfig.horizon`: any of the sampled ones may
+        close a thought. One of few sizes, as an engine is compiled for it."""
+        rule = closing(self.scheme, self.special, self.tokenize)
+        longest = max(map(len, prompts), default=0)
+        need = longest + max_new * (1 if rule is None else 1 + len(rule)) + 1
+        return min(size_for(need), self.config.max_positions)
 
     def engine(self, config: DecodeConfig, weights: dict | None = None) -> Engine:
         """A new engine. It can share the `weights` of another engine of this model."""
@@ -321,39 +347,46 @@ class Model:
 
     # Scoring and saving.
 
-    def score(self, texts, *, temperature: float | None = None):
+    def score(self, texts, *, temperature: float | None = None, dense: bool = False):
         """The log-prob of each token of given texts, after the tokens before it.
 
         Args:
-            texts: one of the following, or a list of them. A text is tokenised as it is, without a chat template. A
-                list of token ids is scored as it is. A `layout.Row` is scored under its lifetimes. An `Answer` is
-                scored with its prompt, under the lifetimes that it was written with.
+            texts: one of the following, or a list of them, or of such lists. A text is tokenised as it is, without a
+                chat template. A list of token ids is scored as it is. A `layout.Row` is scored under its lifetimes. An
+                `Answer` or a `Completion` is scored with its prompt, under the lifetimes that it was written with.
             temperature: divides the logits. None is 1, and for an `Answer` the temperature of its own sampling.
+            dense: score answers as if no key had been evicted, under the lifetimes of the method alone; for vanilla
+                that is full attention. The difference to the score without `dense` is the mismatch of Sparse-RL.
 
         Returns:
             [N] float32 for N tokens, or a list of such arrays. The first token has 0, and so have tokens of an answer
-            that were fed and not sampled, such as gist tokens. The sampled tokens of an answer get the log-probs that
-            they were drawn with, unless top_k or top_p narrowed the choice.
+            that were fed and not sampled, such as gist tokens. Without `dense` the sampled tokens of an answer get the
+            log-probs that they were drawn with, within 1e-4 in float32.
 
         Raises:
-            UserError: there is no token; an id is outside of the vocabulary; or keys of an answer were evicted, and
-                when that happened was not recorded.
+            UserError: there is no token; an id is outside of the vocabulary; the evictions of an answer were not
+                recorded (ask with `records=True`); top_k or top_p narrowed the choice of an answer, and no temperature
+                is given, by which alone it would be scored; or an answer is of a model of another shape.
         """
-        one = isinstance(texts, str | Row | Answer) or (len(texts) > 0 and isinstance(texts[0], int | np.integer))
-        texts = [texts] if one else list(texts)
-        found = score_rows(self.params, self.config, [self._given(each, temperature) for each in texts])
-        for text, logp in zip(texts, found, strict=True):
-            if isinstance(text, Answer):
-                logp[text.completion.prompt_length :][text.completion.forced] = 0.0
-        return found[0] if one else found
+        flat: list = []
+        scoring.each(flat.append, texts)
+        found = score_rows(self.params, self.config, [self._given(text, temperature, dense) for text in flat])
+        for text, logp in zip(flat, found, strict=True):
+            if isinstance(text, Answer | Completion):
+                done = text.completion if isinstance(text, Answer) else text
+                logp[done.prompt_length :][done.forced] = 0.0
+        logps = iter(found)
+        return scoring.each(lambda text: next(logps), texts)
 
-    def _given(self, text, temperature: float | None) -> Given:
-        own = 1.0 if temperature is None else temperature
-        if isinstance(text, Answer):
-            done, how = text.completion, text.asked
-            never = self.decoding_as(how.method).rules(DecodeConfig()).never
-            own = how.temperature if temperature is None else temperature
-            return Given(done.row, done.lifetimes(), temperature=own, never=never)
+    def _given(self, text, temperature: float | None, dense: bool) -> Given:
+        own = 1.0 if temperature is None else Sampling(temperature).temperature
+        if isinstance(text, Answer | Completion):
+            done, model = scoring.completion_of(text, temperature, dense), self
+            if isinstance(text, Answer):
+                model = self.decoding_as(text.asked.method)
+                own = text.asked.temperature if temperature is None else own
+            never = model.rules(DecodeConfig()).never
+            return Given(done.row, scoring.lifetimes_of(done, self.config), temperature=own, never=never)
         if isinstance(text, Row):
             gist = None if self.scheme.gist_rule == "causal" else text.gist[None]
             lifetimes = Lifetimes(text.death[None], text.since[None], gist, self.scheme.gist_rule)

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from launch import main
 from lt_jax.ask import AskConfig
+from lt_jax.cache.policies.config import POLICIES
 from lt_jax.data import answers
 from lt_jax.data.problem import Problem
 from lt_jax.decode import DecodeConfig, Request
@@ -24,7 +26,7 @@ from lt_jax.evaluation.contenders import contender, question, warm_up
 from lt_jax.evaluation.run import evaluate
 from lt_jax.evaluation.suites import Suite
 from lt_jax.layout import card
-from lt_jax.layout.scheme import Scheme
+from lt_jax.layout.scheme import METHODS, Scheme
 from lt_jax.model import load
 from lt_jax.models import huggingface
 from lt_jax.serving import prompts
@@ -386,6 +388,21 @@ CONFIG = "--config=configs/eval_math.py"
         ("generate", ["--model=x", "--prompt=a", "--prompts=b"], "--prompt and --prompts are both given"),
         ("generate", ["--model=x", "--out=b"], "--out needs --prompt or --prompts"),
         ("generate", ["--model=x", "--prompt=a", "--budget=5"], "budget is given, but no kv policy"),
+        ("generate", ["--model=x", "--prompt="], "--prompt is empty; give a question, or no --prompt"),
+        ("generate", ["--model=x", "--kv=lru", "--prompt=a"], "value should be one of <full|streaming|h2o|"),
+        ("generate", ["--model=x", "--kv=rkv", "--budget=0"], "budget is 0; it must be a number of keys, 1 or more"),
+        ("generate", ["--model=x", "--kv=rkv", "--capacity=9"], "capacity and kv are both given"),
+        ("generate", ["--model=x", "--temperature=-1"], "temperature is -1.0; it must be a number, 0 (greedy) or more"),
+        ("generate", ["--model=x", "--temperature=nan"], "temperature is nan; it must be a number"),
+        ("generate", ["--model=x", "--top_p=0.5"], "top_k and top_p need a temperature above 0"),
+        ("generate", ["--model=x", "--prompt=a", "--n=2"], "n is 2, but at temperature 0 all answers to a prompt are"),
+        ("generate", ["--model=x", "--n=2", "--temperature=1"], "--n needs --prompt or --prompts"),
+        ("generate", ["--model=x", "--n=0"], "0 is not a positive integer"),
+        ("generate", ["--model=x", "--prompt=a", "--out=configs"], "--out=configs: that is a folder; give a file"),
+        ("generate", ["--model=x", "--max_new=0"], "0 is not a positive integer"),
+        ("evaluate", [CONFIG, "--config.suite.embedded=1", "--config.samples=-1"], "samples is -1; it must be 0 or"),
+        ("evaluate", [CONFIG, "--kv="], "--kv is empty; it is one or several of full, streaming"),
+        ("evaluate", [CONFIG, "--kv=rkv,h2o,rkv"], "--kv names rkv twice"),
         ("evaluate", ["--config=eval_meth"], "there is no config of that name (there are base, defaults, demo, eval_b"),
         ("evaluate", [CONFIG, "--results=x", "--kv=rkv"], "--kv and --results are both given"),
         ("generate", ["--model=x", "--method=magic", "--prompt=a"], "value should be one of"),
@@ -408,6 +425,10 @@ def test_bad_command_lines_get_one_line_and_exit_code_2(script, arguments, messa
     code, out, error = launch(script, *arguments)
     assert (code, out) == (2, "")
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+def test_the_names_that_flags_know_are_those_of_the_library():
+    assert sorted(main.METHODS) == sorted(METHODS) and main.POLICIES == POLICIES
 
 
 @pytest.mark.parametrize("script", ["convert", "demo", "evaluate", "generate", "train", "train_tokenizer"])
@@ -476,5 +497,5 @@ def test_a_bad_budget_is_one_line(flags, line):
 def test_a_bad_budget_is_one_line_the_first_time_too(tmp_path):
     """When every package is compiled to bytecode, some warn of their syntax."""
     out = budget("--kv=lru", PYTHONPYCACHEPREFIX=str(tmp_path))
-    assert out.returncode == 2 and out.stderr.startswith("error: policy is 'lru'"), out.stderr[-2000:]
+    assert out.returncode == 2 and out.stderr.startswith("error: kv is 'lru'"), out.stderr[-2000:]
     assert out.stderr.count("\n") == 1

@@ -1,5 +1,6 @@
 """The front door: a folder that is loaded, asked in every way, scored with and saved again."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 
 import lt_jax
+from lt_jax.decode import DecodeConfig
 from lt_jax.errors import UserError
 from lt_jax.layout.build import build_row
 from lt_jax.layout.scheme import Scheme
 from lt_jax.models import huggingface
+from lt_jax.training.score import Given, score_rows
 from tests.tiny_folder import make
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +83,7 @@ def test_streamed_pieces_are_the_text(model):
     with pytest.raises(UserError, match=r"stream\(\) answers one prompt"):
         next(model.stream([ASKED, ASKED]))
     with pytest.raises(UserError, match="n is 2; streaming shows one answer"):
-        model.generate(ASKED, n=2, stream=heard.append)
+        model.generate(ASKED, n=2, temperature=1.0, stream=heard.append)
 
 
 def test_a_next_turn_goes_on_from_what_the_row_holds(model):
@@ -124,10 +127,35 @@ def test_a_kv_budget(model):
         model.generate(ASKED, budget=32)
     with pytest.raises(UserError, match="capacity and kv are both given"):
         model.generate(ASKED, kv="rkv", capacity=99)
-    with pytest.raises(UserError, match="policy is 'lru'"):
+    with pytest.raises(UserError, match="kv is 'lru'; it is one of full, streaming, h2o"):
         model.generate(ASKED, kv="lru")
-    with pytest.raises(UserError, match="evictions were not recorded"):
-        model.score(answer)
+
+
+@pytest.mark.parametrize("how, line", [
+    (dict(max_new=0), "max_new is 0; it must be a whole number, 1 or more"),
+    (dict(n=0), "n is 0; it must be a whole number, 1 or more"),
+    (dict(n=1.5), "n is 1.5; it must be a whole number"),
+    (dict(n=2), "n is 2, but at temperature 0 all answers to a prompt are the same"),
+    (dict(rows=2.5), "rows is 2.5; it must be a whole number, 1 or more"),
+    (dict(capacity=-1), "capacity is -1; it must be a whole number, 0 or more"),
+    (dict(seed=1.5), "seed is 1.5; it must be a whole number, or None"),
+    (dict(max_thought=0), "max_thought is 0; it must be a whole number, 1 or more, or None"),
+    (dict(temperature=-1), "temperature is -1; it must be a number, 0 [(]greedy[)] or more"),
+    (dict(temperature=float("nan")), "temperature is nan; it must be a number"),
+    (dict(temperature="hot"), "temperature is 'hot'; it must be a number"),
+    (dict(temperature=1, top_k=1.5), "top_k is 1.5; it must be a whole number"),
+    (dict(temperature=1, top_p=0), "top_p is 0; it must be a number above 0"),
+    (dict(stop=["a", ""]), "stop is .'a', ''.; it must be a text or a list of texts, none of them empty"),
+    (dict(stop=3), "stop is 3; it must be a text"),
+    (dict(kv="rkv", budget=0), "budget is 0; it must be a number of keys, 1 or more"),
+    (dict(kv="rkv", buffer=0), "buffer is 0; at least one token"),
+    (dict(temprature=1.0), "unknown setting 'temprature'; did you mean temperature[?]"),
+    (dict(colour=1), "unknown setting 'colour'; it is one of method, max_new"),
+])  # fmt: skip
+def test_settings_that_cannot_be_are_one_line_before_anything_is_decoded(model, how, line):
+    for ask in (model.generate, model.answer, lambda *given, **more: next(model.stream(*given, **more))):
+        with pytest.raises(UserError, match="^" + line):
+            ask(ASKED, **how)
 
 
 def test_what_cannot_be_answered_is_refused_with_its_reason(model):
@@ -149,13 +177,73 @@ def test_what_cannot_be_answered_is_refused_with_its_reason(model):
             model.generate(messages)
 
 
-@pytest.mark.parametrize("how", [{"max_thought": 9}, {"method": "vanilla", "temperature": 1.5, "seed": 1}])
+BUDGETED = dict(kv="rkv", budget=32, buffer=16, records=True)
+
+
+@pytest.mark.parametrize("how", [
+    dict(max_thought=9),
+    dict(method="vanilla", temperature=1.5, seed=1),
+    dict(method="vanilla", kv="full", records=True),
+    dict(method="vanilla", temperature=1.5, seed=3, **BUDGETED),
+    dict(method="vanilla", **BUDGETED | dict(kv="sepllm", budget=(40, 24))),
+    dict(max_thought=9, temperature=0.8, seed=1, **BUDGETED | dict(budget=48)),
+])  # fmt: skip
 def test_an_answer_gets_the_log_probs_it_was_drawn_with(model, how):
-    answer = model.answer(ASKED, max_new=30, **how)
-    done = answer.completion
-    scored = model.score(answer)
-    assert len(scored) == len(done.row) and (scored[done.prompt_length - 1] < 0)
+    """Under what its sampler saw, evictions included; `dense` is what full attention says where nothing else ends."""
+    answer = model.answer(LONG, max_new=60, **how)
+    done, budget = answer.completion, "budget" in how
+    assert answer.finish == "length" and (done.lifetimes().death.ndim == 4) == budget
+    scored, dense = model.score(answer), model.score(answer, dense=True)
+    assert len(scored) == len(dense) == len(done.row) and scored[done.prompt_length - 1] < 0
     np.testing.assert_allclose(scored[done.prompt_length :], done.logp, atol=1e-4)
+    differ = np.abs(dense - scored)[done.prompt_length :].max()
+    assert differ > 1e-2 if budget else differ < 1e-4
+    if how.get("method") == "vanilla":
+        full = Given(done.row, temperature=how.get("temperature", 1.0), never=model.rules(DecodeConfig()).never)
+        np.testing.assert_allclose(dense, score_rows(model.params, model.config, [full])[0], atol=1e-4)
+
+
+def test_answers_are_scored_as_they_are_nested(model):
+    """Two samples of two prompts, one of them longer than the budget and one that never reaches it."""
+    how = dict(method="vanilla", n=2, temperature=1.0, seed=3, max_new=8, **BUDGETED)
+    answers = model.answer([LONG, "1"], **how)
+    scored = model.score(answers)
+    for pair, logps in zip(answers, scored, strict=True):
+        for answer, logp in zip(pair, logps, strict=True):
+            np.testing.assert_allclose(logp[answer.completion.prompt_length :], answer.completion.logp, atol=1e-4)
+    one = answers[0][1]
+    np.testing.assert_allclose(model.score(one.completion), scored[0][1], atol=1e-5)  # temperature 1: the same
+    assert model.score([]) == []
+    long, light = len(model.ask(LONG)), model.horizon([model.ask(LONG)], 100)
+    vanilla = lambda n: model.decoding_as("vanilla").horizon([model.ask(LONG), model.ask("1")], n)
+    assert [vanilla(n) for n in (20, 255 - long, 256 - long, 10**6)] == [256, 256, 384, model.config.max_positions]
+    assert light == 768, "any of the 100 tokens may close a thought, and be followed by gists and the output token"
+
+
+def test_what_cannot_be_scored_as_it_was_drawn_is_refused(model, tmp_path):
+    how = dict(method="vanilla", kv="rkv", budget=32, buffer=16, max_new=30)
+    forgotten = model.answer(LONG, **how)
+    with pytest.raises(UserError, match="were not recorded: ask with records=True, or score it with dense=True"):
+        model.score([ASKED, forgotten])
+    assert (model.score(forgotten, dense=True)[1:] < 0).all()
+    with pytest.raises(UserError, match="request 0: its evictions were not recorded"):
+        model.score(forgotten.completion)
+    narrow = model.answer(ASKED, method="vanilla", temperature=0.9, top_k=5, max_new=4)
+    with pytest.raises(UserError, match="drawn with top_k=5, which score does not know: give it a temperature"):
+        model.score(narrow)
+    assert (model.score(narrow, temperature=0.9)[1:] < 0).all()
+    (refused, _) = model.answer([LONG, "1"], capacity=20, max_new=2)
+    with pytest.raises(UserError, match="the prompt was refused, so there is nothing to score: a prompt of"):
+        model.score(refused)
+    recorded = model.answer(LONG, **how, records=True)
+    other = dataclasses.replace(model, config=model.config.replace(kv_heads=4))
+    with pytest.raises(UserError, match="for 2 layers and 2 kv heads, and this model has 2 and 4: score it with the"):
+        other.score(recorded)
+    for wrong in (3, None, [ASKED, 3.5], {"a": 1}):
+        with pytest.raises(UserError, match="score takes a text, token ids, a Row, an Answer"):
+            model.score(wrong)
+    with pytest.raises(UserError, match="temperature is -1"):
+        model.score(ASKED, temperature=-1)
 
 
 def test_scores_of_texts_ids_and_rows(model):

@@ -376,6 +376,10 @@ def test_compiled_once_and_again_when_flags_change(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "COMPILERS", (str(compiler),))
     first = build.compiled(tmp_path / "cache")
     assert build.compiled(tmp_path / "cache") == first and len((tmp_path / "calls").read_text().split()) == 1
+    with monkeypatch.context() as moved:  # an installation beside the clone
+        shutil.copytree(pathlib.Path(build.__file__).parent, tmp_path / "elsewhere")
+        moved.setattr(build, "__file__", str(tmp_path / "elsewhere" / "build.py"))
+        assert build.compiled(tmp_path / "cache") == first
     monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
     assert build.compiled(tmp_path / "cache") != first
     assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == [".so", ".so"]

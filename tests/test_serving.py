@@ -76,6 +76,21 @@ def test_generate_streams_with_gists_marked(model):
     assert line["question"] == "Sum 1)+006" and line["compressions"] == done.counts.compressions
 
 
+def test_several_answers_to_each_prompt(model):
+    out, asked = [], [("Sum 1)+006", ""), ("1", "")]
+    how = AskConfig(n=2, temperature=1.0, seed=3, max_new=6)
+    done = prompts.generate(model, asked, how, write=out.append)
+    assert [(each.completion.id, each.completion.sample) for each in done] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert done[0].text != done[1].text
+    for each in done:
+        name = f"[{each.completion.id}.{each.completion.sample}]"
+        assert f"{name} {each.text}\n{name} -- {each.counts.prompt} tokens of prompt" in "".join(out)
+    lines = [json.loads(line) for line in prompts.as_jsonl(asked, done).split("\n")[:-1]]
+    assert [(line["question"], line["sample"], line["text"]) for line in lines] == [
+        (asked[i // 2][0], i % 2, each.text) for i, each in enumerate(done)
+    ]
+
+
 def test_prompts_from_files(tmp_path):
     text, lines = tmp_path / "p.txt", tmp_path / "p.jsonl"
     text.write_text("one\n\ntwo\n")
@@ -144,6 +159,17 @@ def test_a_conversation_goes_on_over_turns(model):
 def test_an_error_is_told_and_the_conversation_goes_on(model):
     text, asked = talk(model, "1", "Sum " * 30, "2", how=AskConfig(max_new=4, capacity=60))
     assert text.count("error: a prompt of") == 1 and [len(each) for each in asked] == [1, 3, 3]
+
+
+@pytest.mark.parametrize("how, line", [
+    (dict(method="vanilla", max_thought=9), "max_thought is set, but vanilla has no thoughts"),
+    (dict(method="memento"), "trained for lightthinker; it can be decoded as lightthinker or vanilla, not as memento"),
+    (dict(kv="rkv", budget=32, buffer=2), "eviction.buffer is 2; closing a thought takes"),
+    (dict(capacity=2), "decode.capacity is 2; closing a thought alone takes"),
+])  # fmt: skip
+def test_settings_with_which_nothing_can_be_answered_end_a_conversation_before_it_begins(model, how, line):
+    with pytest.raises(UserError, match=line):
+        chat.chat(model, AskConfig(**how), lambda: pytest.fail("a person was asked"), print)
 
 
 def test_ctrl_c_stops_the_answer_alone(model):

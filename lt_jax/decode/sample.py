@@ -12,6 +12,8 @@ batch asks for is skipped while it runs: a batch of greedy rows pays for greedy 
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +36,13 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
-        if self.top_k < 0:
-            raise UserError(f"top_k is {self.top_k}; it must be 0 (off) or more")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        number = lambda value, kind=numbers.Real: isinstance(value, kind) and not isinstance(value, bool)
+        if not number(self.temperature) or not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature is {self.temperature!r}; it must be a number, 0 (greedy) or more")
+        if not number(self.top_k, numbers.Integral) or self.top_k < 0:
+            raise UserError(f"top_k is {self.top_k!r}; it must be a whole number, 0 (off) or more")
+        if not number(self.top_p) or not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p!r}; it must be a number above 0 and at most 1")
         if not self.temperature and (self.top_k or self.top_p < 1):
             raise UserError("top_k and top_p need a temperature above 0; at temperature 0 decoding is greedy")
 

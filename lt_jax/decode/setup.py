@@ -100,12 +100,15 @@ def capacity(config: DecodeConfig, rules: Rules, need: int | None = None) -> int
     says how many there are.
     """
     most = -(-(config.most_keys + slack(rules)) // SLOTS) * SLOTS
-    if need is None or rules.eviction is not None:
-        return most
+    return most if need is None or rules.eviction is not None else min(size_for(need), most)
+
+
+def size_for(need: int) -> int:
+    """The first of 256, 384, 512, 768, 1024 ... that has `need`."""
     size = 256
     while size < need:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return min(size, most)
+    return size
 
 
 def settings_of(requests: Sequence[Request], config: DecodeConfig, rules: Rules, vocabulary: int) -> Settings:

@@ -43,7 +43,7 @@ def contender(name: str, model: Model, config: DecodeConfig, *, max_new: int, se
 
     row_bytes = lambda keys: round(cache_bytes(model.config, config, model.rules(config), keys or reached[0]))
     return Contender(
-        name, model.origin, model.scheme, model.special, complete, lambda problem: _ask(model, problem),
+        name, model.origin, model.scheme, model.special, complete, lambda problem: ask(model, problem),
         model.text, model.pieces, model.tokenize, warm, row_bytes,
     )  # fmt: skip
 
@@ -67,7 +67,8 @@ def warm_up(engine: Engine, prompts: Sequence[Row], max_new: int = WARM_TOKENS) 
             size *= 2
 
 
-def _ask(model: Model, problem: Problem) -> Row:
+def ask(model: Model, problem: Problem) -> Row:
+    """A problem as a prompt."""
     return model.ask(question(problem), problem.system)
 
 

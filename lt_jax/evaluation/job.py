@@ -11,10 +11,9 @@ from lt_jax import notices
 from lt_jax.decode import DecodeConfig, Sampling
 from lt_jax.errors import UserError
 from lt_jax.evaluation import pictures, report, results, suites, table
-from lt_jax.evaluation.contenders import contender, question
+from lt_jax.evaluation.contenders import ask, contender
 from lt_jax.evaluation.progress import ProgressLine
 from lt_jax.evaluation.run import Contender, evaluate
-from lt_jax.layout.closing import closing
 from lt_jax.model import Model, load
 from lt_jax.models.config import round_up
 
@@ -122,6 +121,10 @@ class EvalConfig:
     samples: int = 4
     note: str = ""
 
+    def __post_init__(self):
+        if self.samples < 0:
+            raise UserError(f"samples is {self.samples}; it must be 0 or more")
+
 
 def run(config: EvalConfig, say=print) -> results.Results:
     """Evaluates, prints the table and writes the files. The suite and all checkpoints are opened before the first run.
@@ -145,11 +148,12 @@ def run(config: EvalConfig, say=print) -> results.Results:
             weights[each.path] = opened[key].params, opened[key].config
         eviction = opened[key].eviction(**each.eviction) if each.eviction else None
         recorded = eviction is not None and config.samples > 0
+        asked = [ask(opened[key], problem) for problem in suite.problems] if recorded else []
         decode = DecodeConfig(
             rows=min(config.rows, round_up(len(suite), opened[key].parts)), capacity=config.capacity,
             block_steps=config.block_steps, sampling=config.sampling,
             max_thought=each.max_thought or None, eviction=eviction,
-            horizon=horizon(opened[key], suite, config.max_new) if recorded else 0,
+            horizon=opened[key].horizon(asked, config.max_new) if recorded else 0,
         )  # fmt: skip
         ready.append(contender(name, opened[key], decode, max_new=config.max_new, seed=config.seed))
         lengths = check_fits(ready[-1], opened[key], suite, decode, config.max_new)
@@ -171,13 +175,6 @@ def run(config: EvalConfig, say=print) -> results.Results:
     say("\n" + table.table(found))
     say(f"\nwritten to {config.out}: results.json, table.txt, report.html and the pictures")
     return found
-
-
-def horizon(model: Model, suite: suites.Suite, max_new: int) -> int:
-    """A length that no row of the suite exceeds, even if every sampled token closes a thought."""
-    rule = closing(model.scheme, model.special, model.tokenize)
-    prompt = max(len(model.ask(question(problem), problem.system)) for problem in suite.problems)
-    return min(prompt + max_new * (1 if rule is None else 1 + len(rule)) + 1, model.config.max_positions)
 
 
 def check_fits(

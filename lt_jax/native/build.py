@@ -1,7 +1,8 @@
 """Compiles the library at first use, into the user's cache folder, and hands its functions to XLA.
 
 The file's name is a hash of the source, the compiler, its flags, the processor and jaxlib, so that a home shared by
-several machines never serves one machine's instructions to another.
+several machines never serves one machine's instructions to another. Where the source lies has no part in it: a clone
+and an installation of the same version share the file.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def compiled(folder: pathlib.Path | None = None) -> pathlib.Path:
     if compiler is None:
         raise Unavailable(f"no C++ compiler was found (looked for {', '.join(COMPILERS)})")
     here = pathlib.Path(__file__).parent
-    command = [compiler, *FLAGS, *_tuning(), f"-I{jax.ffi.include_dir()}", str(here / SOURCES[0])]
+    command = [compiler, *FLAGS, *_tuning()]
     version = _run([compiler, "--version"])
     parts = [*command, version, jaxlib.__version__, _processor(), *((here / name).read_text() for name in SOURCES)]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
@@ -78,7 +79,7 @@ def compiled(folder: pathlib.Path | None = None) -> pathlib.Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as room:
             made = pathlib.Path(room) / "library.so"
-            _run([*command, "-o", str(made)])
+            _run([*command, f"-I{jax.ffi.include_dir()}", str(here / SOURCES[0]), "-o", str(made)])
             os.replace(made, path)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         raise Unavailable(f"the library could not be written: {error}") from error

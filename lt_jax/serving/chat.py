@@ -36,7 +36,12 @@ def chat(model: Model, how: AskConfig, read: Callable[[], str | None], write: Ca
     Args:
         read: the next line of the person; None at the end.
         write: takes text as it comes.
+
+    Raises:
+        UserError: nothing can be answered with these settings; before anything is read.
     """
+    own = model.decoding_as(how.method)
+    own.check(own.decode_config(how, 1), [], how.max_new)
     history: list[dict[str, str]] = []
     while (line := read()) is not None:
         said = line.strip()

@@ -54,11 +54,11 @@ def generate(
     write: Callable[[str], None] | None = None,
     warn: Callable[[str], None] = to_stderr,
 ) -> list[Answer]:
-    """Answers every prompt.
+    """Answers every prompt, `how.n` times; the answers stand in the order of the prompts.
 
     Args:
         prompts: (question, system).
-        write: takes text as it comes, gists marked; None streams nothing.
+        write: takes text as it comes, gists marked; where `n` is above 1, an answer when it is finished. None: nothing.
         warn: takes lines about answers that cannot be what was asked for, see `notices`.
 
     Raises:
@@ -67,16 +67,18 @@ def generate(
     asked = [conversation(question, system) for question, system in prompts]
     if line := notices.beyond(_lengths(model, asked), how.max_new, model.config.max_positions):
         warn(line)
-    found: dict[object, Answer] = {}
-    several = len(asked) > 1
-    with contextlib.closing(model.answering(asked, how, write, strict=not several, mark=None)) as answering:
+    found: dict[tuple[object, int], Answer] = {}
+    strict, streamed = len(asked) == 1, write if how.n == 1 else None
+    with contextlib.closing(model.answering(asked, how, streamed, strict=strict, mark=None)) as answering:
         for each in filter(None, answering):
-            number = each.completion.id
-            found[number] = each
+            number, sample = each.completion.id, each.completion.sample
+            found[number, sample] = each
+            name = f"{number}" if how.n == 1 else f"{number}.{sample}"
             if write is not None:
-                write(f"\n{f'[{number}] ' if several else ''}{ending(each)}\n")
-    answers = [found[number] for number in range(len(asked))]
-    refused = {number: each.why for number, each in found.items() if each.finish == "refused"}
+                text = "" if streamed else f"[{name}] {each.text}"
+                write(f"{text}\n{f'[{name}] ' if len(asked) * how.n > 1 else ''}{ending(each)}\n")
+    answers = [found[number, sample] for number in range(len(asked)) for sample in range(how.n)]
+    refused = {number: each.why for (number, _), each in found.items() if each.finish == "refused"}
     lines = [notices.refused(refused, len(asked)), notices.broken(each.finish for each in answers)]
     if model.decoding_as(how.method).scheme.method != "vanilla":
         lines.append(notices.uncompressed([each.counts for each in answers]))
@@ -117,14 +119,15 @@ def ending(answer: Answer) -> str:
 
 
 def as_jsonl(prompts: Sequence[tuple[str, str]], answers: Sequence[Answer]) -> str:
-    """One JSON object per answer."""
-    lines = []
-    for (question, _), each in zip(prompts, answers, strict=True):
-        cost = each.counts
+    """One JSON object per answer, prompt by prompt; there are as many answers to each."""
+    lines, n = [], len(answers) // len(prompts)
+    for number, each in enumerate(answers):
+        question, cost = prompts[number // n][0], each.counts
         record = {
-            "question": question, "text": each.text, "finish": each.finish, "prompt_tokens": cost.prompt,
-            "generated": cost.generated, "compressions": cost.compressions, "peak": cost.peak,
-            "dependency": cost.dependency, **({"why": each.why} if each.why else {}),
+            "question": question, **({"sample": number % n} if n > 1 else {}), "text": each.text,
+            "finish": each.finish, "prompt_tokens": cost.prompt, "generated": cost.generated,
+            "compressions": cost.compressions, "peak": cost.peak, "dependency": cost.dependency,
+            **({"why": each.why} if each.why else {}),
         }  # fmt: skip
         lines.append(json.dumps(record, ensure_ascii=False))
     return "\n".join(lines) + "\n"

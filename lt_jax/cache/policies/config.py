@@ -57,7 +57,7 @@ class Eviction:
         object.__setattr__(self, "separators", tuple(self.separators))
         budgets = self.budget if isinstance(self.budget, tuple) else (self.budget,)
         if not budgets or not all(isinstance(n, int) and n > 0 for n in budgets):
-            raise UserError(f"budget is {self.budget!r}; it is a number of keys, or one for each layer")
+            raise UserError(f"budget is {self.budget!r}; it must be a number of keys, 1 or more, or one for each layer")
         if self.separator_room < 1:
             raise UserError(f"separator_room is {self.separator_room}; it must be 1 or more")
         if not -1 <= self.threshold <= 1:
