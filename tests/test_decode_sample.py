@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_jax.decode.sample import Sampling, invert, likeliest, sample, settings
+from lt_jax.decode.sample import Sampling, invert, likeliest, listed_in, sample, settings
 from lt_jax.errors import UserError
 
 V = 256
@@ -13,7 +13,7 @@ V = 256
 
 def alike(n, sampling, never=()):
     """`Settings` of n rows that ask for the same."""
-    return settings([(sampling, never, ())] * n, V, 0)
+    return settings([(sampling, never, ())] * n, len(never), 0)
 
 
 def reference(logits, sampling):
@@ -30,7 +30,11 @@ def reference(logits, sampling):
     return p / p.sum()
 
 
-DRAW = jax.jit(sample)
+def draw(logits, seeds, index, how):
+    return sample(logits, listed_in(jnp.asarray(how.never), V), seeds, index, how)
+
+
+DRAW = jax.jit(draw)
 
 
 @pytest.mark.parametrize(
@@ -62,14 +66,14 @@ def test_greedy_and_independence_of_the_batch():
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(6, V)).astype(np.float32)
     seeds, index = jnp.arange(6, dtype=jnp.uint32), jnp.arange(10, 16)
-    token, logp = sample(logits, seeds, index, alike(6, Sampling()))
+    token, logp = draw(logits, seeds, index, alike(6, Sampling()))
     np.testing.assert_array_equal(token, logits.argmax(-1))
     np.testing.assert_allclose(logp, jax.nn.log_softmax(logits).max(-1), atol=1e-6)
-    together, _ = sample(logits, seeds, index, alike(6, Sampling(1.0)))
+    together, _ = draw(logits, seeds, index, alike(6, Sampling(1.0)))
     own = lambda i: (logits[i : i + 1], seeds[i : i + 1], index[i : i + 1])
-    alone = [int(sample(*own(i), alike(1, Sampling(1.0)))[0][0]) for i in range(6)]
+    alone = [int(draw(*own(i), alike(1, Sampling(1.0)))[0][0]) for i in range(6)]
     assert together.tolist() == alone
-    later, _ = sample(logits, seeds, index + 1, alike(6, Sampling(1.0)))
+    later, _ = draw(logits, seeds, index + 1, alike(6, Sampling(1.0)))
     assert later.tolist() != alone
 
 
@@ -91,7 +95,7 @@ def test_rows_that_differ_share_a_program():
     seeds, index = np.arange(len(logits), dtype=np.uint32), np.full(len(logits), 3)
     best = logits.argmax(-1)
     rows = [(kinds[i % len(kinds)], (int(best[i]),) if i % 2 else (), ()) for i in range(len(logits))]
-    token, logp = DRAW(logits, seeds, index, settings(rows, V, 0))
+    token, logp = DRAW(logits, seeds, index, settings(rows, 1, 0))
     hidden = logits.copy()
     hidden[np.arange(1, len(logits), 2), best[1::2]] = -np.inf
     for i, kind in enumerate(kinds):
@@ -106,7 +110,7 @@ def test_rows_that_differ_share_a_program():
 def test_the_most_probable_tokens(sampling):
     rng = np.random.default_rng(4)
     logits = rng.normal(size=(2, V)).astype(np.float32)
-    ids, logps = likeliest(jnp.asarray(logits), alike(2, sampling, (7,)), 8)
+    ids, logps = likeliest(jnp.asarray(logits), np.arange(V)[None] == 7, alike(2, sampling, (7,)), 8)
     logits[:, 7] = -np.inf
     for row in range(2):
         want = reference(logits[row], sampling if sampling.temperature else Sampling(1.0))

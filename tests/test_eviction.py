@@ -212,7 +212,8 @@ def test_evictions_do_not_depend_on_where_blocks_end(monkeypatch):
     script = np.full(300, 5, np.int32)
     script[15:20] = 110
     said = jnp.asarray(script)
-    monkeypatch.setattr(control, "sample", lambda logits, seed, index, *rest: (said[index], jnp.zeros(index.shape)))
+    say = lambda logits, barred, seed, index, *rest: (said[index], jnp.zeros(index.shape))
+    monkeypatch.setattr(control, "sample", say)
     eviction, found = how("knorm", budget=16, buffer=4, window=2, sinks=0), []
     for steps in (2, 16):
         config = DecodeConfig(rows=1, block_steps=steps, eviction=eviction, horizon=60)
@@ -305,7 +306,7 @@ def test_plain_and_native_forms_evict_alike():
 def test_one_compilation_of_the_block_and_a_cache_of_one_size():
     used = engine(how("rkv"))
     used.complete(requests(5))
-    assert used.block._cache_size() == 1
+    assert used.programs.block._cache_size() == 1
     rows, slots = 3, 64  # 24 + 8 keys and the spare ones for padding, rounded up
     keys = 2 * 4 * rows * MODEL.layers * MODEL.kv_heads * slots * MODEL.head_dim
     assert used.cache.k.nbytes + used.cache.v.nbytes == keys

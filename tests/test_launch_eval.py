@@ -226,11 +226,11 @@ def test_warming_compiles_every_group_that_may_come(folder):
     engine = writer.engine(DecodeConfig(rows=5, capacity=256, block_steps=4))
     prompts = [writer.ask(f"{n} Sum " + "1)+001 " * n) for n in (1, 2, 9, 1, 20)]  # none begins like another
     warm_up(engine, prompts)
-    compiled = engine.prefill._cache_size(), engine.programs.block._cache_size()
+    compiled = engine.programs.prefill._cache_size(), engine.programs.block._cache_size()
     for sizes in ([1], [3], [0, 0], [0] * 5, [1, 1, 1], [2], [4], [0, 1, 2, 3, 4], [1, 3, 0] * 2):
         engine.forget()  # what starts from a prefix is cut otherwise; if it compiles, that has the compiler's clock
         list(engine.run(Request(prompts[i], 2 + n % 3) for n, i in enumerate(sizes)))
-    assert (engine.prefill._cache_size(), engine.programs.block._cache_size()) == compiled
+    assert (engine.programs.prefill._cache_size(), engine.programs.block._cache_size()) == compiled
 
 
 def test_judging_is_off_the_clock(monkeypatch):

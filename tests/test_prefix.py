@@ -35,9 +35,9 @@ def spied():
         rows, seeds, index = map(np.asarray, arrays)
         found.update({(int(s), int(i)): row.copy() for s, i, row in zip(seeds, index, rows, strict=True)})
 
-    def spying(logits, seeds, index, how, axis):
+    def spying(logits, barred, seeds, index, how, axis):
         jax.debug.callback(store, logits, seeds, index, ordered=True)
-        return sample(logits, seeds, index, how, axis)
+        return sample(logits, barred, seeds, index, how, axis)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(control, "sample", spying)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from lt_jax.attention import Split
-from lt_jax.decode import control
 from lt_jax.decode.config import DecodeConfig
 from lt_jax.decode.request import Request
 from lt_jax.decode.setup import empty_cache, rules_of, settings_of
@@ -67,11 +66,11 @@ def lower(
     if config.implementation == "native":
         raise UserError("DecodeConfig.implementation is 'native', which cannot be lowered ahead of time; 'plain' can")
     rules, spread = rules_of(model, scheme, special, config), Spread(split, config.rows, model)
-    how = settings_of([Request(())] * config.rows, config, rules, spread.vocabulary)
+    how = settings_of([Request(())] * config.rows, config, rules)
     cache = jax.eval_shape(lambda: empty_cache(model, config, rules))
     made = (
         jax.eval_shape(lambda p: spread.form(p, "plain"), parameters.abstract(model, model.dtype)),
-        jax.eval_shape(lambda: control.idle(how, config.top_logps)), cache,
+        jax.eval_shape(lambda: spread.idle(how, config.top_logps)), cache,
         jax.ShapeDtypeStruct((spread.parts,), jnp.int32),
     )  # fmt: skip
     shaped = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)

@@ -192,8 +192,9 @@ def close_thoughts(weights, model, rules: Rules, n: int, p: Carry, ready) -> Car
     tops = first_alone(state.top_ids, -1), first_alone(state.top_logps, 0.0)
     tops = tuple(log.at[rows[:, None], at].set(new, mode="drop") for log, new in zip(p.tops, tops, strict=True))
     put = lambda old, new: old.at[rows].set(control.choose(valid, new, old[rows]))
-    changing = lambda state: dataclasses.replace(state, how=None)  # what a request asks for stays as it is
-    state = dataclasses.replace(jax.tree.map(put, changing(p.state), changing(after)), how=p.state.how)
+    changing = lambda state: dataclasses.replace(state, how=None, barred=None)  # what a request asks for stays as it is
+    state = jax.tree.map(put, changing(p.state), changing(after))
+    state = dataclasses.replace(state, how=p.state.how, barred=p.state.barred)
     return Carry(state, cache, log, tops, p.written.at[rows].add(valid * m), p.step)
 
 
@@ -255,6 +256,6 @@ def prefill(
         cache, _ = slots.evict(cache, rules.eviction, index, seed, over, rows, rules.axis)  # stuck: refused by the host
     if not final:
         return state, cache
-    new = control.begin(rules, index, left, seed, how)
+    new = control.begin(rules, index, left, seed, how, logits.shape[-1])
     new = control.advance(rules, new, logits, jnp.max(cache.length[:, rows], 0))
     return jax.tree.map(lambda old, new: old.at[rows].set(new), state, new), cache

@@ -18,7 +18,7 @@ import numpy as np
 
 from lt_jax.cache import kv_cache
 from lt_jax.cache.policies import Eviction
-from lt_jax.decode.sample import Settings, likeliest, sample
+from lt_jax.decode.sample import Settings, likeliest, listed_in, sample
 from lt_jax.layout.closing import Closing
 
 FINISHES = (None, "eos", "stop", "length", "capacity", "positions", "nan")
@@ -43,7 +43,7 @@ class State:
         waits: steps that the row has been waiting to close a thought.
         seed: uint32, the row's own.
         top_ids, top_logps: [B, K] int32 and float32, see `Completion`.
-        how: what the row's request asks for.
+        how: what the row's request asks for. barred: [B, V] bool, the ids of `how.never`.
     """
 
     alive: jax.Array
@@ -61,6 +61,7 @@ class State:
     top_ids: jax.Array
     top_logps: jax.Array
     how: Settings
+    barred: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +108,13 @@ class Rules:
         return int(np.sum(np.cumprod(self.close.death == self.close.thought_dies)))
 
 
-def idle(how: Settings, top_logps: int = 0) -> State:
+def idle(how: Settings, barred: jax.Array, top_logps: int = 0) -> State:
     """No row alive, of as many as `how` is of."""
     rows = how.temperature.shape[0]
     zeros = {field.name: jnp.zeros(rows, jnp.int32) for field in dataclasses.fields(State)}
     flags = {name: jnp.zeros(rows, bool) for name in ("alive", "forced")}
     tops = {"top_ids": jnp.zeros((rows, top_logps), jnp.int32), "top_logps": jnp.zeros((rows, top_logps))}
-    own = {"logp": jnp.zeros(rows), "seed": jnp.zeros(rows, jnp.uint32), "how": how}
+    own = {"logp": jnp.zeros(rows), "seed": jnp.zeros(rows, jnp.uint32), "how": how, "barred": barred}
     return State(**zeros | flags | tops | own)
 
 
@@ -123,12 +124,17 @@ def choose(condition: jax.Array, new, old):
     return jax.tree.map(pick, new, old)
 
 
-def begin(rules: Rules, index, left, seed, how: Settings) -> State:
-    """State of rows [R] whose prompts, of `index` tokens, have just been fed; `advance` gives the first token."""
+def begin(rules: Rules, index, left, seed, how: Settings, vocabulary: int) -> State:
+    """State of rows [R] whose prompts, of `index` tokens, have just been fed; `advance` gives the first token.
+
+    Args:
+        vocabulary: columns of the logits.
+    """
     memento = rules.close is not None and rules.close.opens is not None
     thought = jnp.full_like(index, NOWHERE) if memento else index
+    barred = listed_in(how.never, vocabulary, rules.axis)
     fresh = dict(index=index, left=left, thought=thought, shut=jnp.full_like(index, NOWHERE), seed=seed)
-    return dataclasses.replace(idle(how, rules.top_logps), alive=jnp.ones_like(index, bool), **fresh)
+    return dataclasses.replace(idle(how, barred, rules.top_logps), alive=jnp.ones_like(index, bool), **fresh)
 
 
 def closes(rules: Rules, state: State) -> jax.Array:
@@ -227,7 +233,7 @@ def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array) ->
         logits: [B, V] float32.
         length: [B] keys held before that token.
     """
-    token, logp = sample(logits, state.seed, state.index, state.how, rules.axis)
+    token, logp = sample(logits, state.barred, state.seed, state.index, state.how, rules.axis)
     broken = jnp.isnan(logp)
     eos, stop = token == rules.eos, jnp.any(token[:, None] == state.how.stop, 1)
     forced = jnp.zeros_like(state.forced)
@@ -244,7 +250,7 @@ def advance(rules: Rules, state: State, logits: jax.Array, length: jax.Array) ->
     tops = (state.top_ids, state.top_logps)
     if rules.top_logps:
         none = jnp.full_like(tops[0], -1), jnp.zeros_like(tops[1])
-        tops = choose(forced, none, likeliest(logits, state.how, rules.top_logps, rules.axis))
+        tops = choose(forced, none, likeliest(logits, state.barred, state.how, rules.top_logps, rules.axis))
     new = dataclasses.replace(
         state, alive=alive, token=token, logp=logp, forced=forced, left=left, top_ids=tops[0], top_logps=tops[1]
     )

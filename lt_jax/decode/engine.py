@@ -88,7 +88,7 @@ class Engine:
         self.weights = weights
         if weights is None:
             self.load(params)
-        self.state = self.spread.state(control.idle(self._settings([Request(())] * config.rows), config.top_logps))
+        self.state = self.spread.state(self._settings([Request(())] * config.rows), config.top_logps)
         self.cache = self.spread.empty(functools.partial(empty_cache, model, config, self.rules, 0))
         self.programs = self.spread.programs(self.rules, config, self.cache)
         self.rows.slots = self.cache.capacity - self.rules.longest
@@ -406,4 +406,4 @@ class Engine:
         )  # fmt: skip
 
     def _settings(self, requests: list[Request]) -> Settings:
-        return settings_of(requests, self.config, self.rules, self.spread.vocabulary)
+        return settings_of(requests, self.config, self.rules)

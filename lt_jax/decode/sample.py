@@ -24,7 +24,6 @@ from lt_jax.cache import across
 from lt_jax.errors import UserError
 
 LANES = 128  # the vocabulary (on a mesh, a device's part of it) is a multiple of this
-WORD = 32  # ids to a word of `Settings.never`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +53,8 @@ class Settings:
 
     Attributes:
         temperature, top_k, top_p: [R] float32, int32, float32, as in `Sampling`.
-        never: [R, V / 32] uint32, a bit for every id, set where it must not be chosen. Bits, so that no second array of
-            logits is made for them: they are looked at wherever logits are.
-        stop: [R, N] int32, ids that end the row; ids of -1 stand for none.
+        never: [R, N] int32, ids that must not be chosen; ids of -1 stand for none.
+        stop: [R, N] int32, ids that end the row, filled up in the same way.
     """
 
     temperature: jax.Array
@@ -71,32 +69,30 @@ class Settings:
         return (self.temperature > 0) & ((self.top_k > 0) | (self.top_p < 1))
 
 
-def settings(rows: list[tuple[Sampling, tuple[int, ...], tuple[int, ...]]], vocabulary: int, stop: int) -> Settings:
+def settings(rows: list[tuple[Sampling, tuple[int, ...], tuple[int, ...]]], never: int, stop: int) -> Settings:
     """`Settings` of numpy arrays.
 
     Args:
         rows: (sampling, ids never chosen, ids that end the row) of each.
-        vocabulary: a multiple of `LANES`. stop: room for ids that end a row.
+        never, stop: room for ids.
     """
-    sampling, barred, ends = zip(*rows, strict=True)
+    sampling, *lists = zip(*rows, strict=True)
     column = lambda name, kind: np.asarray([getattr(each, name) for each in sampling], kind)
-    never = np.zeros((len(rows), vocabulary // WORD), np.uint32)
-    for row, ids in zip(never, barred, strict=True):
-        ids = np.asarray(ids, np.int64)
-        np.bitwise_or.at(row, ids // WORD, np.uint32(1) << (ids % WORD).astype(np.uint32))
+    listed = lambda ids, room: np.asarray([(*own, *[-1] * (room - len(own))) for own in ids], np.int32)
     return Settings(
-        column("temperature", np.float32), column("top_k", np.int32), column("top_p", np.float32), never,
-        np.asarray([(*ids, *[-1] * (stop - len(ids))) for ids in ends], np.int32),
+        column("temperature", np.float32), column("top_k", np.int32), column("top_p", np.float32),
+        listed(lists[0], never), listed(lists[1], stop),
     )  # fmt: skip
 
 
 def sample(
-    logits: jax.Array, seeds: jax.Array, index: jax.Array, how: Settings, axis: str | None = None
+    logits: jax.Array, barred: jax.Array, seeds: jax.Array, index: jax.Array, how: Settings, axis: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Draws one token per row.
 
     Args:
-        logits: [R, V] float32; on a mesh this device's part of the vocabulary, as is `how.never`.
+        logits: [R, V] float32; on a mesh this device's part of the vocabulary, and so of `barred`.
+        barred: [R, V] bool, see `listed_in`.
         seeds: [R] uint32, each row's own seed.
         index: [R] int32, the index the token will have in its row.
         how: of R rows.
@@ -104,39 +100,48 @@ def sample(
 
     Returns:
         tokens [R] int32 and logp [R] float32: the log-prob under the tempered and truncated distribution; for greedy,
-        under the model's own (temperature 1), as a point mass would only say 0. Ids of `how.never` have no part in it.
+        under the model's own (temperature 1), as a point mass would only say 0. Barred ids have no part in it.
         It is NaN exactly where there is no distribution: a logit is NaN or plus infinity, or all are minus infinity.
     """
-    token, best = largest(allowed(logits, how), axis)
-    logp = -jnp.log(across.summed(jnp.sum(jnp.exp(allowed(logits, how) - best[:, None]), -1), axis))
+    token, best = largest(allowed(logits, barred), axis)
+    logp = -jnp.log(across.summed(jnp.sum(jnp.exp(allowed(logits, barred) - best[:, None]), -1), axis))
 
     def drawn():
-        own, own_logp = _drawn(logits, best, seeds, index, how, axis)
+        own, own_logp = _drawn(logits, barred, best, seeds, index, how, axis)
         draws = how.temperature > 0
         return jnp.where(draws, own, token), jnp.where(draws, own_logp, logp)
 
     return lax.cond(jnp.any(how.temperature > 0), drawn, lambda: (token, logp))
 
 
-def allowed(logits: jax.Array, how: Settings) -> jax.Array:
+def listed_in(ids: jax.Array, columns: int, axis: str | None = None) -> jax.Array:
+    """Which ids of the vocabulary (on a mesh, of this device's part) are in the lists `ids` [R, N]: [R, columns] bool.
+
+    A byte for each logit, made once for a request and looked at wherever logits are, costs a fraction of a second array
+    of logits, in memory as in time.
+    """
+    own = ids - across.number(axis) * columns
+    place = jnp.where((ids >= 0) & (own >= 0) & (own < columns), own, columns)
+    return jnp.zeros((len(ids), columns), bool).at[jnp.arange(len(ids))[:, None], place].set(True, mode="drop")
+
+
+def allowed(logits: jax.Array, barred: jax.Array) -> jax.Array:
     """logits [R, V] with -inf for what must not be chosen."""
-    bits = jnp.broadcast_to(how.never[:, :, None], (*how.never.shape, WORD)).reshape(logits.shape)
-    own = jnp.arange(logits.shape[1], dtype=jnp.uint32) % WORD
-    return jnp.where((bits >> own) & 1 != 0, -jnp.inf, logits)
+    return jnp.where(barred, -jnp.inf, logits)
 
 
-def weights(logits: jax.Array, best: jax.Array, how: Settings) -> jax.Array:
+def weights(logits: jax.Array, barred: jax.Array, best: jax.Array, how: Settings) -> jax.Array:
     """[R, V]: what each row would draw from if nothing were cut off, the largest of which is 1; greedy rows at
     temperature 1. Computed anew wherever it is needed, not kept: it is as large as the logits."""
     temperature = jnp.where(how.temperature > 0, how.temperature, 1.0)
-    return jnp.exp((allowed(logits, how) - best[:, None]) / temperature[:, None])
+    return jnp.exp((allowed(logits, barred) - best[:, None]) / temperature[:, None])
 
 
-def probabilities(logits: jax.Array, best: jax.Array, how: Settings, axis: str | None = None) -> jax.Array:
+def probabilities(logits, barred, best: jax.Array, how: Settings, axis: str | None = None) -> jax.Array:
     """[R, V]: what each row draws from, as weights of which the largest is 1."""
 
     def least():  # of each row, the weight below which nothing is drawn
-        whole = weights(logits, best, how)
+        whole = weights(logits, barred, best, how)
         most = jnp.where(how.truncates & (how.top_k > 0), how.top_k, whole.shape[1] * across.count(axis))
         first = _threshold(whole, lambda w: w > 0, most.astype(jnp.float32), axis)
         kept = lambda w: jnp.where(w >= first[:, None], w, 0)
@@ -144,14 +149,14 @@ def probabilities(logits: jax.Array, best: jax.Array, how: Settings, axis: str |
         return jnp.where(how.truncates & (how.top_p < 1), jnp.maximum(first, share), first)
 
     least = lax.cond(jnp.any(how.truncates), least, lambda: jnp.zeros(logits.shape[0]))
-    whole = weights(logits, best, how)
+    whole = weights(logits, barred, best, how)
     return jnp.where(whole >= least[:, None], whole, 0)
 
 
-def likeliest(logits: jax.Array, how: Settings, count: int, axis: str | None = None) -> tuple[jax.Array, jax.Array]:
+def likeliest(logits, barred, how: Settings, count: int, axis: str | None = None) -> tuple[jax.Array, jax.Array]:
     """The `count` most probable ids [R, count] int32 and their log-probs, in what `sample` draws from."""
-    best = across.largest(jnp.max(allowed(logits, how), -1), axis)
-    found = probabilities(logits, best, how, axis)
+    best = across.largest(jnp.max(allowed(logits, barred), -1), axis)
+    found = probabilities(logits, barred, best, how, axis)
     top, ids = lax.top_k(found, count)
     total = across.summed(found.sum(-1, keepdims=True), axis)
     if axis is not None:
@@ -162,8 +167,8 @@ def likeliest(logits: jax.Array, how: Settings, count: int, axis: str | None = N
     return ids.astype(jnp.int32), jnp.log(top) - jnp.log(total)
 
 
-def _drawn(logits, best, seeds, index, how, axis):
-    found = probabilities(logits, best, how, axis)
+def _drawn(logits, barred, best, seeds, index, how, axis):
+    found = probabilities(logits, barred, best, how, axis)
     uniform = jax.vmap(lambda seed, i: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), i)))(seeds, index)
     token, own = invert(found, uniform, axis)
     return token, jnp.log(own) - jnp.log(across.summed(found.sum(-1), axis))

@@ -111,16 +111,12 @@ def size_for(need: int) -> int:
     return size
 
 
-def settings_of(requests: Sequence[Request], config: DecodeConfig, rules: Rules, vocabulary: int) -> Settings:
-    """What requests ask for, as arrays. The ids that no row may sample, and those that end every row, are included.
-
-    Args:
-        vocabulary: columns of the logits.
-    """
+def settings_of(requests: Sequence[Request], config: DecodeConfig, rules: Rules) -> Settings:
+    """What requests ask for, as arrays. The ids that no row may sample, and those that end every row, are included."""
     of = lambda request: (
         request.sampling or config.sampling, (*rules.never, *request.never), (*rules.stop, *request.stop)
     )  # fmt: skip
-    return settings(list(map(of, requests)), vocabulary, len(rules.stop) + config.listed)
+    return settings(list(map(of, requests)), len(rules.never) + config.listed, len(rules.stop) + config.listed)
 
 
 def cache_bytes(model: DecoderConfig, config: DecodeConfig, rules: Rules, keys: float | None = None) -> float:

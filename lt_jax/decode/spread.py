@@ -9,7 +9,7 @@ A row of the engine is row `row % own` of part `row // own`, `own` rows a part. 
 
     weights     q|k|v of its heads joined, its columns of gate and up, its rows of o and down, its part of the
                 vocabulary in embedding and head (padded, so that it divides); norms whole
-    state       its rows; of `how.never` the bits of its part of the vocabulary
+    state       its rows; of `barred` its part of the vocabulary
     cache       its rows and heads; births and deaths too, where each head has its own
 """
 
@@ -29,7 +29,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lt_jax import cache as slots
 from lt_jax.attention import Split
 from lt_jax.cache import KVCache
-from lt_jax.decode import block
+from lt_jax.decode import block, control
 from lt_jax.decode.config import DecodeConfig
 from lt_jax.decode.control import Rules, State
 from lt_jax.decode.sample import LANES, Settings
@@ -115,7 +115,7 @@ class Spread:
             body = functools.partial(read, final=final, compress=compress, evict=evict)
             body = body if self.parts == 1 else functools.partial(_where_there, body)
             given = (there,) if self.parts > 1 else ()
-            specs = (weights, state, held, rows, rows, rows, self._settings()) + (rows,) * len(given)
+            specs = (weights, state, held) + (rows,) * (4 + len(given))
             own = (weights_, state_, cache_, feed, left, seed, how, *given)
             return self._mapped(body, specs, (state, held))(*own)
 
@@ -147,12 +147,13 @@ class Spread:
         of = lambda spec: NamedSharding(self.split.mesh, spec)
         return jax.tree.map(of, specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
 
-    def place(self, x, specs):
-        """Arrays where `specs` have them."""
-        return x if self.split is None else jax.device_put(x, self.placed(specs))
+    def idle(self, how: Settings, top_logps: int) -> State:
+        """`control.idle`, nothing barred."""
+        return control.idle(how, jnp.zeros((self.rows, self.vocabulary), bool), top_logps)
 
-    def state(self, state: State) -> State:
-        return self.place(state, self._state())
+    def state(self, how: Settings, top_logps: int) -> State:
+        """`idle`, on its devices from the start."""
+        return jax.jit(self.idle, static_argnums=1, out_shardings=self.placed(self._state()))(how, top_logps)
 
     def empty(self, make: Callable[[], KVCache]) -> KVCache:
         """The cache that `make` makes, on its devices from the start."""
@@ -162,8 +163,12 @@ class Spread:
 
     def weights(self, params: dict, form: str) -> dict:
         """`decoding_form`, each device's part on it: gathered and joined once, from wherever training has them."""
-        make = jax.jit(self.form, static_argnums=1, out_shardings=self.placed(self._weights()))
-        return make(params, form)
+        return self._making(params, form)
+
+    @functools.cached_property
+    def _making(self) -> Callable:
+        """Compiled once, however often the weights change."""
+        return jax.jit(self.form, static_argnums=1, out_shardings=self.placed(self._weights()))
 
     def form(self, params: dict, form: str) -> dict:
         """`weights` as a pure function."""
@@ -192,13 +197,10 @@ class Spread:
     def _rows(self) -> PartitionSpec:
         return PartitionSpec(None if self.split is None else self.split.rows)
 
-    def _settings(self) -> Settings:
-        rows = self._rows()
-        return Settings(rows, rows, rows, PartitionSpec(*rows, self.axis), rows)
-
     def _state(self) -> State:
-        whole = {field.name: self._rows() for field in dataclasses.fields(State)}
-        return State(**whole | {"how": self._settings()})
+        rows = self._rows()
+        specs = {field.name: rows for field in dataclasses.fields(State)}
+        return State(**specs | {"how": Settings(*[rows] * 5), "barred": PartitionSpec(*rows, self.axis)})
 
     def _cache(self, cache: KVCache) -> KVCache:
         """Specs of a cache with the arrays that `cache` has."""
