@@ -390,9 +390,10 @@ def test_no_pass_of_a_prompt_is_larger_than_allowed(length):
     assert sorted(sum(groups, [])) == list(range(33))
     assert max(len(group) for group in groups) * max(p.padded for p in cut) <= pieces.TOGETHER
     short = pieces.pieces(as_row([1] * 16), 4096, DecodeConfig())
-    assert [len(g) for g in pieces.alike([short] * 33, [0] * 33, [0] * 33)] == [32, 1] and pieces.group_size(short) == 32
-    kinds = pieces.alike([cut, short, cut, short], [0, 0, 1, 0], [0] * 4)  # neither other pieces nor other lifetimes go together
-    assert sorted(map(sorted, kinds)) == [[0], [1, 3], [2]]
+    assert [len(g) for g in pieces.alike([short] * 33, [0] * 33, [0] * 33)] == [32, 1]
+    assert pieces.group_size(short) == 32
+    kinds = pieces.alike([cut, short, cut, short], [0, 0, 1, 0], [0] * 4)
+    assert sorted(map(sorted, kinds)) == [[0], [1, 3], [2]], "neither other pieces nor other lifetimes go together"
 
 
 def test_replaced_configs_derive_anew():
@@ -417,7 +418,7 @@ def test_the_callers_leave_is_no_harm(vanilla):
     vanilla.load(params())
     for a, b in zip(want, vanilla.complete(asked), strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens)
-    assert vanilla.block._cache_size() == 1
+    assert vanilla.programs.block._cache_size() == 1
 
 
 @pytest.mark.parametrize("form", [None, "plain"])
@@ -426,7 +427,7 @@ def test_the_cache_is_never_copied(form):
     scheme, config = Scheme(n_gist=3, exclude_continue=True), DecodeConfig(16, 4000, 8, closers=2, implementation=form)
     model = dataclasses.replace(MODEL, layers=3)
     engine = Engine(parameters.init(jax.random.key(0), model), model, scheme, SPECIAL, config)
-    lowered = engine.block.lower(engine.weights, engine.state, engine.cache, engine.settings, np.int32(1))
+    lowered = engine.programs.block.lower(engine.weights, engine.state, engine.cache, np.ones(1, np.int32))
     memory = lowered.compile().memory_analysis()
     keys = engine.cache.k.nbytes + engine.cache.v.nbytes
     assert memory.temp_size_in_bytes < keys / 8, (memory.temp_size_in_bytes, keys)
