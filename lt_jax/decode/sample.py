@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from jax import lax
 from lt_jax.cache import across
 from lt_jax.errors import UserError
 
+ROWS = 64  # whose least weights are looked for at a time: it takes an array as large as their logits
 LANES = 128  # the vocabulary (on a mesh, a device's part of it) is a multiple of this
 
 
@@ -130,17 +132,22 @@ def allowed(logits: jax.Array, barred: jax.Array) -> jax.Array:
     return jnp.where(barred, -jnp.inf, logits)
 
 
-def weights(logits: jax.Array, barred: jax.Array, best: jax.Array, how: Settings) -> jax.Array:
-    """[R, V]: what each row would draw from if nothing were cut off, the largest of which is 1; greedy rows at
-    temperature 1. Computed anew wherever it is needed, not kept: it is as large as the logits."""
+def weights(logits: jax.Array, barred: jax.Array, best: jax.Array, how: Settings, least=0.0) -> jax.Array:
+    """[R, N] for logits [R, N] of any ids: what each row draws from, relative to the most probable id, whose logit is
+    `best` [R]; greedy rows at temperature 1. 0 for what is barred or below `least` [R].
+
+    Computed anew wherever it is needed, not kept: for the whole vocabulary it is as large as the logits.
+    """
     temperature = jnp.where(how.temperature > 0, how.temperature, 1.0)
-    return jnp.exp((allowed(logits, barred) - best[:, None]) / temperature[:, None])
+    found = jnp.exp((allowed(logits, barred) - best[:, None]) / temperature[:, None])
+    return jnp.where(found >= jnp.reshape(least, (-1, 1)), found, 0)
 
 
-def probabilities(logits, barred, best: jax.Array, how: Settings, axis: str | None = None) -> jax.Array:
-    """[R, V]: what each row draws from, as weights of which the largest is 1."""
+def least_weight(logits, barred, best: jax.Array, how: Settings, axis: str | None = None) -> jax.Array:
+    """[R]: of each row, the weight below which nothing is drawn; 0 where it takes all."""
 
-    def least():  # of each row, the weight below which nothing is drawn
+    def of(rows):
+        logits, barred, best, how = rows
         whole = weights(logits, barred, best, how)
         most = jnp.where(how.truncates & (how.top_k > 0), how.top_k, whole.shape[1] * across.count(axis))
         first = _threshold(whole, lambda w: w > 0, most.astype(jnp.float32), axis)
@@ -148,15 +155,18 @@ def probabilities(logits, barred, best: jax.Array, how: Settings, axis: str | No
         share = _threshold(whole, kept, how.top_p * across.summed(kept(whole).sum(-1), axis), axis)
         return jnp.where(how.truncates & (how.top_p < 1), jnp.maximum(first, share), first)
 
-    least = lax.cond(jnp.any(how.truncates), least, lambda: jnp.zeros(logits.shape[0]))
-    whole = weights(logits, barred, best, how)
-    return jnp.where(whole >= least[:, None], whole, 0)
+    def least():
+        count = len(logits) // ROWS if len(logits) % ROWS == 0 else 1
+        apart = jax.tree.map(lambda x: x.reshape(count, len(x) // count, *x.shape[1:]), (logits, barred, best, how))
+        return lax.map(of, apart).reshape(-1)
+
+    return lax.cond(jnp.any(how.truncates), least, lambda: jnp.zeros(logits.shape[0]))
 
 
 def likeliest(logits, barred, how: Settings, count: int, axis: str | None = None) -> tuple[jax.Array, jax.Array]:
     """The `count` most probable ids [R, count] int32 and their log-probs, in what `sample` draws from."""
     best = across.largest(jnp.max(allowed(logits, barred), -1), axis)
-    found = probabilities(logits, barred, best, how, axis)
+    found = weights(logits, barred, best, how, least_weight(logits, barred, best, how, axis))
     top, ids = lax.top_k(found, count)
     total = across.summed(found.sum(-1, keepdims=True), axis)
     if axis is not None:
@@ -168,10 +178,13 @@ def likeliest(logits, barred, how: Settings, count: int, axis: str | None = None
 
 
 def _drawn(logits, barred, best, seeds, index, how, axis):
-    found = probabilities(logits, barred, best, how, axis)
+    least = least_weight(logits, barred, best, how, axis)
+    groups = lambda x: x.reshape(len(x), -1, LANES)
+    inside = lambda group: weights(*(_pick(groups(x), group) for x in (logits, barred)), best, how, least)
+    sums = groups(weights(logits, barred, best, how, least)).sum(-1)
     uniform = jax.vmap(lambda seed, i: jax.random.uniform(jax.random.fold_in(jax.random.key(seed), i)))(seeds, index)
-    token, own = invert(found, uniform, axis)
-    return token, jnp.log(own) - jnp.log(across.summed(found.sum(-1), axis))
+    token, own = invert(sums, inside, uniform, axis)
+    return token, jnp.log(own) - jnp.log(across.summed(sums.sum(-1), axis))
 
 
 def largest(x: jax.Array, axis: str | None = None) -> tuple[jax.Array, jax.Array]:
@@ -179,7 +192,7 @@ def largest(x: jax.Array, axis: str | None = None) -> tuple[jax.Array, jax.Array
     groups = x.reshape(x.shape[0], -1, LANES)
     tops = groups.max(-1)
     group = jnp.argmax(tops, -1).astype(jnp.int32)
-    own = jnp.take_along_axis(groups, group[:, None, None], 1)[:, 0]
+    own = _pick(groups, group)
     place, top = group * LANES + jnp.argmax(own, -1).astype(jnp.int32), tops.max(-1)
     if axis is None:
         return place, top
@@ -204,22 +217,29 @@ def _threshold(found, measure, target, axis):
     return lax.bitcast_convert_type(low, jnp.float32)
 
 
-def invert(found: jax.Array, uniform: jax.Array, axis: str | None = None) -> tuple[jax.Array, jax.Array]:
-    """The token [R] at the point `uniform` in [0, 1) of the cumulative distribution of weights [R, V] >= 0, and its
-    weight."""
-    chunks = found.reshape(found.shape[0], -1, LANES)
+def invert(sums: jax.Array, inside: Callable, uniform: jax.Array, axis: str | None = None):
+    """The token [R] at the point `uniform` in [0, 1) of the cumulative distribution, and its weight [R].
+
+    Args:
+        sums: [R, G], the weights of each `LANES` ids together, 0 or more.
+        inside: group [R] -> their weights one by one, [R, LANES].
+    """
     if axis is not None:
-        parts = across.gathered(chunks.sum((1, 2)), axis).T
-        device, uniform = _find(parts, uniform)
-    group, rest = _find(chunks.sum(-1), uniform)
-    inside = jnp.take_along_axis(chunks, group[:, None, None], 1)[:, 0]
-    lane, _ = _find(inside, rest)
-    token, own = group * LANES + lane, jnp.take_along_axis(inside, lane[:, None], 1)[:, 0]
+        device, uniform = _find(across.gathered(sums.sum(1), axis).T, uniform)
+    group, rest = _find(sums, uniform)
+    found = inside(group)
+    lane, _ = _find(found, rest)
+    token, own = group * LANES + lane, _pick(found, lane)
     if axis is None:
         return token, own
     here = device == across.number(axis)
-    pick = lambda x: across.summed(jnp.where(here, x, 0), axis)
-    return pick(token + across.number(axis) * found.shape[1]), pick(own)
+    mine = lambda x: across.summed(jnp.where(here, x, 0), axis)
+    return mine(token + across.number(axis) * sums.shape[1] * LANES), mine(own)
+
+
+def _pick(x: jax.Array, place: jax.Array) -> jax.Array:
+    """x [R, N, ...] at place [R]: [R, ...]."""
+    return jnp.take_along_axis(x, place.reshape(-1, *[1] * (x.ndim - 1)), 1)[:, 0]
 
 
 def _find(weights, uniform):
