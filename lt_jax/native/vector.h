@@ -4,10 +4,6 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512DQ__)
-#include <immintrin.h>
-#endif
-
 namespace lt {
 
 constexpr int kLanes = 16;
@@ -89,19 +85,9 @@ inline V exp_nonpositive(V x) {
   return choose(tiny, V{}, p * (V)power);
 }
 
-// 2^x for x < 127, relative error below 3e-7; 0 below -126. What is left of x after its whole part goes through a polynomial
-// of degree 5 (7.5e-8 off at most), and the whole part into the exponent.
+// 2^x for x < 127, relative error below 3e-7; 0 below -126. A polynomial of degree 5 for what rounding x leaves, and the
+// rounded x added to its exponent.
 inline V power_of_two(V x) {
-#if defined(__AVX512DQ__)  // both in one instruction each, without a case for small x
-  const V r = (V)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  V p = splat(1.8775767e-3f);
-  p = p * r + 8.9893406e-3f;
-  p = p * r + 5.5826318e-2f;
-  p = p * r + 2.4015361e-1f;
-  p = p * r + 6.9315308e-1f;
-  p = p * r + 9.9999994e-1f;
-  return (V)_mm512_scalef_ps((__m512)p, (__m512)x);
-#else
   const VI tiny = x < splat(-126.0f);
   x = choose(tiny, splat(-126.0f), x);
   const V shifted = x + 12582912.0f;  // 1.5 * 2^23: the rounded x lands in the low bits
@@ -113,7 +99,6 @@ inline V power_of_two(V x) {
   p = p * r + 6.9314694e-1f;
   p = p * r + 1.0000001f;
   return choose(tiny, V{}, (V)((VI)p + ((VI)shifted << 23)));
-#endif
 }
 
 // x / (1 + e^-x)
