@@ -184,8 +184,8 @@ inline std::vector<float> sorted(const FlashArguments& a, const float* x) {
   return all;
 }
 
-// Softmax of the scores in p, by a maximum that is at most kSlack too low: until it is more, what was summed stays. Each
-// query decides for itself, so that it does not depend on what others see.
+// Softmax of the scores in p, by a maximum that is at most kSlack too low: until it is more, what was summed stays.
+// Each query decides for itself, so that it does not depend on what others see.
 inline void soften(const FlashArguments& a, FlashTile& t) {
   V rise = splat(kHidden);
   for (int64_t c = 0; c < a.bq; c += kLanes) {

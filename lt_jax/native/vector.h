@@ -85,8 +85,8 @@ inline V exp_nonpositive(V x) {
   return choose(tiny, V{}, p * (V)power);
 }
 
-// 2^x for x < 127, relative error below 3e-7; 0 below -126. A polynomial of degree 5 for what rounding x leaves, and the
-// rounded x added to its exponent.
+// 2^x for x < 127, relative error below 3e-7; 0 below -126. A polynomial of degree 5 for what rounding x leaves, and
+// the rounded x added to its exponent.
 inline V power_of_two(V x) {
   const VI tiny = x < splat(-126.0f);
   x = choose(tiny, splat(-126.0f), x);
