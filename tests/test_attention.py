@@ -244,6 +244,21 @@ def test_large_scores_stay_finite(form):
 
 
 @ours
+@pytest.mark.parametrize("rise", [0.3, 1, 3])
+def test_scores_that_rise_from_block_to_block(form, rise):
+    """The native form lets a softmax's maximum lag behind by a little: here it does, and where it catches up."""
+    q, k, v, weight = arrays(2)
+    towards = jnp.sign(q[:, :1, :1])  # a direction in which all queries and, more and more, the keys lie
+    q = jnp.abs(q) * towards
+    k = k + rise / 40 * jnp.arange(LENGTH)[:, None, None] * towards
+    got, got_grads = results(q, k, v, weight, plan_of(causal(2, LENGTH), form, **SIDES))
+    want, want_grads = results(q, k, v, weight, plan_of(causal(2, LENGTH), "dense"))
+    np.testing.assert_allclose(got, want, atol=2e-5)
+    for a, b in zip(got_grads, want_grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+@ours
 def test_one_plan_serves_a_rematerialised_scan_over_layers(form):
     """The plan is closed over by the scan, built once, and the gradient through it is dense's, whatever the scale."""
     q, k, v, weight = arrays(2)

@@ -1,5 +1,6 @@
 """The loss, the step and the loop."""
 
+import dataclasses
 import io
 import itertools
 import json
@@ -113,6 +114,31 @@ def test_recorded_deaths_go_through_a_step(layers, heads):
 @pytest.mark.parametrize("remat", ["dots", "layer"])
 def test_remat_changes_nothing(remat):
     close(gradients(PARAMS, batch(), remat=remat), gradients(PARAMS, batch()), 1e-6)
+
+
+@pytest.mark.parametrize("more", [dict(), dict(accumulate=2, attention="dense")])
+def test_layers_one_after_the_other_are_the_loop_of_them(more):
+    split = states.split(PARAMS, states.trainable_mask(MODEL))
+    unrolled = jax.jit(lambda *tree: step.gradients(*tree, MODEL, config(**more), batch(), unroll=True))
+    close(unrolled(*split), gradients(PARAMS, batch(), **more), 1e-6)
+
+
+def test_a_step_loops_over_layers_but_for_a_few_on_one_cpu():
+    def loops(**more):
+        mesh, settings = one_device(), config(loss_chunk=0, attention="dense", **more)
+        tx = optimizer.make(settings.optim, 6)
+        state, frozen = states.create(PARAMS, MODEL, tx, jax.random.key(0), mesh)
+        made = step.make_step(MODEL, settings, tx, mesh, state)
+        text = made.lower(state, frozen, meshes.place_batch(mesh, batch())).as_text()
+        return text.count("stablehlo.while")
+
+    assert loops() + 2 == loops(remat="layer")  # forward and backward
+    assert not step.unrolled(dataclasses.replace(MODEL, layers=step.FEW + 1), config(), one_device())
+    mesh = lambda size, platform: types.SimpleNamespace(
+        size=size, devices=np.array([types.SimpleNamespace(platform=platform)] * size)
+    )
+    assert step.unrolled(MODEL, config(), mesh(1, "cpu"))
+    assert not step.unrolled(MODEL, config(), mesh(1, "tpu")) and not step.unrolled(MODEL, config(), mesh(2, "cpu"))
 
 
 def test_packed_rows_have_the_loss_of_padded_ones():

@@ -104,6 +104,7 @@ def forward(
     remat: str = "none",
     sharding: jax.sharding.Sharding | None = None,
     split: Split | None = None,
+    unroll: bool = False,
 ) -> jax.Array:
     """All layers over whole rows: tokens [B, S] -> hidden states [B, S, E] after the final norm.
 
@@ -116,6 +117,8 @@ def forward(
         remat: "none" keeps every activation, "dots" keeps matrix products only, "layer" keeps layer inputs only.
         sharding: where given, of the residual stream [B, S, E] between layers.
         split: where given, how attention lies on a mesh, see `lt_jax.attention.planned`; a plan knows it already.
+        unroll: compile the layers one after the other and not as a loop. The program grows with their number, but what
+            the backward pass needs of them is not copied into stacks and out again.
     """
     if remat not in REMAT:
         raise UserError(f"remat is {remat!r}; it is one of {', '.join(REMAT)}")
@@ -143,7 +146,7 @@ def forward(
         return place(finish(layer, config, x, attended)), None
 
     x = place(embed(params, config, tokens))
-    x, _ = jax.lax.scan(REMAT[remat](body), x, (params["layers"], deaths))
+    x, _ = jax.lax.scan(REMAT[remat](body), x, (params["layers"], deaths), unroll=unroll)
     return final_norm(params, config, x)
 
 

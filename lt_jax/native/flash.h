@@ -15,8 +15,9 @@
 #include "vector.h"
 
 namespace lt {
-
 constexpr float kHidden = -1e30f, kLowest = -1e29f;  // a hidden pair's score, and where the running maximum starts
+constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;  // scores are to the base 2: the queries are scaled for it
+constexpr float kSlack = 8;  // by how much a score may pass the maximum that its softmax goes by
 
 // Axes: B rows, S tokens, H heads, Hkv kv heads, D head size (a multiple of 16), R = B or B * Hkv lists of blocks,
 // nq and nk blocks of bq queries (a multiple of 16) and bk keys. Pointers may be null where they say so.
@@ -38,13 +39,14 @@ struct FlashGradients {
   float *dq, *dk, *dv;   // as q, k, v
 };
 
-// c[M][16 N] (+)= a[M][n] b[n][16 N], where a(m, r) = a[m * sm + r * sr].
+// c[M][16 N] = start + a[M][n] b[n][16 N], where a(m, r) = a[m * sm + r * sr]. Rows of `start` lie lds apart: it is c
+// itself, one row for all (lds 0), or null: zeros.
 template <int M, int N>
-inline void product_tile(const float* a, int64_t sm, int64_t sr, const float* b, int64_t ldb, float* c, int64_t ldc,
-                         int64_t n, bool add) {
+inline void product_tile(const float* a, int64_t sm, int64_t sr, const float* b, int64_t ldb, const float* start,
+                         int64_t lds, float* c, int64_t ldc, int64_t n) {
   V acc[M][N];
   for (int m = 0; m < M; ++m)
-    for (int j = 0; j < N; ++j) acc[m][j] = add ? load(c + m * ldc + j * kLanes) : V{};
+    for (int j = 0; j < N; ++j) acc[m][j] = start != nullptr ? load(start + m * lds + j * kLanes) : V{};
   for (int64_t r = 0; r < n; ++r) {
     V line[N];
     for (int j = 0; j < N; ++j) line[j] = load(b + r * ldb + j * kLanes);
@@ -57,22 +59,24 @@ inline void product_tile(const float* a, int64_t sm, int64_t sr, const float* b,
     for (int j = 0; j < N; ++j) store(c + m * ldc + j * kLanes, acc[m][j]);
 }
 
-template <int N>
-inline void product_columns(int64_t M, const float* a, int64_t sm, int64_t sr, const float* b, int64_t ldb, float* c,
-                            int64_t ldc, int64_t n, bool add) {
-  constexpr int kRows = N == 4 ? 6 : 8;
-  int64_t m = 0;
-  for (; m + kRows <= M; m += kRows) product_tile<kRows, N>(a + m * sm, sm, sr, b, ldb, c + m * ldc, ldc, n, add);
-  for (; m + 2 <= M; m += 2) product_tile<2, N>(a + m * sm, sm, sr, b, ldb, c + m * ldc, ldc, n, add);
-  for (; m < M; ++m) product_tile<1, N>(a + m * sm, sm, sr, b, ldb, c + m * ldc, ldc, n, add);
+// Rows in tiles of M, and those that are left in lower ones.
+template <int M, int N>
+inline void product_rows(int64_t rows, const float* a, int64_t sm, int64_t sr, const float* b, int64_t ldb,
+                         const float* start, int64_t lds, float* c, int64_t ldc, int64_t n) {
+  for (; rows >= M; rows -= M, a += M * sm, c += M * ldc) {
+    product_tile<M, N>(a, sm, sr, b, ldb, start, lds, c, ldc, n);
+    if (start != nullptr) start += M * lds;
+  }
+  if constexpr (M > 1) product_rows<M / 2, N>(rows, a, sm, sr, b, ldb, start, lds, c, ldc, n);
 }
 
-inline void product(int64_t M, int64_t columns, int64_t n, const float* a, int64_t sm, int64_t sr, const float* b,
-                    int64_t ldb, float* c, int64_t ldc, bool add) {
+inline void product(int64_t rows, int64_t columns, int64_t n, const float* a, int64_t sm, int64_t sr, const float* b,
+                    int64_t ldb, const float* start, int64_t lds, float* c, int64_t ldc) {
+  const auto from = [&](int64_t j) { return start != nullptr ? start + j : nullptr; };
   int64_t j = 0;
-  for (; j + 64 <= columns; j += 64) product_columns<4>(M, a, sm, sr, b + j, ldb, c + j, ldc, n, add);
-  for (; j + 32 <= columns; j += 32) product_columns<2>(M, a, sm, sr, b + j, ldb, c + j, ldc, n, add);
-  for (; j + 16 <= columns; j += 16) product_columns<1>(M, a, sm, sr, b + j, ldb, c + j, ldc, n, add);
+  for (; j + 64 <= columns; j += 64) product_rows<4, 4>(rows, a, sm, sr, b + j, ldb, from(j), lds, c + j, ldc, n);
+  for (; j + 32 <= columns; j += 32) product_rows<8, 2>(rows, a, sm, sr, b + j, ldb, from(j), lds, c + j, ldc, n);
+  for (; j + 16 <= columns; j += 16) product_rows<8, 1>(rows, a, sm, sr, b + j, ldb, from(j), lds, c + j, ldc, n);
 }
 
 // to[c][r] = from[r][c] for rows and columns that are multiples of 16.
@@ -88,16 +92,16 @@ inline void turn(const float* from, int64_t rows, int64_t columns, int64_t ldf, 
 // One thread's tiles of one head and query block, in memory of FlashTile::size floats that is aligned to whole vectors.
 struct FlashTile {
   float *rows, *drows, *turned, *dturned, *acc, *p, *ds;  // [bq][D] twice, [D][bq] three times, [bk][bq] twice
-  float *top, *total;                                     // [bq]; backward: the logarithm of the sum, and delta
+  float *best, *top, *total;  // [bq]; backward: top is minus the logarithm of the sum, total minus delta
 
   static int64_t size(const FlashArguments& a) {  // every part of it is whole vectors: bq and D are
-    return 5 * a.bq * a.D + 2 * a.bk * a.bq + 2 * a.bq;
+    return 5 * a.bq * a.D + 2 * a.bk * a.bq + 3 * a.bq;
   }
 
   FlashTile(const FlashArguments& a, float* at) {
     for (float** part : {&rows, &drows, &turned, &dturned, &acc}) *part = at, at += a.bq * a.D;
     for (float** part : {&p, &ds}) *part = at, at += a.bk * a.bq;
-    for (float** part : {&top, &total}) *part = at, at += a.bq;
+    for (float** part : {&best, &top, &total}) *part = at, at += a.bq;
   }
 };
 
@@ -180,10 +184,46 @@ inline std::vector<float> sorted(const FlashArguments& a, const float* x) {
   return all;
 }
 
+// Softmax of the scores in p, by a maximum that is at most kSlack too low: until it is more, what was summed stays.
+// Each query decides for itself, so that it does not depend on what others see.
+inline void soften(const FlashArguments& a, FlashTile& t) {
+  V rise = splat(kHidden);
+  for (int64_t c = 0; c < a.bq; c += kLanes) {
+    V best = load(t.p + c);
+    for (int64_t s = 1; s < a.bk; ++s) {
+      const V x = load(t.p + s * a.bq + c);
+      best = choose(x > best, x, best);
+    }
+    store(t.best + c, best);
+    best -= load(t.top + c);
+    rise = choose(best > rise, best, rise);
+  }
+  if (largest(rise) > kSlack) {
+    for (int64_t c = 0; c < a.bq; c += kLanes) {
+      const V before = load(t.top + c), best = load(t.best + c);
+      const VI risen = best - before > kSlack;
+      const V shrink = choose(risen, power_of_two(before - best), splat(1));
+      store(t.top + c, choose(risen, best, before));
+      store(t.total + c, load(t.total + c) * shrink);
+      for (int64_t d = 0; d < a.D; ++d) store(t.acc + d * a.bq + c, load(t.acc + d * a.bq + c) * shrink);
+    }
+  }
+  for (int64_t c = 0; c < a.bq; c += kLanes) {
+    const V top = load(t.top + c);
+    V sum = load(t.total + c);
+    for (int64_t s = 0; s < a.bk; ++s) {
+      const V w = power_of_two(load(t.p + s * a.bq + c) - top);
+      store(t.p + s * a.bq + c, w);
+      sum += w;
+    }
+    store(t.total + c, sum);
+  }
+}
+
 inline void flash_forward_tile(const FlashArguments& a, FlashTile& t, const float* ks, const float* vs, int64_t u,
                                int64_t i, int64_t h) {
   const int64_t b = u / a.Hkv, list = u * a.R / (a.B * a.Hkv), first = i * a.bq;
-  take_rows(a, a.q, b, h, first, a.scale, t.rows);
+  take_rows(a, a.q, b, h, first, a.scale * kLog2E, t.rows);
   turn(t.rows, a.bq, a.D, a.D, t.turned, a.bq);
   std::memset(t.acc, 0, a.D * a.bq * sizeof(float));
   std::fill(t.top, t.top + a.bq, kLowest);
@@ -192,26 +232,10 @@ inline void flash_forward_tile(const FlashArguments& a, FlashTile& t, const floa
   const int32_t full = a.n_full[list * a.nq + i], active = a.n_active[list * a.nq + i];
   for (int32_t n = 0; n < active; ++n) {
     const int64_t j = listed[n], at = (u * a.nk + j) * a.bk * a.D;
-    product(a.bk, a.bq, a.D, ks + at, a.D, 1, t.turned, a.bq, t.p, a.bq, false);
+    product(a.bk, a.bq, a.D, ks + at, a.D, 1, t.turned, a.bq, nullptr, 0, t.p, a.bq);
     if (n >= full) hide(a, list, i, j, t.p);
-    for (int64_t c = 0; c < a.bq; c += kLanes) {
-      const V before = load(t.top + c);
-      V top = before, sum{};
-      for (int64_t s = 0; s < a.bk; ++s) {
-        const V x = load(t.p + s * a.bq + c);
-        top = choose(x > top, x, top);
-      }
-      for (int64_t s = 0; s < a.bk; ++s) {
-        const V w = exp_nonpositive(load(t.p + s * a.bq + c) - top);
-        store(t.p + s * a.bq + c, w);
-        sum += w;
-      }
-      const V shrink = exp_nonpositive(before - top);
-      store(t.total + c, load(t.total + c) * shrink + sum);
-      store(t.top + c, top);
-      for (int64_t d = 0; d < a.D; ++d) store(t.acc + d * a.bq + c, load(t.acc + d * a.bq + c) * shrink);
-    }
-    product(a.D, a.bq, a.bk, vs + at, 1, a.D, t.p, a.bq, t.acc, a.bq, true);
+    soften(a, t);
+    product(a.D, a.bq, a.bk, vs + at, 1, a.D, t.p, a.bq, t.acc, a.bq, t.acc, a.bq);
   }
   for (int64_t c = 0; c < a.bq; c += kLanes) {
     const V total = load(t.total + c);
@@ -220,7 +244,7 @@ inline void flash_forward_tile(const FlashArguments& a, FlashTile& t, const floa
   }
   put_turned(a, t.acc, b, h, first, t.rows, a.out);
   for (int64_t n = 0; n < std::min(a.bq, a.S - first); ++n)
-    a.lse[(b * a.H + h) * a.S + first + n] = t.total[n] > 0 ? t.top[n] + std::log(t.total[n]) : -kHidden;
+    a.lse[(b * a.H + h) * a.S + first + n] = t.total[n] > 0 ? t.top[n] * kLn2 + std::log(t.total[n]) : -kHidden;
 }
 
 inline double flash_microseconds(const FlashArguments& a, int products) {
@@ -243,18 +267,18 @@ inline void flash_forward(const FlashArguments& a) {
 inline void flash_backward_tile(const FlashArguments& a, const FlashGradients& g, FlashTile& t, const float* ks,
                                 const float* vs, float* dk, float* dv, int64_t u, int64_t i, int64_t h) {
   const int64_t b = u / a.Hkv, list = u * a.R / (a.B * a.Hkv), first = i * a.bq;
-  take_rows(a, a.q, b, h, first, a.scale, t.rows);
+  take_rows(a, a.q, b, h, first, a.scale * kLog2E, t.rows);
   take_rows(a, g.dout, b, h, first, 1, t.drows);
   turn(t.rows, a.bq, a.D, a.D, t.turned, a.bq);
   turn(t.drows, a.bq, a.D, a.D, t.dturned, a.bq);
   std::memset(t.acc, 0, a.D * a.bq * sizeof(float));
   for (int64_t n = 0; n < a.bq; ++n) {
     const bool inside = first + n < a.S;
-    t.top[n] = inside ? a.lse[(b * a.H + h) * a.S + first + n] : -kHidden;
+    t.top[n] = inside ? -kLog2E * a.lse[(b * a.H + h) * a.S + first + n] : kHidden;
     V delta{};
     if (inside) {
       const float* out = a.out + ((b * a.S + first + n) * a.H + h) * a.D;
-      for (int64_t d = 0; d < a.D; d += kLanes) delta += load(out + d) * load(t.drows + n * a.D + d);
+      for (int64_t d = 0; d < a.D; d += kLanes) delta -= load(out + d) * load(t.drows + n * a.D + d);
     }
     t.total[n] = sum(delta);
   }
@@ -262,21 +286,17 @@ inline void flash_backward_tile(const FlashArguments& a, const FlashGradients& g
   const int32_t full = a.n_full[list * a.nq + i], active = a.n_active[list * a.nq + i];
   for (int32_t n = 0; n < active; ++n) {
     const int64_t j = listed[n], at = (u * a.nk + j) * a.bk * a.D, own = j * a.bk * a.D;
-    product(a.bk, a.bq, a.D, ks + at, a.D, 1, t.turned, a.bq, t.p, a.bq, false);
+    product(a.bk, a.bq, a.D, ks + at, a.D, 1, t.turned, a.bq, t.top, 0, t.p, a.bq);
     if (n >= full) hide(a, list, i, j, t.p);
-    product(a.bk, a.bq, a.D, vs + at, a.D, 1, t.dturned, a.bq, t.ds, a.bq, false);
-    for (int64_t c = 0; c < a.bq; c += kLanes) {
-      const V lse = load(t.top + c), delta = load(t.total + c);
-      for (int64_t s = 0; s < a.bk; ++s) {
-        float *p = t.p + s * a.bq + c, *ds = t.ds + s * a.bq + c;
-        const V w = exp_nonpositive(load(p) - lse);
-        store(p, w);
-        store(ds, w * (load(ds) - delta));
-      }
+    product(a.bk, a.bq, a.D, vs + at, a.D, 1, t.dturned, a.bq, t.total, 0, t.ds, a.bq);
+    for (int64_t n = 0; n < a.bk * a.bq; n += kLanes) {
+      const V w = power_of_two(load(t.p + n));
+      store(t.p + n, w);
+      store(t.ds + n, w * load(t.ds + n));
     }
-    product(a.bk, a.D, a.bq, t.p, a.bq, 1, t.drows, a.D, dv + own, a.D, true);
-    product(a.bk, a.D, a.bq, t.ds, a.bq, 1, t.rows, a.D, dk + own, a.D, true);
-    product(a.D, a.bq, a.bk, ks + at, 1, a.D, t.ds, a.bq, t.acc, a.bq, true);
+    product(a.bk, a.D, a.bq, t.p, a.bq, 1, t.drows, a.D, dv + own, a.D, dv + own, a.D);
+    product(a.bk, a.D, a.bq, t.ds, a.bq, 1, t.rows, a.D, dk + own, a.D, dk + own, a.D);
+    product(a.D, a.bq, a.bk, ks + at, 1, a.D, t.ds, a.bq, t.acc, a.bq, t.acc, a.bq);
   }
   for (int64_t n = 0; n < a.D * a.bq; n += kLanes) store(t.acc + n, load(t.acc + n) * a.scale);
   put_turned(a, t.acc, b, h, first, t.drows, g.dq);
@@ -315,7 +335,7 @@ inline void flash_backward(const FlashArguments& a, const FlashGradients& g) {
           const float* from = sums.data() + (u * parts + part) * 2 * size + s * a.D + d;
           k += load(from), v += load(from + size);
         }
-        store(g.dk + to + d, k), store(g.dv + to + d, v);
+        store(g.dk + to + d, k * kLn2), store(g.dv + to + d, v);
       }
     }
   });

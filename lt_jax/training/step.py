@@ -23,6 +23,8 @@ from lt_jax.training import state as states
 from lt_jax.training.config import TrainConfig
 from lt_jax.training.state import TrainState
 
+FEW = 8  # layers that compile one after the other as fast as in a loop, within a second
+
 
 def lifetimes(batch: dict, gist_rule: str) -> Lifetimes:
     """The lifetimes of a batch; gist ids are only looked at where the rule needs them."""
@@ -35,8 +37,10 @@ def padding(batch: dict) -> jax.Array:
     return jnp.all(death == index + 1, axis=tuple(range(1, death.ndim - 1))) & (batch["since"] == index)
 
 
-def sums(trained: dict, frozen: dict, model: DecoderConfig, config: TrainConfig, batch: dict, place=None):
-    """Weighted sums over a (micro)batch: (loss sum, correct sum)."""
+def sums(
+    trained: dict, frozen: dict, model: DecoderConfig, config: TrainConfig, batch: dict, place=None, unroll=False
+):
+    """Weighted sums over a (micro)batch: (loss sum, correct sum). `place`, `unroll`: see `decoder.forward`."""
     params = states.merge(trained, frozen)
     x = decoder.forward(
         params,
@@ -48,6 +52,7 @@ def sums(trained: dict, frozen: dict, model: DecoderConfig, config: TrainConfig,
         remat=config.remat,
         sharding=place,
         split=None if place is None else meshes.split(place.mesh),
+        unroll=unroll,
     )
     flat = x.reshape(-1, x.shape[-1])
     chunk = losses.chunk_size(flat.shape[0], model, config.loss_chunk)
@@ -63,7 +68,9 @@ def cut(batch: dict, pieces: int) -> dict:
     return jax.tree.map(lambda a: a.reshape(rows // pieces, pieces, *a.shape[1:]).swapaxes(0, 1), batch)
 
 
-def gradients(trained: dict, frozen: dict, model: DecoderConfig, config: TrainConfig, batch: dict, place=None):
+def gradients(
+    trained: dict, frozen: dict, model: DecoderConfig, config: TrainConfig, batch: dict, place=None, unroll=False
+):
     """Token means of loss and accuracy, and the gradients of the loss to the trained leaves, over the whole batch.
 
     The mean is over all trained tokens of the accumulation window, not a mean of the microbatches' means: cutting a
@@ -74,7 +81,7 @@ def gradients(trained: dict, frozen: dict, model: DecoderConfig, config: TrainCo
     scale = 1.0 / jnp.maximum(jnp.sum(batch["weights"]), 1.0)
 
     def objective(trained, piece):
-        loss, correct = sums(trained, frozen, model, config, piece, place)
+        loss, correct = sums(trained, frozen, model, config, piece, place, unroll)
         return loss * scale, correct * scale
 
     grad = jax.value_and_grad(objective, has_aux=True)
@@ -102,10 +109,10 @@ def make_step(
     Args:
         state: where the new state shall lie: exactly where this one does.
     """
-    place = activations(mesh)
+    place, unroll = activations(mesh), unrolled(model, config, mesh)
 
     def step(state: TrainState, frozen: dict, batch: dict) -> tuple[TrainState, dict]:
-        loss, accuracy, grads = gradients(state.trained, frozen, model, config, batch, place)
+        loss, accuracy, grads = gradients(state.trained, frozen, model, config, batch, place, unroll)
         updates, opt_state = tx.update(grads, state.opt_state, state.trained)
         metrics = {
             "loss": loss,
@@ -131,6 +138,16 @@ def make_eval_step(model: DecoderConfig, config: TrainConfig, mesh: Mesh) -> Cal
         return {"loss": loss, "correct": correct, "weights": jnp.sum(batch["weights"])}
 
     return jax.jit(evaluate)
+
+
+def unrolled(model: DecoderConfig, config: TrainConfig, mesh: Mesh) -> bool:
+    """Whether a step's layers are compiled one after the other: a few, on a single CPU, with remat "none".
+
+    There the copies that a loop makes of what the backward pass needs, into stacks and out of them, are a tenth of the
+    step. On accelerators they are not, and to compute again is to save memory, which takes a loop.
+    """
+    alone = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+    return alone and config.remat == "none" and model.layers <= FEW
 
 
 def activations(mesh: Mesh) -> NamedSharding | None:
