@@ -4,7 +4,7 @@
     17 * 20 = 340, 17 * 4 = 68.
     [9 gists for 41 keys]
     340 + 68 = 408.
-    -- 14 tokens of prompt and 52 of answer, 1 thoughts compressed, peak 48 of 66 keys, 0.9 s
+    -- 14 tokens of prompt and 52 of answer, 1 thought compressed, peak 48 of 66 keys, 0.9 s
     you> And half of it?
 
 /reset begins a new conversation, /quit or Ctrl-D ends, and Ctrl-C stops the answer that is being written; what there is

@@ -113,7 +113,7 @@ def ending(answer: Answer) -> str:
     }  # fmt: skip
     return (
         f"-- {cost.prompt} tokens of prompt{f' ({reused} reused)' if reused else ''} and {cost.generated} of answer, "
-        f"{cost.compressions} thoughts compressed, peak {cost.peak} of {cost.prompt + cost.generated} keys, "
+        f"{cost.compressions} thought{'s' * (cost.compressions != 1)} compressed, peak {cost.peak} of {cost.prompt + cost.generated} keys, "
         f"{cost.seconds:.1f} s{reasons.get(answer.finish, '')}"
     )
 
