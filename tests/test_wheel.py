@@ -96,7 +96,7 @@ def test_a_config_is_found_by_its_name(run):
 def test_the_commands_work_on_a_folder(run, tmp_path):
     folder = make(tmp_path / "light", Scheme(n_gist=2))
     code, out, error = run("lt-generate", f"--model={folder}", "--prompt=Sum 1)+006", "--max_new=12", "--max_thought=9")
-    assert (code, error) == (0, "") and "[2 gists for " in out and "thoughts compressed" in out
+    assert (code, error) == (0, "") and "[2 gists for " in out and " compressed, peak " in out
     code, out, error = run("lt-convert", f"--from={folder}", f"--to={tmp_path / 'copy'}", "--dtype=bfloat16")
     assert (code, out, error) == (0, f"written to {tmp_path / 'copy'}\n", "")
     assert (tmp_path / "copy" / "model.safetensors").stat().st_size < (folder / "model.safetensors").stat().st_size

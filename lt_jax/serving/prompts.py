@@ -106,6 +106,7 @@ def ending(answer: Answer) -> str:
     if answer.finish == "refused":
         return f"-- refused: {answer.why}"
     cost, reused = answer.counts, answer.completion.reused
+    thoughts = "1 thought" if cost.compressions == 1 else f"{cost.compressions} thoughts"
     reasons = {
         "length": ", cut off at max_new", "capacity": ", cut off: the cache is full",
         "positions": ", cut off: the model was made for no more positions",
@@ -113,7 +114,7 @@ def ending(answer: Answer) -> str:
     }  # fmt: skip
     return (
         f"-- {cost.prompt} tokens of prompt{f' ({reused} reused)' if reused else ''} and {cost.generated} of answer, "
-        f"{cost.compressions} thought{'s' * (cost.compressions != 1)} compressed, peak {cost.peak} of {cost.prompt + cost.generated} keys, "
+        f"{thoughts} compressed, peak {cost.peak} of {cost.prompt + cost.generated} keys, "
         f"{cost.seconds:.1f} s{reasons.get(answer.finish, '')}"
     )
 
