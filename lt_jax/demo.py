@@ -13,7 +13,8 @@ from pathlib import Path
 
 from lt_jax.data.pipeline import PipelineConfig
 from lt_jax.errors import UserError
-from lt_jax.evaluation import job
+from lt_jax.evaluation import job, metrics, table
+from lt_jax.evaluation.results import Results
 from lt_jax.layout.scheme import Scheme
 from lt_jax.training import sft
 from lt_jax.training.config import TrainConfig
@@ -69,7 +70,27 @@ def demo(config: DemoConfig, say=print) -> None:
             for student, scheme in schemes.items()
         }
         note = f"Both from the same base model, {config.train.steps} steps each."
-        job.run(job.EvalConfig(suite, contenders, str(out / name), note=note, **config.decode), say)
+        asked = job.EvalConfig(suite, contenders, str(out / name), note=note, **config.decode)
+        found = job.run(asked, say)
+        if suite is next(iter(config.suites.values())):
+            at_equal_memory(asked, found, say)
+
+
+def at_equal_memory(asked: job.EvalConfig, found: Results, say=print) -> None:
+    """What the second contender makes of the cache memory that the first one's rows took: as many rows as fit into it
+    solve the suite again. Nothing is said where no more rows fit."""
+    first, second = found.methods
+    if not second.cache_bytes or (rows := asked.rows * first.cache_bytes // second.cache_bytes) <= asked.rows:
+        return
+    share = 100 * second.cache_bytes / first.cache_bytes
+    say(f"\na row's cache takes {share:.0f} % of the memory with {second.name}: where {asked.rows} rows of "
+        f"{first.name} fit, {rows} rows of {second.name} do, which solve the same problems once more")  # fmt: skip
+    own = {second.name: asked.contenders[second.name]}
+    again = dataclasses.replace(asked, contenders=own, rows=rows, out=str(Path(asked.out) / "equal_memory"))
+    (more,) = job.run(again, say=lambda text: None).methods
+    rate = lambda each: table.number(metrics.summarise(each.records, each.seconds).tokens_per_second)
+    say(f"tokens/s in that memory: {first.name} {rate(first)}, {second.name} {rate(more)} "
+        f"({rate(second)} with {asked.rows} rows)")  # fmt: skip
 
 
 def teach(config: DemoConfig, scheme: Scheme, folder: Path, say) -> Path:

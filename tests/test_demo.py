@@ -1,20 +1,24 @@
 """The demo's plumbing at the smallest size, and what must be true of the base model that ships."""
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from lt_jax import demo
 from lt_jax.data.tasks import Problems
 from lt_jax.decode import DecodeConfig
 from lt_jax.demo import BASE
-from lt_jax.evaluation import suites
+from lt_jax.evaluation import job, suites
 from lt_jax.evaluation.contenders import contender
 from lt_jax.evaluation.run import evaluate
 from lt_jax.layout.tokenizer import load_tokenizer
 from lt_jax.model import load
+from tests.scripted import three
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,6 +44,29 @@ def test_the_tokenizer_keeps_digits_apart():
     assert "".join(pieces) == text
     assert all(len(piece) == 1 or not any(map(str.isdigit, piece)) for piece in pieces)
     assert tokenizer.encode("\n\n", add_special_tokens=False) == [tokenizer.convert_tokens_to_ids("ĊĊ")]
+
+
+def test_the_memory_of_one_students_rows_holds_more_of_the_others(tmp_path, monkeypatch):
+    """A cache of 40 % of the bytes: 4 rows become 10, of the second contender alone, and both rates are told."""
+    found, suite = three(size=4, families=("gcd",))
+    whole = evaluate(found[:2], suite)
+    sized = lambda each, size: dataclasses.replace(each, cache_bytes=size, seconds=2.0)
+    whole = dataclasses.replace(whole, methods=[sized(m, n) for m, n in zip(whole.methods, (1000, 400), strict=True)])
+    ran, said = [], []
+
+    def run(asked, say):
+        ran.append(asked)
+        return dataclasses.replace(whole, methods=[dataclasses.replace(whole.methods[1], seconds=1.0)])
+
+    monkeypatch.setattr(demo.job, "run", run)
+    asked = job.EvalConfig(job.SuiteConfig(embedded=4), {m.name: m for m in whole.methods}, str(tmp_path), rows=4)
+    demo.at_equal_memory(asked, whole, said.append)
+    assert [(each.rows, list(each.contenders)) for each in ran] == [(10, ["LightThinker"])]
+    rates = [float(rate.replace(",", "")) for rate in re.findall(r"[A-Za-z] ([\d,.]+)", said[1])]
+    before = float(re.search(r"\(([\d,.]+) with 4 rows", said[1])[1].replace(",", ""))
+    assert "takes 40 % of the memory" in said[0] and rates[1] == pytest.approx(2 * before, rel=0.1)
+    demo.at_equal_memory(asked, dataclasses.replace(whole, methods=whole.methods[::-1]), said.append)
+    assert len(ran) == 1, "no more rows fit"
 
 
 @pytest.mark.slow
