@@ -120,7 +120,7 @@ def policy_loss(
     Returns:
         The loss, and float32 scalars that add up over microbatches too (`metrics.update` reads them): policy, kl and
         entropy, the parts of the loss as they were added to it; and over tokens learned from: tokens, clipped,
-        sum_kl, sum_entropy, sum_ratio, sum_old_kl (k1 of pi_old and pi).
+        sum_reference_kl, sum_entropy, sum_ratio, sum_old_kl (k1 of pi_old and pi).
     """
     if config.kl_weight and logp_reference is None:
         raise ValueError("a KL is part of the loss, and there are no log-probs of a reference")
@@ -141,7 +141,7 @@ def policy_loss(
             "sum_old_kl": over_tokens(-d)}  # fmt: skip
     if logp_reference is not None:
         divergence = kl(config.kl, logp, logp_reference, learned)
-        sums |= {"kl": config.kl_weight * add(divergence), "sum_kl": over_tokens(divergence)}
+        sums |= {"kl": config.kl_weight * add(divergence), "sum_reference_kl": over_tokens(divergence)}
         loss = loss + sums["kl"]
     if entropy is not None:
         sums |= {"entropy": -config.entropy_weight * add(entropy), "sum_entropy": over_tokens(entropy)}

@@ -81,9 +81,10 @@ def mismatch(
         "mask_fraction": mean(~correction.kept),
         "rejected": over_rows(~correction.accepted),
         "effective_sample_size": effective_sample_size(used, response),
-        "agreement_q05": _quantile(jnp.exp(-jnp.abs(d)), response, 0.05),
+        "agreement_q05": _quantiles(jnp.exp(-jnp.abs(d)), response, (0.05,))[0],
     }
-    return found | {f"xi_q{round(100 * q):02}": _quantile(xi, response, q) for q in QUANTILES}
+    names = [f"xi_q{round(100 * q):02}" for q in QUANTILES]
+    return found | dict(zip(names, _quantiles(xi, response, QUANTILES), strict=True))
 
 
 def effective_sample_size(weights: jax.Array, response: jax.Array) -> jax.Array:
@@ -126,6 +127,6 @@ def truncation_rate(finishes: Sequence[str]) -> float:
     return sum(finish in CUT_OFF for finish in finishes) / max(len(finishes), 1)
 
 
-def _quantile(values: jax.Array, response: jax.Array, q: float) -> jax.Array:
-    """Over all response tokens of the batch; 1 if there are none."""
+def _quantiles(values: jax.Array, response: jax.Array, q: tuple[float, ...]) -> jax.Array:
+    """Over all response tokens of the batch, [len(q)]; 1 if there are none."""
     return masked_quantile(values.reshape(-1), response.reshape(-1), q, 1.0)

@@ -118,7 +118,8 @@ def rejection(config: MismatchConfig, d: jax.Array, response: jax.Array) -> tupl
         xi = jnp.exp(d)
         kept = kept & (xi >= config.band[0]) & (xi <= config.band[1])
     if config.tail is not None:
-        accepted = accepted & (masked_quantile(jnp.exp(d), response, config.tail[0], 1.0) >= config.tail[1])
+        q, least = config.tail
+        accepted = accepted & (masked_quantile(jnp.exp(d), response, (q,), 1.0)[..., 0] >= least)
     return kept, accepted
 
 
@@ -135,18 +136,19 @@ def passes(criterion: Criterion, d: jax.Array, response: jax.Array) -> jax.Array
     return inside if criterion.level == "token" else jnp.all(inside | ~response, axis=-1)
 
 
-def masked_quantile(values: jax.Array, mask: jax.Array, q: float, empty: float) -> jax.Array:
-    """The q-quantile, with linear interpolation, of the values of each row that `mask` names: [..., S] -> [...].
+def masked_quantile(values: jax.Array, mask: jax.Array, q: tuple[float, ...], empty: float) -> jax.Array:
+    """Quantiles, with linear interpolation, of the values of each row that `mask` names: [..., S] -> [..., len(q)].
 
     Args:
+        q: which, from 0 to 1.
         empty: what a row has for which it names none.
     """
     number = jnp.sum(mask, axis=-1, keepdims=True)
     ordered = jnp.sort(jnp.where(mask, values, jnp.where(number > 0, jnp.inf, empty)), axis=-1)
-    place = q * jnp.maximum(number - 1, 0)
+    place = jnp.asarray(q, jnp.float32) * jnp.maximum(number - 1, 0)
     at = lambda index: jnp.take_along_axis(ordered, index.astype(jnp.int32), axis=-1)
     low, high = at(jnp.floor(place)), at(jnp.ceil(place))
-    return (low + (high - low) * (place - jnp.floor(place)))[..., 0]
+    return low + (high - low) * (place - jnp.floor(place))
 
 
 def _lengths(response: jax.Array) -> jax.Array:
