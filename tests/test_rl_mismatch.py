@@ -1,6 +1,5 @@
 """Weights, rejection, advantages and metrics against plain float64 loops over tokens, written from the formulas."""
 
-import dataclasses
 import math
 
 import jax
@@ -275,9 +274,14 @@ def test_nonsense_is_refused_in_one_line(given, line):
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
+def test_settings_read_from_a_file_are_the_same():
+    listed, given = MismatchConfig(band=[0.5, 1.5], tail=[0.1, 0.5]), MismatchConfig(band=(0.5, 1.5), tail=(0.1, 0.5))
+    assert listed == given and hash(listed) == hash(given)
+
+
 @pytest.mark.parametrize("name", ["release", "naive"])
 def test_metrics(name):
-    config = dataclasses.replace(PRESETS[name])
+    config = PRESETS[name]
     old, sampler, response = rollouts()
     correction = corrected(config, old, sampler, response)
     found = jax.jit(metrics.mismatch, static_argnums=0)(config, correction, old, sampler, response)

@@ -13,8 +13,8 @@ advantage, w its weight and k the tokens that are learned from (`mismatch.Correc
 
 What differs: paper and release have `grpo` alone, with 0.2 to both sides and 1e-4 of k3. Theirs is a mean over what one
 device sees at a time, here every division is by a number for the whole batch, so that it may be cut into microbatches.
-Log-ratios are cut to +-20 before `exp`, which the release does not; it changes no gradient that was a number. In `gspo`
-a weight per token weighs the response's term by their mean.
+Log-ratios are cut to +-20 before `exp` as in verl, which the release does not: beyond that, where its gradient is 5e8
+and more, or NaN, none flows. In `gspo` weights of tokens weigh the response's term by their mean.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class LossConfig:
         if self.kind not in CLIPS:
             raise UserError(f"loss.kind is {self.kind!r}; it is one of {', '.join(CLIPS)}")
         if self.clip is not None:
+            object.__setattr__(self, "clip", tuple(self.clip))
             if CLIPS[self.kind] is None:
                 raise UserError(f"loss.clip is {self.clip}, but {self.kind} does not clip; leave it out")
             if len(self.clip) != 2 or not 0 < self.clip[0] <= 1 or not self.clip[1] > 0:
@@ -75,7 +76,7 @@ class LossConfig:
     @property
     def bounds(self) -> tuple[float, float] | None:
         """(low, high) of r - 1, or None without clipping."""
-        return CLIPS[self.kind] if self.clip is None else tuple(self.clip)
+        return CLIPS[self.kind] if self.clip is None else self.clip
 
 
 def denominator(

@@ -67,6 +67,9 @@ class MismatchConfig:
     agreement: float | None = None
 
     def __post_init__(self):
+        for name in ("band", "tail"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         weight_bounds(self)
         criteria(self)
         if self.rollout_is is None and self.rollout_is_batch_normalize:
