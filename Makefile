@@ -41,14 +41,14 @@ FEW = test_attention.py::test_rows_without_since test_cache.py::test_compact_for
 
 test-newest:
 	$(MAKE) --no-print-directory $(NEWEST)/installed VENV=$(NEWEST)
-	$(NEWEST)/bin/python -m pip install --quiet --no-compile pytest
+	$(NEWEST)/bin/python -m pip install --quiet --no-compile pytest pytest-xdist
 	$(NEWEST)/bin/python -c "import platform, jax; print('Python', platform.python_version(), 'with jax', jax.__version__)"
-	$(MALLOC) $(NEWEST)/bin/python -m pytest $(addprefix tests/,$(FEW))
+	$(MALLOC) $(NEWEST)/bin/python -m pytest $(TOGETHER) $(addprefix tests/,$(FEW))
 
 # What is compiled for TPUs, with the real compiler and without a TPU. It comes with 137 MB of libtpu, and so apart.
 test-tpu: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --no-compile -e ".[tpu]"
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu_backend
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(JOBS) -m tpu_backend
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
