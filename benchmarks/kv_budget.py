@@ -97,8 +97,8 @@ def price(params, model) -> list[dict]:
         engine._fill()  # prompts into the rows, without decoding
 
         def block(engine=engine):
-            state = engine.weights, engine.state, engine.cache, engine.settings
-            engine.state, engine.cache, *log = engine.block(*state, np.int32(99))
+            state = engine.weights, engine.state, engine.cache
+            engine.state, engine.cache, *log = engine.programs.block(*state, np.full(1, 99, np.int32))
             jax.block_until_ready(log)
 
         cut = jax.jit(functools.partial(slots.evict, how=how), donate_argnums=(0,))
