@@ -119,12 +119,13 @@ def test_choice_and_reasoning_gym():
         found = rewarded([gcd] * 4 + [products], texts)
         np.testing.assert_allclose(found.rewards, [1, 1 / 8, 0, 0, 1], rtol=1e-6)  # its own part marks
         queens = Problem("Place queens", "_ Q", "n_queens", metadata={"valid_answers": ["_ Q"]})
-        with pytest.raises(UserError, match="problem 1 .* scorer of 'n_queens' runs answers as Python code"):
+        with pytest.raises(UserError, match="problem 1 .* scorer of 'n_queens' runs text as Python code"):
             rewarded.check([gcd, queens])
-        with pytest.raises(UserError, match="of family 'sums': ValueError: Dataset 'sums' not registered"):
+        with pytest.raises(UserError, match="family 'sums': its own answer is not right .*'sums' not registered"):
             rewarded.check([Problem("1 + 1?", "2", "sums")])
-        with pytest.raises(UserError, match="KeyError"):  # its scorer reads metadata that are not there
+        with pytest.raises(UserError, match="wrong answers cannot be scored .KeyError: 'matrix'"):
             rewarded.check([Problem("Where?", "1,1", "shortest_path")])
+        rewarded.check([Problem("?", "2 × 3", "prime_factorization")])  # its scorer raises on some wrong answers
         with pytest.raises(UserError, match="has no answer, which reward 'reasoning_gym' needs"):
             rewarded.check([Problem("?", " ", "gcd")])
 
@@ -261,7 +262,7 @@ def test_workers_are_gone_after_close_even_in_a_call(functions):
 
 
 def test_workers_end_with_their_parent_even_in_a_call(functions, tmp_path):
-    """Killed, it can end nobody: one that waits sees its input close, one in a call that hangs ends by its own clock."""
+    """Killed, it can end nobody: one that waits sees its input close, one in a call has a clock of its own."""
     program = tmp_path / "elsewhere" / "parent.py"
     program.parent.mkdir()
     program.write_text(textwrap.dedent("""

@@ -30,6 +30,10 @@ class Refused(Exception):
     """A reward function does not do what it must; the text says what, in one line."""
 
 
+class RunsCode(Exception):
+    """A scorer was about to run text as Python code."""
+
+
 class Late(Exception):
     """There was no verdict in time."""
 
@@ -76,7 +80,7 @@ def format_reward():
 def reasoning_gym_reward():
     """The score of reasoning-gym's own scorer for the data set that is the problem's family; 0 without an answer.
 
-    A scorer that reads an answer with Python's `eval` (n_queens, countdown and some more) is stopped before it does.
+    A scorer that reads text with Python's `eval` (n_queens, countdown and some more) is stopped before it does.
     """
     from lt_jax.data import answers
 
@@ -89,7 +93,7 @@ def reasoning_gym_reward():
     def watch(event: str, arguments: tuple) -> None:
         if event == "exec" and state["scoring"] and arguments[0].co_filename.startswith("<") and not _importing():
             state["tried"] = True
-            raise RuntimeError("no answer is run as code")
+            raise RuntimeError("no text is run as code")
 
     sys.addaudithook(watch)
 
@@ -106,8 +110,8 @@ def reasoning_gym_reward():
         finally:
             state["scoring"] = False
             if state["tried"]:
-                raise ValueError(f"reasoning-gym's scorer of {problem.family!r} runs answers as Python code, which is "
-                                 "not done; leave such problems out, or give a function of your own")  # fmt: skip
+                raise RunsCode(f"reasoning-gym's scorer of {problem.family!r} runs text as Python code, which is "
+                               "not done; leave such problems out, or give a function of your own")  # fmt: skip
 
     return score
 
@@ -157,6 +161,8 @@ def answer(function, listed: bool, problems: list, texts: list) -> dict:
         return {"late": True}
     except Refused as error:
         return {"refused": str(error)}
+    except RunsCode as error:
+        return {"raised": str(error), "code": True}
     except BaseException as error:  # SystemExit too
         return {"raised": told(error)}
 

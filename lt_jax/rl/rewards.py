@@ -125,8 +125,9 @@ class RewardPool:
         """Finds out, before anything is decoded, whether the problems can be judged.
 
         Raises:
-            UserError: a problem has no answer (where one is needed), or is no multiple choice (`choice`); its family is
-                no data set of reasoning-gym, or one whose scorer cannot be used, or asks for metadata that is missing.
+            UserError: a problem has no answer (where one is needed), or is no multiple choice (`choice`); the first of
+                a family is not right by reasoning-gym's scorer with its own answer, because there is no such data set
+                or it asks for metadata that is missing, or the scorer runs text as code.
         """
         kinds = [kind for kind, _ in self.config.kinds if kind in ("math", "choice", "reasoning_gym")]
         families = {}
@@ -139,11 +140,23 @@ class RewardPool:
                 raise UserError(f"{where} has no choices and its answer, {problem.answer[:40]!r}, is no letter; reward "
                                 "'math' judges it")  # fmt: skip
             families.setdefault(problem.family, (where, problem))
-        for where, problem in families.values() if "reasoning_gym" in kinds else ():
-            texts = [f"<answer>{answer}</answer>" for answer in (problem.answer, *_PROBES)]
-            for outcome in self._workers.ask([("reasoning_gym", [_plain(problem)], [text]) for text in texts]).result():
-                if why := outcome.get("raised"):
-                    raise UserError(f"reward 'reasoning_gym': {where} of family {problem.family!r}: {why}")
+        if "reasoning_gym" in kinds:
+            for where, problem in families.values():
+                self._check_scorer(problem, f"reward 'reasoning_gym': {where} of family {problem.family!r}")
+
+    def _check_scorer(self, problem: Problem, where: str) -> None:
+        """UserError if reasoning-gym's scorer does not find the problem's own answer right, or runs text as code."""
+        texts = [f"<answer>{answer}</answer>" for answer in (problem.answer, *_PROBES)]
+        calls = [("reasoning_gym", [_plain(problem)], [text]) for text in texts]
+        own, *others = found = self._workers.ask(calls).result()
+        if code := [each["raised"] for each in found if "code" in each]:
+            raise UserError(f"{where}: {code[0]}")
+        why = "" if own.get("value", 0) >= 1 else own.get("raised") or f"it gives {own.get('value', 'no verdict')}"
+        missing = [each["raised"] for each in others if each.get("raised", "").startswith("KeyError")]
+        if why or missing:
+            which = f"its own answer is not right ({why})" if why else f"wrong answers cannot be scored ({missing[0]})"
+            raise UserError(f"{where}: {which} by the data set's scorer; records need the answer and the metadata that "
+                            "reasoning-gym made")  # fmt: skip
 
     def __call__(self, problems: Sequence[Problem], texts: Sequence[str]) -> Rewards:
         """The rewards of a response to each problem; see `submit`."""
