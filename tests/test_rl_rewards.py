@@ -185,6 +185,9 @@ def test_what_hangs_is_killed_and_its_worker_replaced(functions):
         started = time.perf_counter()
         found = rewarded([SUM] * 5, texts)
         assert time.perf_counter() - started < 20
+        os.kill(int(found.parts["my_rewards:process"][-1]), signal.SIGKILL)  # by somebody else, between two calls
+        time.sleep(0.1)
+        assert rewarded([SUM], ["a"]).parts["my_rewards:hangs"] == [1]
     np.testing.assert_array_equal(found.parts["my_rewards:hangs"], [1, 0, 1, 0, 1])
     assert found.timed_out == {"my_rewards:hangs": 2, "my_rewards:process": 0} and not any(found.raised.values())
     assert len(told) == 1 and "no verdict within 1 s" in told[0]
