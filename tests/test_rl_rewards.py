@@ -251,6 +251,14 @@ def running(group: int) -> bool:
     return any(state != "Z" for state in found)
 
 
+def gone(*groups: int) -> bool:
+    """Whether nothing is left of the groups in a while: what was killed takes a moment to go."""
+    until = time.monotonic() + 15
+    while any(map(running, groups)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not any(map(running, groups))
+
+
 def test_workers_are_gone_after_close_even_in_a_call(functions):
     with pool("my_rewards:process", "my_rewards:hangs", "math", workers=2) as rewarded:
         pids = {int(pid) for pid in rewarded([SUM] * 64, ["a"] * 64).parts["my_rewards:process"]}
@@ -259,7 +267,7 @@ def test_workers_are_gone_after_close_even_in_a_call(functions):
         time.sleep(0.3)
         started = time.perf_counter()
     assert time.perf_counter() - started < 5
-    assert not any(map(running, pids))  # nor what compares LaTeX for them
+    assert gone(*pids)  # and what compares LaTeX for them
     with pytest.raises(concurrent.futures.CancelledError):
         wait()
 
@@ -285,7 +293,4 @@ def test_workers_end_with_their_parent_even_in_a_call(functions, tmp_path):
     parent.stdout.readline(), time.sleep(0.2)
     assert running(busy) and running(idle)
     os.kill(parent.pid, signal.SIGKILL), parent.wait(), parent.stdout.close()
-    until = time.monotonic() + 15
-    while (running(busy) or running(idle)) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not running(busy) and not running(idle)
+    assert gone(busy, idle)

@@ -120,6 +120,8 @@ class _Worker:
                 found.append({"late": True})
                 self.stop()
             except (OSError, EOFError, ValueError):
+                if self._closed:
+                    raise concurrent.futures.CancelledError from None
                 late = time.monotonic() - began > seconds  # this thread did not get to run, and it ended itself
                 found.append({"late": True} if late else {"raised": f"its process ended{_status(child)}"})
                 self.stop()
