@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
         "chat": "own",
         "system": "",  # system message where the data has none
         "prefix": "",  # text put before every question
+        "suffix": "",  # text put after every question
         # Which assistant turns of a chat are trained: the "last" one or "all". A flag in the data takes precedence.
         "turns": "last",
         # How responses are cut into thoughts: "paragraph", "sentence", "chunk" (of `maximum` tokens) or "ready" (as the

@@ -65,5 +65,5 @@ def contender(method: str, path: str = "", max_thought: int = 0) -> ConfigDict:
     """
     return ConfigDict({
         "path": path, "method": method, "chat": "", "system": "",
-        "prefix": "Return your final response within \\boxed{}. ", "max_thought": max_thought,
+        "prefix": "Return your final response within \\boxed{}. ", "suffix": "", "max_thought": max_thought,
     })  # fmt: skip

@@ -412,7 +412,7 @@ def _nested(what: Callable, found):
 
 
 def load(folder: str | Path, method: str | None = None, *, dtype: str | None = None, chat: str | None = None,
-         system: str | None = None, prefix: str | None = None, tensor: int = 1,
+         system: str | None = None, prefix: str | None = None, suffix: str | None = None, tensor: int = 1,
          weights: tuple[dict, DecoderConfig] | None = None) -> Model:  # fmt: skip
     """Opens a Hugging Face folder, whether this library wrote it (with an `lt_jax.json`) or not.
 
@@ -423,7 +423,7 @@ def load(folder: str | Path, method: str | None = None, *, dtype: str | None = N
         dtype: of weights and computation; None is float32 on a CPU and bfloat16 elsewhere.
         chat: the chat template: "own", "qwen", "llama" or "plain"; None is what the folder says.
         system: the system message of conversations that have none; None is what the folder says.
-        prefix: text that is put before every question; None is what the folder says.
+        prefix, suffix: text that is put before and after every question; None is what the folder says.
         tensor: how many devices share one answer, each with a part of the model's heads, MLP and vocabulary; for models
             that are too large for a single device.
         weights: parameters and config, if they were read from this folder before, in `dtype` and for as many devices.
@@ -444,7 +444,8 @@ def load(folder: str | Path, method: str | None = None, *, dtype: str | None = N
     place = Spread(split, 0, huggingface.read_config(folder)).params()
     params, config = weights or huggingface.load(folder, dtype, compute_dtype=dtype, shardings=place)
     own = lambda given, otherwise: otherwise if given is None else given
-    prompt = Prompter(own(chat, card.chat), tokenizer, own(system, card.system), own(prefix, card.prefix))
+    prompt = Prompter(own(chat, card.chat), tokenizer, own(system, card.system), own(prefix, card.prefix),
+                      own(suffix, card.suffix))  # fmt: skip
     stop = tuple(i for i in read_ends(folder, tokenizer) if i != card.special.eos)
     return Model(params, config, card, scheme, tokenizer, prompt, str(folder), stop, trained, split)
 

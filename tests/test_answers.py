@@ -1,5 +1,7 @@
 """Finding and judging answers."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -295,14 +297,14 @@ def test_model_text_is_never_run(tmp_path):
 def test_latex_child_is_killed_when_it_hangs_and_serves_threads():
     judge = LatexJudge(seconds=0.5)
     assert judge.same("x+x", "2x")
-    child = judge._child.pid
+    child = judge._child.process.pid
     started = time.perf_counter()
     assert judge.same("9^{9^{9^{9}}}", "1") is None  # nobody knows
     assert time.perf_counter() - started < 5
     results = []
     workers = [threading.Thread(target=lambda: results.append(judge.same(r"\frac{2}{4}", "0.5"))) for _ in range(4)]
     [w.start() for w in workers], [w.join() for w in workers]
-    assert judge._child.pid != child
+    assert judge._child.process.pid != child
     judge.close()
     assert results == [True] * 4
 
@@ -317,10 +319,10 @@ def test_latex_child_is_killed_when_it_hangs_and_serves_threads():
     ],
 )
 def test_a_judge_that_cannot_start_is_an_error_and_not_a_wrong_answer(program, said, tmp_path, monkeypatch):
-    children, popen = [], latex.subprocess.Popen
-    monkeypatch.setattr(latex.subprocess, "Popen", lambda *a, **k: children.append(popen(*a, **k)) or children[-1])
+    children, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: children.append(popen(*a, **k)) or children[-1])
     if program is None:
-        monkeypatch.setattr(latex.sys, "executable", str(tmp_path / "no_python"))
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "no_python"))
     else:
         (tmp_path / "child.py").write_text(program)
         monkeypatch.setattr(latex, "CHILD", tmp_path / "child.py")
@@ -343,7 +345,7 @@ def test_packages_that_only_the_parent_finds_are_found_by_the_judge(tmp_path, mo
     child.write_text(program.replace("    compare = comparer()\n", "    import only_there\n    compare = comparer()\n"))
     monkeypatch.setattr(latex, "CHILD", child)
     monkeypatch.chdir(here)
-    monkeypatch.setattr(latex.sys, "path", ["", str(here), str(extra), *latex.sys.path])
+    monkeypatch.setattr(sys, "path", ["", str(here), str(extra), *sys.path])
     judge = LatexJudge()
     judge.check()
     assert judge.same("x+x", "2x")
@@ -353,7 +355,7 @@ def test_packages_that_only_the_parent_finds_are_found_by_the_judge(tmp_path, mo
 def test_a_judge_that_dies_is_replaced_and_one_that_cannot_be_gives_no_verdict(tmp_path, monkeypatch):
     judge, starts = LatexJudge(), []
     judge.check()
-    judge._child.kill(), judge._child.wait()
+    judge._child.process.kill(), judge._child.process.wait()
     assert judge.same("x+x", "2x") is True  # another one
     judge.close()
     real = latex._start

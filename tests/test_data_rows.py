@@ -13,6 +13,7 @@ from lt_jax.data.tasks.worked import Worked
 from lt_jax.data.traces import Trace, Turn
 from lt_jax.errors import UserError
 from lt_jax.layout.build import build_row
+from lt_jax.layout.chat import HELPFUL, STEP_BY_STEP
 from lt_jax.layout.row import Role
 from lt_jax.layout.scheme import Scheme
 from lt_jax.lifetimes import NEVER
@@ -102,8 +103,8 @@ def test_memento_traces_serve_every_method():
     assert maker(segment="ready").segments(trace) == ready_thoughts(trace)
 
 
-def test_prompts_have_a_system_turn_a_prefix_and_a_history_only_where_they_can():
-    assert prompter("plain", system="S", prefix="P ")("q", "", ()).text == "SP q"
+def test_prompts_have_a_system_turn_a_prefix_a_suffix_and_a_history_only_where_they_can():
+    assert prompter("plain", system="S", prefix="P ", suffix=" U")("q", "", ()).text == "SP q U"
     assert prompter("plain", system="S")("q", "own", ()).text == "ownq"
     assert "<|im_start|>user\nq<|im_end|>" in prompter("qwen")("q", "", ()).text
     with pytest.raises(UserError, match="several exchanges .last question: 'q'. does not fit the chat template 'qwen'"):
@@ -121,8 +122,18 @@ def test_the_tokenizers_own_template_shows_the_history():
         def apply_chat_template(self, messages, tokenize, add_generation_prompt):
             return "".join(f"<{message['role']}>{message['content']}" for message in messages) + "<assistant>"
 
-    prompt = prompter("own", Templated(), prefix="P ")("q", "s", (Turn("user", "a"), Turn("assistant", "b")))
-    assert prompt.text == "<system>s<user>a<assistant>b<user>P q<assistant>"
+    history = Turn("user", "a"), Turn("assistant", "b")
+    prompt = prompter("own", Templated(), prefix="P ", suffix=" U")("q", "s", history)
+    assert prompt.text == "<system>s<user>a<assistant>b<user>P q U<assistant>"
+    release = prompter("own", Templated(), HELPFUL, suffix=STEP_BY_STEP)("1 + 1?")  # Sparse-RL's prompts for Llama
+    assert release.text == f"<system>You are a helpful assistant.<user>1 + 1?{STEP_BY_STEP}<assistant>"
+
+
+def test_the_prompts_of_sparse_rl_for_qwen():
+    assert prompter("qwen", None, HELPFUL, suffix=STEP_BY_STEP)("1 + 1?").text == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n1 + 1?\nPlease reason step by "
+        "step, and put your final answer within \\boxed{{}}.<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,21 @@ def test_card_survives_the_folder(folder):
     assert writer.pieces(row.tokens)[0] == "<|user|>" and writer.text(row.tokens) == "Sum 1)+001"
 
 
+def test_what_is_put_around_questions_survives_the_folder(folder, tmp_path):
+    path = shutil.copytree(folder, tmp_path / "other") / card.NAME
+    values = json.loads(path.read_text())
+    for change, asked in (({}, "Sum"), ({"prefix": "A ", "suffix": " Z"}, "A Sum Z")):
+        path.write_text(json.dumps(values | change))
+        writer = load(path.parent)
+        assert writer.text(writer.ask("Sum").tokens) == asked
+    assert writer.card.suffix == " Z" and json.loads(writer.card.to_json(writer.tokenizer))["suffix"] == " Z"
+    writer = load(path.parent, suffix="!")
+    assert writer.text(writer.ask("Sum").tokens) == "A Sum!"
+    del values["suffix"]  # of a folder that an earlier version wrote
+    path.write_text(json.dumps(values))
+    assert load(path.parent).card.suffix == ""
+
+
 def test_method_of_a_folder(folder, base):
     assert load(folder, "vanilla").scheme == Scheme("vanilla")
     assert load(base).scheme == Scheme("vanilla")

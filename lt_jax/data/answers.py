@@ -38,16 +38,24 @@ def check() -> None:
 def judge(problem: Problem, text: str) -> tuple[str | None, bool | None]:
     """The answer that `text` gives to `problem` (None if it gives none) and whether it is right; None: no verdict.
 
-    The answer is what `extract` finds, or else the whole text where the right answer is of that kind: an option of a
-    multiple choice ("B", "(b) Paris"), or words. Without a verdict (the comparison ran out of time, or the program that
-    compares ended) it is not known whether the answer is right. It counts as wrong, and such answers are counted.
+    Without a verdict (the comparison ran out of time, or the program that compares ended) it is not known whether the
+    answer is right. It counts as wrong, and such answers are counted.
     """
-    given = extract(text, _parts(problem)) or _bare(problem, text)
-    if given is None:
+    found = given(problem, text)
+    if found is None:
         return None, False
     if problem.choices:
-        return given, same_choice(given, problem.answer, problem.choices)
-    return given, same(given, problem.answer)
+        return found, same_choice(found, problem.answer, problem.choices)
+    return found, same(found, problem.answer)
+
+
+def given(problem: Problem, text: str) -> str | None:
+    """The answer that `text` gives to `problem`; None if it gives none.
+
+    It is what `extract` finds, or else the whole text where the right answer is of that kind: an option of a multiple
+    choice ("B", "(b) Paris"), or words.
+    """
+    return extract(text, _parts(problem)) or _bare(problem, text)
 
 
 def _parts(problem: Problem) -> int:

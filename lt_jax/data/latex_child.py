@@ -11,12 +11,14 @@ what is below 1e-15, so that all small numbers are equal: here `numbers_equal` s
 like a unit from the end (so that 2t is 2): units are split off before (`lt_jax.data.notation.quantity`).
 """
 
+import faulthandler
 import json
 import os
 import sys
 
 TOLERANCE = 1e-6  # between a decimal number and one that has no finite decimals, relative
 DIGITS = 50  # to which exact numbers are compared where algebra leaves a difference
+ORPHAN_SECONDS = 60  # for one comparison; who asked has killed this process long before, if it still runs
 
 
 def numbers_equal(answer, given, *_) -> bool:
@@ -100,7 +102,9 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what it says from here on is not read
     for line in sys.stdin:
         pair = json.loads(line)
+        faulthandler.dump_traceback_later(ORPHAN_SECONDS, exit=True)  # works while C code runs, as no signal does
         print(json.dumps(safely(compare, pair["answer"], pair["given"])), flush=True)
+        faulthandler.cancel_dump_traceback_later()
 
 
 if __name__ == "__main__":

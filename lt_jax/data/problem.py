@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,9 +14,10 @@ class Problem:
     Attributes:
         question: the user's turn, as text.
         answer: the right answer as text: a number, LaTeX, a word, or the letter of a choice.
-        family: the kind of task it belongs to; tables are split by it.
+        family: the kind of task it belongs to; tables are split by it. Of reasoning-gym the name of the data set.
         choices: the options of a multiple choice, in the order of the letters A, B, ...; None otherwise.
         system: the system turn, "" for none.
+        metadata: what else its source tells of it, JSON values; reasoning-gym's scorers read theirs.
     """
 
     question: str
@@ -22,3 +25,4 @@ class Problem:
     family: str = "all"
     choices: tuple[str, ...] | None = None
     system: str = ""
+    metadata: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)

@@ -26,6 +26,8 @@ class Prompter:
         tokenizer: a `transformers` tokenizer: for "own", and for the others to say which tokens there are.
         system: the system turn of samples that have none.
         prefix: put before every question, such as `layout.chat.BOXED`.
+        suffix: put after it, such as `layout.chat.STEP_BY_STEP`. The prompts of Sparse-RL's release are
+            Prompter("qwen", tokenizer, HELPFUL, suffix=STEP_BY_STEP), and "own" in place of "qwen" for Llama.
 
     Raises:
         UserError: unknown name; later, a history that the template cannot show.
@@ -35,6 +37,7 @@ class Prompter:
     tokenizer: Any = None
     system: str = ""
     prefix: str = ""
+    suffix: str = ""
 
     def __post_init__(self):
         if self.name not in CHATS:
@@ -51,7 +54,7 @@ class Prompter:
         if self.name != "own":
             self._check(Trace(question, system=system, history=tuple(history), between=tuple(between)))
             bos = {"bos": chat.opening(self.tokenizer)} if self.name == "plain" and self.tokenizer is not None else {}
-            return chat.CHATS[self.name](self.prefix + question, system or self.system, **bos)
+            return chat.CHATS[self.name](self.prefix + question + self.suffix, system or self.system, **bos)
         turns = [*history, Turn("user", question), *between]
         return chat.own(self.tokenizer, self._messages(turns, len(history), system))
 
@@ -84,7 +87,7 @@ class Prompter:
     def _messages(self, turns: Sequence[Turn], asked: int, system: str) -> list[dict]:
         """`turns`, of which `asked` is the question, as `layout.template` takes them, after the system's."""
         messages = [turn.message() for turn in turns]
-        messages[asked] |= {"content": self.prefix + turns[asked].text}
+        messages[asked] |= {"content": self.prefix + turns[asked].text + self.suffix}
         before = system or self.system
         return [{"role": "system", "content": before}, *messages] if before else messages
 
@@ -101,6 +104,6 @@ class Prompter:
             )
 
 
-def prompter(name: str, tokenizer=None, system: str = "", prefix: str = "") -> Prompter:
+def prompter(name: str, tokenizer=None, system: str = "", prefix: str = "", suffix: str = "") -> Prompter:
     """A `Prompter`; see there."""
-    return Prompter(name, tokenizer, system, prefix)
+    return Prompter(name, tokenizer, system, prefix, suffix)

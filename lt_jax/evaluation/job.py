@@ -75,7 +75,7 @@ class ContenderConfig:
     Attributes:
         path: of the checkpoint.
         method: how to decode; None is as the model was trained.
-        chat, system, prefix: in place of the checkpoint's own, see `model.load`; None leaves them as they are.
+        chat, system, prefix, suffix: in place of the checkpoint's own, see `model.load`; None leaves them as they are.
         max_thought: a thought of this many tokens is compressed by force; 0 sets no limit.
         eviction: a KV budget: policy, budget, buffer and other fields of `policies.Eviction`; empty for none.
     """
@@ -85,6 +85,7 @@ class ContenderConfig:
     chat: str | None = None
     system: str | None = None
     prefix: str | None = None
+    suffix: str | None = None
     max_thought: int = 0
     eviction: Mapping | None = None
 
@@ -141,10 +142,11 @@ def run(config: EvalConfig, say=print) -> results.Results:
             raise UserError(
                 f"contenders.{name}: which model? give --config.model.path=DIR or --config.contenders.{name}.path=DIR"
             )
-        key = each.path, each.method, each.chat, each.system, each.prefix
+        key = each.path, each.method, each.chat, each.system, each.prefix, each.suffix
         if key not in opened:
             opened[key] = load(each.path, each.method, dtype=config.dtype, chat=each.chat, system=each.system,
-                               prefix=each.prefix, tensor=config.tensor, weights=weights.get(each.path))  # fmt: skip
+                               prefix=each.prefix, suffix=each.suffix, tensor=config.tensor,
+                               weights=weights.get(each.path))  # fmt: skip
             weights[each.path] = opened[key].params, opened[key].config
         eviction = opened[key].eviction(**each.eviction) if each.eviction else None
         recorded = eviction is not None and config.samples > 0

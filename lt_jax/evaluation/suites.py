@@ -37,7 +37,7 @@ def from_files(paths, *, name: str, format: str | None = None, limit: int = 0, s
 
     The right answer is the field `answer` (what follows "####", if that occurs in it), or else what the reference
     output has in `\\boxed{}`. Plain records may be multiple choice (`data.choices`). The family of a problem is the
-    field `family` or `domain`, or else its source.
+    field `family` or `domain`, the `source_dataset` of reasoning-gym's `metadata`, or else its source.
 
     Args:
         paths: files or folders.
@@ -143,8 +143,11 @@ def _problem(trace: Trace, where: str, system: str, prefix: str) -> Problem:
         choices = tuple(choices)
         if answers.choice(answer, choices) is None:
             raise UserError(f"{where}: the answer {answer!r} is none of the {len(choices)} choices")
-    family = trace.extra.get("family") or trace.extra.get("domain") or trace.source or "all"
-    return Problem(prefix + trace.question, answer, str(family), choices, system=trace.system or system)
+    metadata = trace.extra.get("metadata")
+    metadata = metadata if isinstance(metadata, Mapping) else None
+    named = metadata.get("source_dataset") if metadata else None  # as reasoning-gym names it
+    family = trace.extra.get("family") or trace.extra.get("domain") or named or trace.source or "all"
+    return Problem(prefix + trace.question, answer, str(family), choices, trace.system or system, metadata)
 
 
 def limited(problems: list[Problem], limit: int, seed: int) -> tuple[Problem, ...]:

@@ -23,7 +23,7 @@ class Card:
         scheme, special: of its training rows.
         chat: the chat template, see `data.prompts.Prompter`.
         system: system turn of questions that have none.
-        prefix: text before every question.
+        prefix, suffix: text before and after every question.
     """
 
     scheme: Scheme
@@ -31,6 +31,7 @@ class Card:
     chat: str = "own"
     system: str = ""
     prefix: str = ""
+    suffix: str = ""
 
     def to_json(self, tokenizer) -> str:
         """The text of `lt_jax.json`; the tokens are also written out, so that a wrong tokenizer is noticed."""
@@ -39,6 +40,7 @@ class Card:
         values = {
             "version": VERSION, "scheme": dataclasses.asdict(self.scheme), "special": self.special.to_dict(),
             "tokens": tokens, "chat": self.chat, "system": self.system, "prefix": self.prefix,
+            "suffix": self.suffix,
         }  # fmt: skip
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
@@ -57,7 +59,7 @@ def read_card(folder: str | Path, tokenizer) -> Card | None:
         if values["version"] != VERSION:
             raise UserError(f"{path}: version {values['version']}; this library reads version {VERSION}")
         card = Card(Scheme(**values["scheme"]), SpecialTokens.from_dict(values["special"]), values["chat"],
-                    values["system"], values["prefix"])  # fmt: skip
+                    values["system"], values["prefix"], values.get("suffix", ""))  # fmt: skip
         tokens = dict(values["tokens"])
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):

@@ -14,6 +14,10 @@ from lt_jax.layout.encode import encoder
 from lt_jax.layout.prompt import Prompt
 
 BOXED = "Return your final response within \\boxed{}. "  # the reference puts this before every question
+# Sparse-RL's release puts this after every question, for Qwen and Llama alike, with `HELPFUL` as the system turn. The
+# braces are doubled in its data.
+STEP_BY_STEP = "\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+HELPFUL = "You are a helpful assistant."
 
 
 def qwen(question: str, system: str = "") -> Prompt:

@@ -83,7 +83,7 @@ def export_run(run: Path, target: str | Path, *, dtype: str | None = None, overw
         start, model = sft.start_model(config, table, mesh)
         params = _trained(checkpoints, start, model, config)
     source = config.source
-    card = Card(config.scheme, table.special, source.chat, source.system, source.prefix)
+    card = Card(config.scheme, table.special, source.chat, source.system, source.prefix, source.suffix)
     return save_trained(target, params, model, tokenizer, card, source=config.model,
                         dtype=dtype or sft.export_dtype(config), overwrite=overwrite)  # fmt: skip
 

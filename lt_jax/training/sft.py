@@ -80,7 +80,7 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
         say(f"stopped after step {int(result.state.step)} as asked; the same command goes on from there")
         return None
     source = config.source
-    card = Card(config.scheme, table.special, source.chat, source.system, source.prefix)
+    card = Card(config.scheme, table.special, source.chat, source.system, source.prefix, source.suffix)
     final = save_trained(folder / "final", result.params, model, tokenizer, card, source=config.model,
                          dtype=export_dtype(config), overwrite=True)  # fmt: skip
     say(f"exported to {final}")

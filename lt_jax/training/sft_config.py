@@ -51,7 +51,7 @@ class SourceConfig:
         format: a key of `data.traces.FORMATS`; None recognises it by the fields of the records.
         held_out: how many samples are kept for eval_loss and not trained on; with 0 it is not measured.
         data_dir: the folder of prepared data sets; None is `data` in the run folder.
-        chat, system, prefix: see `data.prompts.Prompter`.
+        chat, system, prefix, suffix: see `data.prompts.Prompter`.
         turns, segment, minimum, maximum: see `data.rows.RowMaker`.
         embedded: how many of the library's own problems (`data.tasks.Problems`) to train on in place of files.
         steps: the fewest and the most thoughts of such a problem.
@@ -66,6 +66,7 @@ class SourceConfig:
     chat: str = "own"
     system: str = ""
     prefix: str = ""
+    suffix: str = ""
     turns: str = "last"
     segment: str | None = None
     minimum: int = 0
