@@ -48,7 +48,7 @@ test-newest:
 # What is compiled for TPUs, with the real compiler and without a TPU. It comes with 137 MB of libtpu, and so apart.
 test-tpu: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --no-compile -e ".[tpu]"
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n $(JOBS) -m tpu_backend
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu_backend
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
