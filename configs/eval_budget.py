@@ -10,9 +10,14 @@ more than budget + buffer keys. The table also says how much memory the cache of
 H2O and SepLLM have the settings with which the LightThinker paper compares itself (appendix C.2), scaled to the budget.
 LightThinker can be combined with any policy: give its contender an `eviction` as well.
 
-Hardware: anything. Result: with the base model that comes with the library (lt_jax/assets/base, the prefix of every
-contender empty), 64 embedded problems, budget 256 and buffer 64, two CPU cores need 100 seconds. Full attention solves
-100 %, SepLLM 98, H2O 95, R-KV 94, SnapKV 89, StreamingLLM 77, KeyDiff 67, TOVA 56, random 6 and KNorm 2.
+Hardware: anything. Result: with the base model that comes with the library, two CPU cores need 140 seconds for
+
+    python launch/evaluate.py --config=configs/eval_budget.py --config.model.path=lt_jax/assets/base \
+        --config.suite.embedded=64 --config.contenders.vanilla.prefix= --budget=256 --buffer=64 \
+        --kv=rkv,snapkv,h2o,tova,keydiff,knorm,sepllm,streaming,random
+
+Full attention solves 100 %, SepLLM 98, H2O 95, R-KV 94, SnapKV 89, StreamingLLM 77, KeyDiff 67, TOVA 56, random 6 and
+KNorm 2.
 """
 
 from ml_collections import ConfigDict

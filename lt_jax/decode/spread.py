@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,6 @@ from lt_jax.models import params as parameters
 from lt_jax.models.config import DecoderConfig, round_up
 from lt_jax.models.vocabulary import pad
 
-CUT = {"heads", "kv_heads", "mlp", "vocab"}  # logical axes of parameters, see `models.params`
 COLUMNS, LINES = ("qkv", "gate_up"), ("o", "down")  # matrices of a layer that are cut by outputs, and by inputs
 
 
@@ -178,15 +177,16 @@ class Spread:
         tables = {"embed": 0, "head": 1}
         params = {name: pad(x, self.vocabulary, tables[name]) if name in tables else x for name, x in params.items()}
         part = functools.partial(decoding_form, config=self._local(model), form=form)
-        return self._mapped(part, (self._params(model, CUT),), self._weights())(params)
+        return self._mapped(part, (self._params(model, parameters.CUT),), self._weights())(params)
 
     def params(self) -> dict | None:
         """Shardings of parameters from which nothing has to be sent about to make `weights`; None on one device. The
         vocabulary is whole where it does not divide as it is."""
         even = self.model.vocab_padded % self.ways == 0
-        return self.placed(self._params(self.model, CUT if even else CUT - {"vocab"}))
+        cut = (axis for axis in parameters.CUT if even or axis != "vocab")
+        return self.placed(self._params(self.model, frozenset(cut)))
 
-    def _params(self, model: DecoderConfig, cut: set[str]) -> dict:
+    def _params(self, model: DecoderConfig, cut: Collection[str]) -> dict:
         spec = lambda spec: PartitionSpec(*(self.axis if axis in cut else None for axis in spec.axes))
         return jax.tree.map(spec, parameters.specs(model))
 

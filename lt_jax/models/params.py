@@ -16,6 +16,9 @@ import jax.numpy as jnp
 
 from lt_jax.models.config import DecoderConfig
 
+# Logical axes that devices which work on the same rows cut between them; training and decoding both go by this.
+CUT = ("heads", "kv_heads", "mlp", "vocab")
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:

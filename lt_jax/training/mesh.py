@@ -24,10 +24,7 @@ AXES = ("data", "fsdp", "tensor", "context")
 RULES = {
     "layers": None,
     "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-    "vocab": "tensor",
+    **dict.fromkeys(parameters.CUT, "tensor"),
     "rows": ("data", "fsdp"),
     "tokens": "context",
     None: None,
