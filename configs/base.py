@@ -7,8 +7,12 @@ Why: the demo teaches compression, so it must start from a model that can reason
 
 Afterwards copy config.json and model.safetensors from runs/base/final to lt_jax/assets/base.
 
-Hardware: two CPU cores need a quarter of an hour for 6.8 M tokens. Result: the loss is 0.0006, 99.99 % of the tokens of
-worked problems are predicted right, and 99.6 % of 500 problems that the model was not trained on are solved.
+Hardware: two CPU cores need a quarter of an hour for 6.8 M tokens. Result: the loss is 0.0006, and 99.99 % of the
+tokens of worked problems are predicted right. All of 500 problems that the model was not trained on are solved (100 %,
+interval 99.2 to 100) by
+
+    python launch/evaluate.py --config=configs/eval_math.py --config.model.path=lt_jax/assets/base --method=vanilla \
+        --config.contenders.vanilla.prefix= --config.suite.embedded=500 --config.decode.rows=64
 """
 
 from ml_collections import ConfigDict

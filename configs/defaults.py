@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.folder = "runs/train"  # of the run: checkpoints, metrics, and the trained model in `final`
     config.model = ConfigDict({
         "path": "",  # the checkpoint folder that training starts from
-        "dtype": "float32",  # in which the model computes; bfloat16 on accelerators
+        "dtype": "float32",  # in which the model computes; on accelerators set "bfloat16"
         "scratch": False,  # True starts from random weights; only sizes and tokenizer are taken from the folder
     })  # fmt: skip
     # Adapters; rank 0 trains all parameters instead. `targets` are the linear maps that get an adapter.

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, FieldReference
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.model = ConfigDict({"path": "", "dtype": "float32"})  # the checkpoint; dtype bfloat16 on accelerators
+    config.model = ConfigDict({"path": "", "dtype": "float32"})  # the checkpoint; on accelerators set bfloat16
     config.contenders = ConfigDict({
         "vanilla": contender("vanilla"),
         "lightthinker": contender("lightthinker", max_thought=512),
@@ -58,7 +58,8 @@ def get_config() -> ConfigDict:
 
 
 def contender(method: str, path: str = "", max_thought: int = 0) -> ConfigDict:
-    """One way to answer the problems. An empty path is model.path; empty chat and system are the checkpoint's own.
+    """One way to answer the problems. An empty path is model.path; empty chat, system, prefix and
+    suffix are the checkpoint's own.
 
     Args:
         max_thought: a thought that grows to this many tokens is compressed by force; 0 sets no limit.

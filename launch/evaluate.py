@@ -105,7 +105,7 @@ def eval_config(config, out: str | None = None, policies=None, method: str | Non
         out=out or config.out,
         dtype=config.model.dtype,
         rows=decode.rows,
-        tensor=decode.get("tensor", 1),
+        tensor=decode.tensor,
         capacity=decode.capacity,
         block_steps=decode.block_steps,
         max_new=decode.max_new,

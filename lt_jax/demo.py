@@ -63,6 +63,7 @@ def demo(config: DemoConfig, say=print) -> None:
         say(f"\nteaching {name}: {config.train.steps} steps from the base model")
         paths[name] = teach(config, scheme, out / name, say)
         say(f"taught in {time.monotonic() - began:.0f} s")
+    ran = []
     for name, suite in config.suites.items():
         say(f"\nsolving {suite.embedded:,} problems that no training stream contains: {suite.name}")
         contenders = {
@@ -71,9 +72,8 @@ def demo(config: DemoConfig, say=print) -> None:
         }
         note = f"Both from the same base model, {config.train.steps} steps each."
         asked = job.EvalConfig(suite, contenders, str(out / name), note=note, **config.decode)
-        found = job.run(asked, say)
-        if suite is next(iter(config.suites.values())):
-            at_equal_memory(asked, found, say)
+        ran.append((asked, job.run(asked, say)))
+    at_equal_memory(*ran[0], say)
 
 
 def at_equal_memory(asked: job.EvalConfig, found: Results, say=print) -> None:
@@ -86,7 +86,8 @@ def at_equal_memory(asked: job.EvalConfig, found: Results, say=print) -> None:
     say(f"\na row's cache takes {share:.0f} % of the memory with {second.name}: where {asked.rows} rows of "
         f"{first.name} fit, {rows} rows of {second.name} do, which solve the same problems once more")  # fmt: skip
     own = {second.name: asked.contenders[second.name]}
-    again = dataclasses.replace(asked, contenders=own, rows=rows, out=str(Path(asked.out) / "equal_memory"))
+    out = str(Path(asked.out) / "equal_memory")
+    again = dataclasses.replace(asked, contenders=own, rows=rows, out=out, note="")
     (more,) = job.run(again, say=lambda text: None).methods
     rate = lambda each: table.number(metrics.summarise(each.records, each.seconds).tokens_per_second)
     say(f"tokens/s in that memory: {first.name} {rate(first)}, {second.name} {rate(more)} "

@@ -93,7 +93,7 @@ class Model:
     @property
     def parts(self) -> int:
         """Devices, or groups of them, over which answers are spread."""
-        return Spread(self.split, 0, self.config).parts
+        return 1 if self.split is None else self.split.parts
 
     @property
     def tokenize(self) -> Callable[[str], list[int]]:
@@ -370,7 +370,8 @@ class Model:
         """
         flat: list = []
         scoring.each(flat.append, texts)
-        found = score_rows(self.params, self.config, [self._given(text, temperature, dense) for text in flat])
+        heads = None if self.split is None else dataclasses.replace(self.split, rows=())  # each device has all rows
+        found = score_rows(self.params, self.config, [self._given(text, temperature, dense) for text in flat], heads)
         for text, logp in zip(flat, found, strict=True):
             if isinstance(text, Answer | Completion):
                 done = text.completion if isinstance(text, Answer) else text
@@ -433,7 +434,7 @@ def load(folder: str | Path, method: str | None = None, *, dtype: str | None = N
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; give a checkpoint folder")
-    huggingface.read_config(folder)  # its complaints come before the tokenizer's
+    sizes = huggingface.read_config(folder)  # its complaints come before the tokenizer's
     tokenizer = load_tokenizer(folder)
     card = read_card(folder, tokenizer)
     trained = card is not None
@@ -441,7 +442,7 @@ def load(folder: str | Path, method: str | None = None, *, dtype: str | None = N
     scheme = scheme_of(card, method, trained, folder)
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     split = over_devices(tensor=tensor)
-    place = Spread(split, 0, huggingface.read_config(folder)).params()
+    place = Spread(split, 0, sizes).params()
     params, config = weights or huggingface.load(folder, dtype, compute_dtype=dtype, shardings=place)
     own = lambda given, otherwise: otherwise if given is None else given
     prompt = Prompter(own(chat, card.chat), tokenizer, own(system, card.system), own(prefix, card.prefix),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lt_jax.data.prompts import prompter
+from lt_jax.data.prompts import Prompter
 from lt_jax.data.rows import RowMaker
 from lt_jax.data.traces import Trace, convert
 from lt_jax.errors import UserError
@@ -35,7 +35,7 @@ AGENT = [
 def maker(template=SIMPLE, scheme=VANILLA, **more):
     tokenizer = Templated(template) if template else Templated("none")
     chat = more.pop("chat", "own")  # a tokenizer of single characters has none of the tokens of the other templates
-    prompt = prompter(chat, tokenizer if chat == "own" else None, prefix=more.pop("prefix", ""))
+    prompt = Prompter(chat, tokenizer if chat == "own" else None, prefix=more.pop("prefix", ""))
     return RowMaker(scheme=scheme, special=TABLE, tokenizer=tokenizer, prompt=prompt, **more)
 
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from lt_jax.data.prompts import prompter
+from lt_jax.data.prompts import Prompter
 from lt_jax.data.rows import RowMaker, ready_thoughts
 from lt_jax.data.sources import Mapped, Part, hold_out, worked
 from lt_jax.data.stats import measure
@@ -38,7 +38,7 @@ class Characters:
 
 def maker(scheme=None, **more):
     scheme = scheme or Scheme(n_gist=2)
-    return RowMaker(scheme=scheme, special=TABLE, tokenizer=Characters(), prompt=prompter("plain"), **more)
+    return RowMaker(scheme=scheme, special=TABLE, tokenizer=Characters(), prompt=Prompter("plain"), **more)
 
 
 def text(ids):
@@ -104,15 +104,15 @@ def test_memento_traces_serve_every_method():
 
 
 def test_prompts_have_a_system_turn_a_prefix_a_suffix_and_a_history_only_where_they_can():
-    assert prompter("plain", system="S", prefix="P ", suffix=" U")("q", "", ()).text == "SP q U"
-    assert prompter("plain", system="S")("q", "own", ()).text == "ownq"
-    assert "<|im_start|>user\nq<|im_end|>" in prompter("qwen")("q", "", ()).text
+    assert Prompter("plain", system="S", prefix="P ", suffix=" U")("q", "", ()).text == "SP q U"
+    assert Prompter("plain", system="S")("q", "own", ()).text == "ownq"
+    assert "<|im_start|>user\nq<|im_end|>" in Prompter("qwen")("q", "", ()).text
     with pytest.raises(UserError, match="several exchanges .last question: 'q'. does not fit the chat template 'qwen'"):
-        prompter("qwen")("q", "", (Turn("user", "a"), Turn("assistant", "b")))
+        Prompter("qwen")("q", "", (Turn("user", "a"), Turn("assistant", "b")))
     with pytest.raises(UserError, match="chat template 'alpaca': it must be one of qwen, llama, plain, own"):
-        prompter("alpaca")
+        Prompter("alpaca")
     with pytest.raises(UserError, match="needs the model's tokenizer"):
-        prompter("own")
+        Prompter("own")
 
 
 def test_the_tokenizers_own_template_shows_the_history():
@@ -123,14 +123,14 @@ def test_the_tokenizers_own_template_shows_the_history():
             return "".join(f"<{message['role']}>{message['content']}" for message in messages) + "<assistant>"
 
     history = Turn("user", "a"), Turn("assistant", "b")
-    prompt = prompter("own", Templated(), prefix="P ", suffix=" U")("q", "s", history)
+    prompt = Prompter("own", Templated(), prefix="P ", suffix=" U")("q", "s", history)
     assert prompt.text == "<system>s<user>a<assistant>b<user>P q U<assistant>"
-    release = prompter("own", Templated(), HELPFUL, suffix=STEP_BY_STEP)("1 + 1?")  # Sparse-RL's prompts for Llama
+    release = Prompter("own", Templated(), HELPFUL, suffix=STEP_BY_STEP)("1 + 1?")  # Sparse-RL's prompts for Llama
     assert release.text == f"<system>You are a helpful assistant.<user>1 + 1?{STEP_BY_STEP}<assistant>"
 
 
 def test_the_prompts_of_sparse_rl_for_qwen():
-    assert prompter("qwen", None, HELPFUL, suffix=STEP_BY_STEP)("1 + 1?").text == (
+    assert Prompter("qwen", None, HELPFUL, suffix=STEP_BY_STEP)("1 + 1?").text == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n1 + 1?\nPlease reason step by "
         "step, and put your final answer within \\boxed{{}}.<|im_end|>\n<|im_start|>assistant\n"
     )

@@ -87,6 +87,17 @@ def test_all_turns_of_a_chat_are_trained_where_the_config_says_so(base):
         sft_config(values)
 
 
+def test_what_the_config_puts_around_a_question_is_trained(base):
+    values = defaults.get_config()
+    values.model.path, values.data.path = str(base), "traces.jsonl"
+    values.data.update(prefix="First. ", suffix=" Last.")
+    config, tokenizer = sft_config(values), load_tokenizer(base)
+    special = sft_module.special_tokens(tokenizer, config).special
+    row = sft_module.row_maker(config, tokenizer, special)(convert({"question": "1?", "response": "2"}))
+    prompt = tokenizer.decode(row.tokens[: row.prompt_length], clean_up_tokenization_spaces=False)
+    assert "First. 1? Last." in prompt
+
+
 def test_a_run_leaves_config_metrics_checkpoints_and_an_export(run_folder):
     folder, said = run_folder
     kept = {entry.name for entry in folder.iterdir()}

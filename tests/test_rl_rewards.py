@@ -1,6 +1,7 @@
 """Rewards: every kind on right and wrong answers, and functions that fail in every way they can."""
 
 import concurrent.futures
+import dataclasses
 import os
 import signal
 import subprocess
@@ -118,6 +119,9 @@ def test_choice_and_reasoning_gym():
         texts = ["\\boxed{6}", "\\boxed{6, or so}", "\\boxed{7}", "hm", "<answer>1,000.0</answer>"]
         found = rewarded([gcd] * 4 + [products], texts)
         np.testing.assert_allclose(found.rewards, [1, 1 / 8, 0, 0, 1], rtol=1e-6)  # its own part marks
+        named = dataclasses.replace(gcd, family="math", metadata={"source_dataset": "gcd"})  # as a file may call it
+        rewarded.check([products, named])
+        assert rewarded([named], ["\\boxed{6}"]).rewards.tolist() == [1]
         queens = Problem("Place queens", "_ Q", "n_queens", metadata={"valid_answers": ["_ Q"]})
         with pytest.raises(UserError, match="problem 1 .* scorer of 'n_queens' runs text as Python code"):
             rewarded.check([gcd, queens])

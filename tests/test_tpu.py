@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from lt_jax.cache.policies import published
 from lt_jax.decode import DecodeConfig
 from lt_jax.decode.ahead import footprint, lower
-from lt_jax.decode.spread import over_devices
+from lt_jax.decode.spread import Spread, over_devices
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
+from lt_jax.models import params as parameters
 from lt_jax.models.presets import PRESETS
+from lt_jax.training.score import score
 
 GIB = 2**30
 
@@ -49,6 +53,22 @@ def test_rollouts_under_a_budget_fit_one_chip(model, rows, topology, memory):
     # The largest temporaries are a few arrays of logits, [rows, vocabulary] in float32: for what may not be sampled,
     # and for rows that sample at a temperature.
     assert found.temporaries < found.cache / 6, "the cache is copied"
+
+
+@pytest.mark.slow
+@pytest.mark.tpu_backend
+def test_texts_are_scored_where_the_model_lies_on_several_chips():
+    """With the training kernel, which XLA cannot cut up: attention is cut by hand, half of the heads on each chip."""
+    model = PRESETS["qwen2.5-1.5b"].replace(dtype="bfloat16", layers=2)
+    split = over_devices(chips("v5e:2x2"), tensor=2)
+    place = Spread(split, 0, model).params()
+    params = parameters.abstract(model, model.dtype, place)
+    whole = jax.NamedSharding(split.mesh, jax.P())
+    tokens = jax.ShapeDtypeStruct((1, 1024), jnp.int32, sharding=whole)
+    heads = dataclasses.replace(split, rows=())
+    of = lambda params, tokens: score(params, model, tokens, attention="pallas", split=heads)[0]
+    text = jax.jit(of).lower(params, tokens).compile().as_text()
+    assert "tpu_custom_call" in text
 
 
 @pytest.mark.slow

@@ -26,6 +26,11 @@ class Split:
     rows: tuple[str, ...]
     heads: str | None = None
 
+    @property
+    def parts(self) -> int:
+        """Into how many parts the rows are cut."""
+        return math.prod(self.mesh.shape[axis] for axis in self.rows)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +59,7 @@ def planned(lifetimes: Lifetimes, split: Split, build: Callable[[Lifetimes], Blo
 
 def _of_one_device(lifetimes: Lifetimes, split: Split) -> Lifetimes:
     """Shapes of the part that one device has."""
-    rows = math.prod(split.mesh.shape[axis] for axis in split.rows)
+    rows = split.parts
     heads = split.mesh.shape[split.heads] if split.heads else 1
 
     def cut(x):

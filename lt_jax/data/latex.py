@@ -52,9 +52,9 @@ class LatexJudge:
             if until <= time.monotonic() or not self._ready():
                 return None
             try:
-                seconds = min(self._seconds, until - time.monotonic())
-                self._child.send({"given": given, "answer": answer}, seconds)
-                return bool(self._child.receive(seconds))
+                end = min(until, time.monotonic() + self._seconds)
+                self._child.send({"given": given, "answer": answer}, end - time.monotonic())
+                return bool(self._child.receive(end - time.monotonic()))
             except (TimeoutError, OSError, EOFError, ValueError):
                 self.close()
                 return None

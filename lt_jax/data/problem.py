@@ -14,7 +14,8 @@ class Problem:
     Attributes:
         question: the user's turn, as text.
         answer: the right answer as text: a number, LaTeX, a word, or the letter of a choice.
-        family: the kind of task it belongs to; tables are split by it. Of reasoning-gym the name of the data set.
+        family: the kind of task it belongs to; tables are split by it. Of reasoning-gym the name of the data
+            set, if nothing else is said.
         choices: the options of a multiple choice, in the order of the letters A, B, ...; None otherwise.
         system: the system turn, "" for none.
         metadata: what else its source tells of it, JSON values; reasoning-gym's scorers read theirs.

@@ -102,8 +102,3 @@ class Prompter:
                 f"tools (question: {trace.question[:60]!r}) do not fit the chat template {self.name!r}; use 'own' with "
                 "a tokenizer whose chat template shows tools"
             )
-
-
-def prompter(name: str, tokenizer=None, system: str = "", prefix: str = "", suffix: str = "") -> Prompter:
-    """A `Prompter`; see there."""
-    return Prompter(name, tokenizer, system, prefix, suffix)

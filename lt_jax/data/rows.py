@@ -1,6 +1,6 @@
 """A trace as a laid-out row: the chat prompt, the thoughts, `layout.build_turns`.
 
-to_row = RowMaker(scheme=scheme, special=special, tokenizer=tokenizer, prompt=prompter("qwen"))
+to_row = RowMaker(scheme=scheme, special=special, tokenizer=tokenizer, prompt=Prompter("qwen"))
 row = to_row(trace)
 """
 

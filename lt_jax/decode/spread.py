@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Collection, Sequence
 
 import jax
@@ -71,7 +70,7 @@ class Spread:
     @property
     def parts(self) -> int:
         """Into how many parts the rows are cut."""
-        return 1 if self.split is None else math.prod(self.split.mesh.shape[axis] for axis in self.split.rows)
+        return 1 if self.split is None else self.split.parts
 
     @property
     def ways(self) -> int:

@@ -25,14 +25,14 @@ def grpo(rewards: jax.Array, group: jax.Array | None = None, counted: jax.Array 
     Returns:
         float32 like `rewards`.
     """
-    deviation, _, number, total = _deviations(rewards, group, counted)
+    deviation, number, total = _deviations(rewards, group, counted)
     std = jnp.sqrt(total(deviation**2) / jnp.maximum(number - 1, 1))
     return _shaped(jnp.where(signal(rewards, group, counted).reshape(-1), deviation / (std + STD_EPS), 0), rewards)
 
 
 def dr_grpo(rewards: jax.Array, group: jax.Array | None = None, counted: jax.Array | None = None) -> jax.Array:
     """R - mean, not divided: easy and hard prompts weigh alike (Liu et al., 2503.20783). Arguments as of `grpo`."""
-    deviation, _, _, _ = _deviations(rewards, group, counted)
+    deviation, _, _ = _deviations(rewards, group, counted)
     return _shaped(jnp.where(signal(rewards, group, counted).reshape(-1), deviation, 0), rewards)
 
 
@@ -41,7 +41,7 @@ def rloo(rewards: jax.Array, group: jax.Array | None = None, counted: jax.Array 
 
     Arguments as of `grpo`; a response without others gets 0.
     """
-    deviation, _, number, _ = _deviations(rewards, group, counted)
+    deviation, number, _ = _deviations(rewards, group, counted)
     deviation = deviation * number / jnp.maximum(number - 1, 1)
     return _shaped(jnp.where(signal(rewards, group, counted).reshape(-1), deviation, 0), rewards)
 
@@ -96,7 +96,7 @@ def _flat(rewards, group, counted):
 
 
 def _deviations(rewards, group, counted):
-    """Of each response: reward - mean of its group (0 if not counted), the mean, how many the group counts.
+    """Of each response: reward - mean of its group (0 if not counted), and how many the group counts.
 
     The last value sums an array [B] over each response's group.
     """
@@ -104,7 +104,7 @@ def _deviations(rewards, group, counted):
     total = lambda x: jax.ops.segment_sum(jnp.where(counted, x, 0), group, values.shape[0])[group]
     number = total(jnp.ones_like(values))
     mean = total(values) / jnp.maximum(number, 1)
-    return jnp.where(counted, values - mean, 0), mean, number, total
+    return jnp.where(counted, values - mean, 0), number, total
 
 
 def _shaped(found: jax.Array, rewards) -> jax.Array:

@@ -2,7 +2,7 @@
 
 What differs: the names are those of verl's `rollout_correction`, with TRL's four accepted beside them. Paper and
 release are presets. The paper's summaries have the veto and the truncated weights; the release adds a band and batch
-normalisation of weights. `replay` and `adaptive` go beyond both.
+normalisation of weights.
 """
 
 from __future__ import annotations
@@ -46,10 +46,6 @@ class MismatchConfig:
         veto: a response with any xi below it is dropped.
         band: (low, high); tokens whose xi is outside are dropped.
         tail: (q, least); a response is dropped when the q-quantile of its tokens' xi is below `least`.
-        replay: the learner computes its log-probs under the recorded deaths of the sampler, so that xi is 1 up to
-            rounding. Read by the training step.
-        agreement: the budget grows when the 5th percentile of per-token agreement (`metrics.mismatch`) is below this;
-            None leaves the budget alone. Read by the loop.
 
     Raises:
         UserError: a name that does not exist, a bound that cannot be met, a setting that would be ignored.
@@ -63,8 +59,6 @@ class MismatchConfig:
     veto: float | None = None
     band: tuple[float, float] | None = None
     tail: tuple[float, float] | None = None
-    replay: bool = False
-    agreement: float | None = None
 
     def __post_init__(self):
         for name in ("band", "tail"):
@@ -81,8 +75,6 @@ class MismatchConfig:
             raise UserError(f"mismatch.band is {self.band}; it is (low, high) with 0 <= low < 1 < high")
         if self.tail is not None and not (len(self.tail) == 2 and 0 <= self.tail[0] < 1 and 0 < self.tail[1] < 1):
             raise UserError(f"mismatch.tail is {self.tail}; it is (quantile, least xi), both below 1")
-        if self.agreement is not None and not 0 < self.agreement < 1:
-            raise UserError(f"mismatch.agreement is {self.agreement}; it must be above 0 and below 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +161,4 @@ PRESETS = {
     "naive": MismatchConfig(),
     "paper": PAPER,
     "release": dataclasses.replace(PAPER, band=(0.5, 1.5), rollout_is_batch_normalize=True),
-    "replay": MismatchConfig(replay=True),
-    "adaptive": dataclasses.replace(PAPER, agreement=0.86),
 }

@@ -78,7 +78,8 @@ def format_reward():
 
 
 def reasoning_gym_reward():
-    """The score of reasoning-gym's own scorer for the data set that is the problem's family; 0 without an answer.
+    """The score of reasoning-gym's own scorer for the data set that the metadata name as `source_dataset`, or else the
+    problem's family; 0 without an answer.
 
     A scorer that reads text with Python's `eval` (n_queens, countdown and some more) is stopped before it does.
     """
@@ -102,15 +103,16 @@ def reasoning_gym_reward():
         if given is None:
             return 0.0
         metadata = {"source_dataset": problem.family, **(problem.metadata or {})}
+        source = metadata["source_dataset"]
         entry = {"question": problem.question, "answer": problem.answer, "metadata": metadata}
-        function = scorer(problem.family)
+        function = scorer(source)
         state.update(scoring=True, tried=False)
         try:
             return function(given, entry)
         finally:
             state["scoring"] = False
             if state["tried"]:
-                raise RunsCode(f"reasoning-gym's scorer of {problem.family!r} runs text as Python code, which is "
+                raise RunsCode(f"reasoning-gym's scorer of {source!r} runs text as Python code, which is "
                                "not done; leave such problems out, or give a function of your own")  # fmt: skip
 
     return score

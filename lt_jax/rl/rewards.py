@@ -126,11 +126,11 @@ class RewardPool:
 
         Raises:
             UserError: a problem has no answer (where one is needed), or is no multiple choice (`choice`); the first of
-                a family is not right by reasoning-gym's scorer with its own answer, because there is no such data set
+                a data set is not right by reasoning-gym's scorer with its own answer, because there is no such data set
                 or it asks for metadata that is missing, or the scorer runs text as code.
         """
         kinds = [kind for kind, _ in self.config.kinds if kind in ("math", "choice", "reasoning_gym")]
-        families = {}
+        sources = {}
         for number, problem in enumerate(problems):
             where = f"problem {number} ({problem.question[:40]!r})"
             if kinds and not problem.answer.strip():
@@ -139,10 +139,11 @@ class RewardPool:
             if "choice" in kinds and not problem.choices and not letter:
                 raise UserError(f"{where} has no choices and its answer, {problem.answer[:40]!r}, is no letter; reward "
                                 "'math' judges it")  # fmt: skip
-            families.setdefault(problem.family, (where, problem))
+            source = (problem.metadata or {}).get("source_dataset", problem.family)
+            sources.setdefault(source, (where, problem))
         if "reasoning_gym" in kinds:
-            for where, problem in families.values():
-                self._check_scorer(problem, f"reward 'reasoning_gym': {where} of family {problem.family!r}")
+            for source, (where, problem) in sources.items():
+                self._check_scorer(problem, f"reward 'reasoning_gym': {where} of family {source!r}")
 
     def _check_scorer(self, problem: Problem, where: str) -> None:
         """UserError if reasoning-gym's scorer does not find the problem's own answer right, or runs text as code."""

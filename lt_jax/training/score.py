@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from lt_jax.attention import Split
 from lt_jax.errors import UserError
 from lt_jax.lifetimes import NEVER, Lifetimes
 from lt_jax.models import decoder
@@ -34,6 +35,7 @@ def score(
     attention: str | None = None,
     remat: str = "none",
     place: NamedSharding | None = None,
+    split: Split | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-prob of every token given those before it that are visible, and the entropy of what it was drawn from.
 
@@ -51,6 +53,7 @@ def score(
         chunk: tokens whose logits exist at one time; 0 chooses by vocabulary size.
         attention, remat: see `decoder.forward`.
         place: on a mesh, the sharding of the residual stream, see `step.activations`.
+        split: on a mesh, how attention lies on it; None is as training has it on the mesh of `place`.
 
     Returns:
         logp and entropy, [B, S] float32: [b, t] is of token t, given tokens 0 to t - 1. Both are 0 for t = 0. (What
@@ -65,7 +68,7 @@ def score(
         implementation=attention,
         remat=remat,
         sharding=place,
-        split=None if place is None else meshes.split(place.mesh),
+        split=meshes.split(place.mesh) if split is None and place is not None else split,
     )
     following = lambda a: jnp.roll(a, -1, axis=1).reshape(-1)
     temperature = jnp.asarray(temperature, jnp.float32)
@@ -107,8 +110,13 @@ class Given:
     never: tuple[int, ...] = ()
 
 
-def score_rows(params: dict, model: DecoderConfig, rows: Sequence[Given]) -> list[np.ndarray]:
+def score_rows(
+    params: dict, model: DecoderConfig, rows: Sequence[Given], split: Split | None = None
+) -> list[np.ndarray]:
     """`score` of rows of any lengths: [N] float32 log-probs of each. Rows without lifetimes are scored together.
+
+    Args:
+        split: see `score`; where parameters lie on a mesh. It does not cut the rows.
 
     Raises:
         UserError: a row without tokens, or with ids outside of the vocabulary.
@@ -130,15 +138,15 @@ def score_rows(params: dict, model: DecoderConfig, rows: Sequence[Given]) -> lis
             lifetimes, positions = _filled(own.lifetimes, length), None
             if own.positions is not None:
                 positions = np.pad(own.positions, (0, length - len(own.positions)))[None]
-            logp = np.asarray(_logps(params, model, tokens, lifetimes, positions, temperature, never))
+            logp = np.asarray(_logps(params, model, tokens, lifetimes, positions, temperature, never, split))
             for place, number in enumerate(some):
                 found[number] = logp[place, : len(rows[number].tokens)].copy()
     return found
 
 
-@functools.partial(jax.jit, static_argnames=("model", "never"))
-def _logps(params, model, tokens, lifetimes, positions, temperature, never):
-    return score(params, model, tokens, lifetimes, positions, temperature=temperature, never=never)[0]
+@functools.partial(jax.jit, static_argnames=("model", "never", "split"))
+def _logps(params, model, tokens, lifetimes, positions, temperature, never, split):
+    return score(params, model, tokens, lifetimes, positions, temperature=temperature, never=never, split=split)[0]
 
 
 def _check(tokens: np.ndarray, number: int, model: DecoderConfig) -> None:

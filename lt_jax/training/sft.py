@@ -20,7 +20,7 @@ import jax
 
 from lt_jax.data.builder import Traces, by_content, open_prepared, prepare
 from lt_jax.data.pipeline import PipelineConfig, count_batches, evaluation_batches, train_batches
-from lt_jax.data.prompts import prompter
+from lt_jax.data.prompts import Prompter
 from lt_jax.data.readers import trace_files
 from lt_jax.data.rows import RowMaker
 from lt_jax.data.sources import Mapped, hold_out, worked
@@ -147,7 +147,7 @@ def row_maker(config: SftConfig, tokenizer, special: SpecialTokens) -> RowMaker:
     return RowMaker(
         scheme=config.scheme, special=special, tokenizer=tokenizer, segment=source.segment, minimum=source.minimum,
         maximum=source.maximum, turns=source.turns,
-        prompt=prompter(source.chat, tokenizer, source.system, source.prefix),
+        prompt=Prompter(source.chat, tokenizer, source.system, source.prefix, source.suffix),
     )  # fmt: skip
 
 
