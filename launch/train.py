@@ -1,6 +1,10 @@
-"""Trains a model on reasoning traces, to compress its thoughts. The result is a Hugging Face folder, RUN/final.
+"""Trains a model. The result is a Hugging Face folder, RUN/final. The config says how it is trained:
 
+On reasoning traces, to compress its thoughts:
     python launch/train.py --config=configs/lightthinker_qwen.py --config.model.path=DIR --config.data.path=traces.jsonl
+On problems, by reinforcement learning from its own responses, which are sampled under a KV budget (Sparse-RL):
+    python launch/train.py --config=configs/sparse_rl_qwen2_5_1_5b.py --config.model.path=DIR \\
+        --config.data.path=problems.jsonl
 
 Several files or folders are separated by commas: --config.data.path=a.jsonl,b.parquet
 
@@ -12,6 +16,7 @@ step.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -33,11 +38,16 @@ def main(argv) -> None:
 
     if config.compile_cache:
         jax.config.update("jax_compilation_cache_dir", str(Path(config.compile_cache).expanduser()))
-    start_processes(jax, config.distributed)
-    from lt_jax.training.sft import sft
+    if config.get("task") == "rl":
+        from lt_jax.rl.loop import learn
 
-    talk = print if jax.process_index() == 0 else lambda *_: None
-    if sft(sft_config(config), talk) is None:
+        trained = learn(rl_config(config))
+    else:
+        start_processes(jax, config.distributed)
+        from lt_jax.training.sft import sft
+
+        trained = sft(sft_config(config), print if jax.process_index() == 0 else lambda *_: None)
+    if trained is None:
         sys.exit(STOPPED)
 
 
@@ -56,15 +66,28 @@ def start_processes(jax, distributed) -> None:
         raise UserError(f"distributed.processes is {distributed.processes}, but {jax.process_count()} joined")
 
 
+def given(group) -> dict:
+    """What a group of a config file says, without its empty texts, which mean the default."""
+    return {name: value for name, value in group.items() if value != ""}
+
+
+def train_config(config):
+    """The `TrainConfig` of a config file."""
+    from lt_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
+
+    return TrainConfig(
+        optim=OptimizerConfig(**config.optim), mesh=MeshConfig(**config.mesh),
+        **{**config.train, "attention": config.train.attention or None},
+    )  # fmt: skip
+
+
 def sft_config(config):
     """The `SftConfig` of a config file. Empty texts and zeros in it mean "the default" where None would."""
     from lt_jax.data.pipeline import PipelineConfig
     from lt_jax.layout.scheme import Scheme
     from lt_jax.models.config import LoraConfig
-    from lt_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
     from lt_jax.training.sft_config import SftConfig, SourceConfig, TokensConfig
 
-    given = lambda group: {name: value for name, value in group.items() if value != ""}
     source = given(config.data) | {"maximum": config.data.maximum or None}
     source.pop("path", None)
     return SftConfig(
@@ -77,10 +100,48 @@ def sft_config(config):
         batches=PipelineConfig(**config.batches),
         scheme=Scheme(**{**config.scheme, "prompt": config.scheme.prompt or None}),
         tokens=TokensConfig(**given(config.tokens)),
-        train=TrainConfig(
-            optim=OptimizerConfig(**config.optim), mesh=MeshConfig(**config.mesh),
-            **{**config.train, "attention": config.train.attention or None},
-        ),  # fmt: skip
+        train=train_config(config),
+        tensorboard=config.log.tensorboard,
+        wandb=config.log.wandb or None,
+        export_dtype=config.export_dtype or None,
+    )
+
+
+EVICTION = ("window", "share")  # settings of rollout that go to the KV budget, beside kv, budget and buffer
+NONE = "none"
+
+
+def rl_config(config):
+    """The `RlConfig` of a config file: its preset, and what the file says besides."""
+    from lt_jax.models.config import LoraConfig
+    from lt_jax.rl.config import ProblemsConfig, RewardConfig, RlConfig, RolloutConfig, preset
+    from lt_jax.rl.losses import LossConfig
+
+    folder_says = lambda value: None if value == "-" else value
+    data = dict(config.data)
+    around = {name: folder_says(data.pop(name)) for name in ("chat", "system", "prefix", "suffix")}
+    problems = ProblemsConfig(several(data.pop("path")), **{**data, "format": data["format"] or None}, **around)
+    rollout = dict(config.rollout)
+    own = {name: value for name in EVICTION if (value := rollout.pop(name))}
+    budget = {"policy": rollout.pop("kv"), "budget": rollout.pop("budget"), "buffer": rollout.pop("buffer")} | own
+    rollout |= {"eviction": budget if budget["policy"] else None, "max_thought": rollout["max_thought"] or None}
+    arm = preset(config.preset, RolloutConfig(**rollout))
+    differs = {name: None if value == NONE else value for name, value in given(config.mismatch).items()}
+    return RlConfig(
+        folder=config.folder,
+        model=config.model.path,
+        method=config.model.method or None,
+        dtype=config.model.dtype,
+        lora=LoraConfig(**config.lora) if config.lora.rank else None,
+        problems=problems,
+        reward=RewardConfig(**config.reward),
+        advantage=config.advantage,
+        count_rejected=config.count_rejected,
+        **arm | {"mismatch": dataclasses.replace(arm["mismatch"], **differs)},
+        dense_kl=config.dense_kl,
+        loss=LossConfig(**{**config.loss, "clip": config.loss.clip or None, "length": config.loss.length or None}),
+        updates=config.updates,
+        train=train_config(config),
         tensorboard=config.log.tensorboard,
         wandb=config.log.wandb or None,
         export_dtype=config.export_dtype or None,

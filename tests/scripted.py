@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from lt_jax.data.suites import embedded
 from lt_jax.data.tasks import Problems
 from lt_jax.decode import Completion
 from lt_jax.evaluation.run import Contender
-from lt_jax.evaluation.suites import embedded
 from lt_jax.layout.build import build_row
 from lt_jax.layout.row import Role, Row
 from lt_jax.layout.scheme import Scheme

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from lt_jax.data import answers, choices
+from lt_jax.data.suites import from_files
 from lt_jax.data.traces import convert
 from lt_jax.errors import UserError
-from lt_jax.evaluation.suites import from_files
 
 NUMBERS = ["1", "2", "3", "4"]
 ARC = {"text": ["ice", "fog", "sun"], "label": ["A", "B", "C"]}

@@ -10,9 +10,9 @@ import pytest
 
 from lt_jax.data import builder
 from lt_jax.data.readers import read_traces, trace_files
+from lt_jax.data.suites import from_files
 from lt_jax.data.traces import Trace, Turn, convert, detect, memento_parts, without_summaries
 from lt_jax.errors import UserError
-from lt_jax.evaluation.suites import from_files
 from lt_jax.serving.prompts import read_prompts
 
 MARKED = (

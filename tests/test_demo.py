@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from lt_jax import demo
+from lt_jax.data import suites
 from lt_jax.data.tasks import Problems
 from lt_jax.decode import DecodeConfig
 from lt_jax.demo import BASE
-from lt_jax.evaluation import job, suites
+from lt_jax.evaluation import job
 from lt_jax.evaluation.contenders import contender
 from lt_jax.evaluation.run import evaluate
 from lt_jax.layout.tokenizer import load_tokenizer

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from lt_jax.ask import AskConfig
-from lt_jax.data import answers
+from lt_jax.data import answers, suites
 from lt_jax.data.problem import Problem
+from lt_jax.data.suites import Suite
 from lt_jax.decode import DecodeConfig, Request
 from lt_jax.errors import UserError
-from lt_jax.evaluation import job, pictures, progress, report, results, suites, table
-from lt_jax.evaluation.contenders import contender, question, warm_up
+from lt_jax.evaluation import job, pictures, progress, report, results, table
+from lt_jax.evaluation.contenders import contender, warm_up
 from lt_jax.evaluation.run import evaluate
-from lt_jax.evaluation.suites import Suite
 from lt_jax.layout import card
 from lt_jax.layout.scheme import Scheme
 from lt_jax.model import load
@@ -156,7 +156,7 @@ def test_suite_from_file(tmp_path):
     suite = suites.from_files(path, name="math", prefix="Box it. ")
     assert [(p.answer, p.family) for p in suite.problems] == [("2", "plus"), ("B", "all")]
     assert suite.problems[0].question == "Box it. 1+1?"
-    assert question(suite.problems[1]) == "Box it. capital?\n\nA. Rome\nB. Paris"
+    assert suite.problems[1].text == "Box it. capital?\n\nA. Rome\nB. Paris"
     (tmp_path / "more.jsonl").write_text(json.dumps({"question": "2+2?", "answer": 4}))
     both = job.SuiteConfig((str(path), str(tmp_path / "more.jsonl"))).open()
     assert both.name == "math, more" and [p.answer for p in both.problems] == ["2", "B", "4"]

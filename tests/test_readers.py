@@ -9,8 +9,8 @@ import pytest
 
 from lt_jax.data.builder import prepare
 from lt_jax.data.readers import read_traces
+from lt_jax.data.suites import from_files
 from lt_jax.errors import UserError
-from lt_jax.evaluation.suites import from_files
 from lt_jax.serving.prompts import read_prompts
 
 GOOD = b'{"question": "q", "response": "r", "answer": "1"}\n'

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lt_jax.data import suites
 from lt_jax.data.problem import Problem
 from lt_jax.errors import UserError
-from lt_jax.evaluation import suites
 from lt_jax.rl.rewards import RewardConfig, RewardPool
 
 SUM = Problem("2 + 2?", "4")

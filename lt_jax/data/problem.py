@@ -27,3 +27,11 @@ class Problem:
     choices: tuple[str, ...] | None = None
     system: str = ""
     metadata: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
+
+    @property
+    def text(self) -> str:
+        """What the model is asked: the question, followed by lettered options if there are choices."""
+        if not self.choices:
+            return self.question
+        options = (f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(self.choices))
+        return self.question + "\n\n" + "\n".join(options)

@@ -69,12 +69,4 @@ def warm_up(engine: Engine, prompts: Sequence[Row], max_new: int = WARM_TOKENS) 
 
 def ask(model: Model, problem: Problem) -> Row:
     """A problem as a prompt."""
-    return model.ask(question(problem), problem.system)
-
-
-def question(problem: Problem) -> str:
-    """The text that the model is asked: the question, followed by lettered options if the problem has choices."""
-    if not problem.choices:
-        return problem.question
-    options = (f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(problem.choices))
-    return problem.question + "\n\n" + "\n".join(options)
+    return model.ask(problem.text, problem.system)

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lt_jax import notices
+from lt_jax.data import suites
 from lt_jax.decode import DecodeConfig, Sampling
 from lt_jax.errors import UserError
-from lt_jax.evaluation import pictures, report, results, suites, table
+from lt_jax.evaluation import pictures, report, results, table
 from lt_jax.evaluation.contenders import ask, contender
 from lt_jax.evaluation.progress import ProgressLine
 from lt_jax.evaluation.run import Contender, evaluate

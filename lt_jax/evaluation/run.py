@@ -10,12 +10,12 @@ import numpy as np
 
 from lt_jax.data import answers
 from lt_jax.data.problem import Problem
+from lt_jax.data.suites import Suite
 from lt_jax.decode import Completion
 from lt_jax.decode.counts import count
 from lt_jax.evaluation import clock
 from lt_jax.evaluation.progress import ProgressLine
 from lt_jax.evaluation.results import Curve, MethodResult, Outcome, Results, Sample, drawable
-from lt_jax.evaluation.suites import Suite
 from lt_jax.evaluation.trace import outline
 from lt_jax.layout.closing import Closing, closing
 from lt_jax.layout.row import Row

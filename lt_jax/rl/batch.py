@@ -14,7 +14,9 @@ from lt_jax.layout import packing
 from lt_jax.lifetimes import NEVER
 
 
-def batch_of(completions: Sequence[Completion], length: int, pad: int, rows: int | None = None) -> dict:
+def batch_of(
+    completions: Sequence[Completion], length: int, pad: int, rows: int | None = None, *, replay: bool = True
+) -> dict:
     """A batch for `training.step` and `training.score`, one completion per row, filled up with padding.
 
     Args:
@@ -22,6 +24,8 @@ def batch_of(completions: Sequence[Completion], length: int, pad: int, rows: int
         length: tokens of a row, S.
         pad: id of the padding, which sees only itself and is seen by no other token.
         rows: B, the last ones whole rows of padding; None is one per completion.
+        replay: with the deaths that evictions gave; False leaves them out, so that the learner sees all that the
+            method keeps.
 
     Returns:
         tokens, targets, positions, since, gist [B, S] int32 and weights [B, S] float32 as `layout.packing` makes them:
@@ -36,7 +40,7 @@ def batch_of(completions: Sequence[Completion], length: int, pad: int, rows: int
             were evicted and no deaths recorded.
     """
     rows = len(completions) if rows is None else rows
-    _check(completions, length, rows)
+    _check(completions, length, rows, replay)
     joined = {name: np.zeros((rows, length), np.int32) for name in packing.FEATURES}
     segment = np.zeros((rows, length), np.int32)
     logp = np.zeros((rows, length), np.float32)
@@ -50,7 +54,7 @@ def batch_of(completions: Sequence[Completion], length: int, pad: int, rows: int
         logp[row, prompt:n] = np.where(c.forced, 0, c.logp)
     batch = packing.finish(joined, segment, pad)
     batch |= {"response": joined["trained"] > 0, "logp_sampler": logp}
-    if completions and completions[0].record is not None:
+    if replay and completions and completions[0].record is not None:
         batch["death"] = _recorded(tuple(c.record for c in completions), batch["death"])
     return batch
 
@@ -64,13 +68,14 @@ def _recorded(records: tuple, death) -> jax.Array:
     return jnp.minimum(jnp.pad(own, fill, constant_values=NEVER), death[:, None, None])
 
 
-def _check(completions: Sequence[Completion], length: int, rows: int) -> None:
+def _check(completions: Sequence[Completion], length: int, rows: int, replay: bool) -> None:
     if len(completions) > rows:
         raise UserError(f"{len(completions)} completions do not fit into a batch of {rows} rows")
     for c in completions:
         if len(c.row) > length:
             raise UserError(f"request {c.id}: {len(c.row)} tokens do not fit into rows of {length}; raise the length")
-        c.check_recorded()
+        if replay:
+            c.check_recorded()
     if len({(c.gist_rule, None if c.record is None else c.record.shape) for c in completions}) > 1:
         raise UserError("the completions of a batch must be of one engine: these differ in their gist rule, or in how "
                         "evictions were recorded")  # fmt: skip

@@ -150,6 +150,13 @@ def policy_loss(
     return loss, jax.tree.map(jax.lax.stop_gradient, sums)
 
 
+def added(
+    config: LossConfig, weight: float, values: jax.Array, learned: jax.Array, denominator: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A further part of the loss, from a value of each token [B, S], and the sum of these over tokens learned from."""
+    return weight * _reduced(config, values, learned) / denominator, jnp.sum(jnp.where(learned, values, 0.0))
+
+
 def surrogate(bounds: tuple[float, float] | None, r: jax.Array, advantage: jax.Array) -> tuple[jax.Array, jax.Array]:
     """PPO's min(r A, clip(r) A), and where its second term is the smaller, so that no gradient flows (bool)."""
     plain = r * advantage

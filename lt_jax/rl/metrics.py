@@ -103,7 +103,7 @@ def update(sums: dict) -> dict:
     policy_loss, kl_loss and entropy_loss add up to the loss. clip_fraction: tokens through which no gradient flows.
     """
     tokens = jnp.maximum(sums["tokens"], 1)
-    parts = {f"{name}_loss": sums[name] for name in ("policy", "kl", "entropy") if name in sums}
+    parts = {f"{name}_loss": sums[name] for name in ("policy", "kl", "entropy", "dense_kl") if name in sums}
     means = {name[4:]: sums[name] / tokens for name in sums if name.startswith("sum_")}
     return parts | means | {"clip_fraction": sums["clipped"] / tokens, "tokens": sums["tokens"]}
 

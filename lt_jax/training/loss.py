@@ -134,8 +134,8 @@ def _token_logps(config, chunk, never, trained, frozen, x, targets, temperature)
     return _logps_forward(config, chunk, never, trained, frozen, x, targets, temperature)[0]
 
 
-def _tempered(config, never: tuple, trained, frozen, x, temperature):
-    """Logits [c, V] of the distribution sampled from."""
+def tempered(config: DecoderConfig, never: tuple, trained: dict, frozen: dict, x, temperature):
+    """Logits [c, V] of the distribution that is sampled from; arguments as of `token_logps`, c tokens."""
     temperature = jnp.where(temperature == 0, 1.0, temperature)  # greedy, or what a chunk is filled up with
     scores = _logits(config, trained, frozen, x) / temperature[:, None]
     if never:
@@ -146,7 +146,7 @@ def _tempered(config, never: tuple, trained, frozen, x, temperature):
 def _logps_forward(config, chunk, never, trained, frozen, x, targets, temperature):
     def body(_, part):
         x, targets, temperature = part
-        scores = _tempered(config, never, trained, frozen, x, temperature)
+        scores = tempered(config, never, trained, frozen, x, temperature)
         top = jnp.max(scores, axis=-1)
         below = scores - top[:, None]
         unnormed = jnp.exp(below)
@@ -167,8 +167,7 @@ def _logps_backward(config, chunk, never, saved, cotangents):
 
     def body(grad, part):
         x, targets, temperature, norm, entropy, to_logp, to_entropy = part
-        tempered = lambda trained, x: _tempered(config, never, trained, frozen, x, temperature)
-        scores, pull = jax.vjp(tempered, trained, x)
+        scores, pull = jax.vjp(lambda trained, x: tempered(config, never, trained, frozen, x, temperature), trained, x)
         logs = scores - norm[:, None]
         p = jnp.exp(logs)
         # d logp / d score_i = [i is the target] - p_i;  d entropy / d score_i = -p_i (log p_i + entropy)

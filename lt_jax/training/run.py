@@ -43,6 +43,25 @@ class TrainResult:
     finished: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """How a run differs whose data is made by the model that it trains, as in reinforcement learning.
+
+    Attributes:
+        make_step: as `step.make_step`.
+        updates: of the optimizer in one step.
+        summary: as the function of that name: the metrics of the steps of a window, as they are logged.
+        before: called with the parameters, as they are by then, before each batch is asked for.
+        after: called with the metrics of each step before anything is saved, so that what follows from them is saved.
+    """
+
+    make_step: Callable = step.make_step
+    updates: int = 1
+    summary: Callable | None = None
+    before: Callable[[dict], None] | None = None
+    after: Callable[[dict], None] | None = None
+
+
 def due(step: int, every: int, last: int) -> bool:
     """Whether something that happens every `every` steps (0: only at the end) happens after `step`."""
     return step == last or (every > 0 and step % every == 0)
@@ -62,6 +81,7 @@ def train(
     mesh: Mesh | None = None,
     keep_params: bool = True,
     say: Callable[[str], None] = lambda line: None,
+    made: Made | None = None,
 ) -> TrainResult:
     """Trains `params` until step `config.steps`; goes on from the newest checkpoint if `folder` has one.
 
@@ -77,6 +97,7 @@ def train(
         mesh: None makes one over all devices from `config.mesh`.
         keep_params: False lets the run overwrite the arrays of `params`, which saves one copy of what is trained.
         say: told in words where the run starts and how much memory a step takes.
+        made: what differs where the model makes its own data; None is supervised training.
 
     Raises:
         UserError: the data ended, the loss is not a number, the mesh does not divide the model or the batch, the
@@ -85,7 +106,8 @@ def train(
     if not config.steps:
         raise UserError("train.steps is 0: this loop needs a number of steps, which only `sft` makes of train.epochs")
     mesh = meshes.make(config.mesh) if mesh is None else mesh
-    tx = optimizer.make(config.optim, config.steps)
+    made = Made() if made is None else made
+    tx = optimizer.make(config.optim, config.steps * made.updates)
     state, frozen = states.create(params, model, tx, jax.random.key(config.seed), mesh, keep_params)
     del params
     with contextlib.ExitStack() as stack:
@@ -96,7 +118,7 @@ def train(
             state = saving.resume(state, config.steps)
             if int(state.step):
                 say(f"going on from the checkpoint of step {int(state.step)}")
-        loop = _Loop(config, model, tx, mesh, state, frozen, data)
+        loop = _Loop(config, model, tx, mesh, state, frozen, data, made)
         loop.say = say
         loop.writers = writers(loop.done) if callable(writers) else writers
         for writer in loop.writers:
@@ -135,13 +157,13 @@ class _Saving:
 class _Loop:
     """The loop's variables, so that each thing it does is a short method."""
 
-    def __init__(self, config, model, tx, mesh, state, frozen, data):
-        self.config, self.model, self.mesh, self.data = config, model, mesh, data
+    def __init__(self, config, model, tx, mesh, state, frozen, data, made):
+        self.config, self.model, self.mesh, self.data, self.made = config, model, mesh, data, made
         self.state, self.frozen = state, frozen
-        self.jitted = step.make_step(model, config, tx, mesh, state)
-        self.train_step = None
+        self.jitted = made.make_step(model, config, tx, mesh, state)
+        self.compiled = {}  # by the shapes of a batch
         self.eval_step = step.make_eval_step(model, config, mesh)
-        self.rate = optimizer.schedule(config.optim, config.steps)
+        self.rate = optimizer.schedule(config.optim, config.steps * made.updates)
         self.done = int(state.step)
         self.history, self.window, self.since = [], [], time.monotonic()
         self.writers: Sequence[MetricWriter] = ()
@@ -171,30 +193,37 @@ class _Loop:
         host is never more than one step ahead.
         """
         batch = self.next_batch()
-        if self.train_step is None:
-            self.compile(batch)
-        self.state, values = self.train_step(self.state, self.frozen, batch)
+        shapes = tuple((name, x.shape) for name, x in sorted(batch.items()))
+        if shapes not in self.compiled:
+            self.compiled[shapes] = self.compile(batch)
+        self.state, values = self.compiled[shapes](self.state, self.frozen, batch)
         self.done += 1
+        if self.made.after is not None:
+            self.made.after(values)
         self.window.append(values)
         if len(self.window) > 1:
             self.window[-2] = jax.device_get(self.window[-2])
 
-    def compile(self, batch: dict) -> None:
-        """Compiles the step, once and for these shapes, and says what it needs before it is run."""
-        self.train_step = self.jitted.lower(self.state, self.frozen, batch).compile()
-        if (memory := self.train_step.memory_analysis()) is not None:
+    def compile(self, batch: dict):
+        """Compiles the step for the shapes of a batch, and says what it needs before it is run."""
+        compiled = self.jitted.lower(self.state, self.frozen, batch).compile()
+        if (memory := compiled.memory_analysis()) is not None:
             held, more = memory.argument_size_in_bytes / 2**30, memory.temp_size_in_bytes / 2**30
             self.say(f"memory of a step, per device: {held:.2f} GiB of state and batch, {more:.2f} GiB more")
-        self.since = time.monotonic()
+        if not self.made.before:  # else what came before it is part of the step's time
+            self.since = time.monotonic()
+        return compiled
 
     def next_batch(self) -> dict:
+        if self.made.before is not None:
+            self.made.before(states.merge(self.state.trained, self.frozen))
         try:
             batch = next(self.data)
         except StopIteration:
             raise UserError(
                 f"the training data ended before step {self.done + 1}; let it repeat or train less"
             ) from None
-        if self.train_step is None:
+        if not self.compiled:
             rows, length = batch["tokens"].shape
             meshes.check_batch(self.mesh, rows * meshes.share(self.mesh)[1], length, self.config)
         return meshes.place_batch(self.mesh, batch)
@@ -204,8 +233,8 @@ class _Loop:
         if not self.window:
             return
         window, self.window = jax.device_get(self.window), []
-        values = summary(window, self.done, time.monotonic() - self.since)
-        values["learning_rate"] = float(self.rate(self.done - 1))
+        values = (self.made.summary or summary)(window, self.done, time.monotonic() - self.since)
+        values["learning_rate"] = float(self.rate(self.done * self.made.updates - 1))
         self.note(values)
 
     def measure(self) -> None:

@@ -36,6 +36,7 @@ def score(
     remat: str = "none",
     place: NamedSharding | None = None,
     split: Split | None = None,
+    unroll: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-prob of every token given those before it that are visible, and the entropy of what it was drawn from.
 
@@ -51,7 +52,7 @@ def score(
         never: ids that the sampler could not draw. A token of theirs in a row was fed, and gets log-prob 0 as in
             `Completion.logp`.
         chunk: tokens whose logits exist at one time; 0 chooses by vocabulary size.
-        attention, remat: see `decoder.forward`.
+        attention, remat, unroll: see `decoder.forward`.
         place: on a mesh, the sharding of the residual stream, see `step.activations`.
         split: on a mesh, how attention lies on it; None is as training has it on the mesh of `place`.
 
@@ -59,7 +60,14 @@ def score(
         logp and entropy, [B, S] float32: [b, t] is of token t, given tokens 0 to t - 1. Both are 0 for t = 0. (What
         padding gets, and the first token of a document behind another in its row, means nothing.)
     """
-    x = decoder.forward(
+    x = hidden(params, model, tokens, lifetimes, positions, attention, remat, place, split, unroll)
+    return logps_of(params, model, x, tokens, temperature=temperature, never=never, chunk=chunk)
+
+
+def hidden(params, model, tokens, lifetimes=None, positions=None, attention=None, remat="none", place=None, split=None,
+           unroll=False) -> jax.Array:  # fmt: skip
+    """The first half of `score`: hidden states [B, S, E] after the final norm. Arguments as there."""
+    return decoder.forward(
         params,
         model,
         tokens,
@@ -69,7 +77,14 @@ def score(
         remat=remat,
         sharding=place,
         split=meshes.split(place.mesh) if split is None and place is not None else split,
+        unroll=unroll,
     )
+
+
+def logps_of(
+    params: dict, model: DecoderConfig, x: jax.Array, tokens: jax.Array, *, temperature=1.0, never=(), chunk: int = 0
+) -> tuple[jax.Array, jax.Array]:
+    """The second half of `score`, from hidden states [B, S, E]."""
     following = lambda a: jnp.roll(a, -1, axis=1).reshape(-1)
     temperature = jnp.asarray(temperature, jnp.float32)
     trained, frozen = states.split(params, states.trainable_mask(model))

@@ -1,0 +1,266 @@
+"""The data of a run that the model makes itself: each batch is a rollout by the weights of that moment.
+
+What differs: with `resample`, problems whose responses all got the same reward are replaced by others, as in DAPO; what
+the paper's release does with them is nothing. Prompts that are too long are left out and counted.
+
+What a rollout is follows from the weights, the budget, and how many problems were asked before; these are kept in the
+run's checkpoints, so that a run that goes on from one makes the rollouts that it would have made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lt_jax.decode import Completion
+from lt_jax.decode.setup import size_for
+from lt_jax.errors import UserError
+from lt_jax.layout.row import Row
+from lt_jax.model import Model
+from lt_jax.rl import metrics
+from lt_jax.rl.advantages import overlong
+from lt_jax.rl.batch import batch_of
+from lt_jax.rl.config import RlConfig
+from lt_jax.rl.problems import Order
+from lt_jax.rl.rewards import RewardPool, Rewards
+from lt_jax.rl.rollout import Sampler
+from lt_jax.training import mesh as meshes
+
+WARN_TRUNCATED = 0.5  # share of responses cut off at a limit above which a rollout is told of
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The responses to one problem.
+
+    Attributes:
+        number: of the problem in the run.
+        completions: of its samples.
+        rewards: of each, [G] float32, with what length takes away.
+        given: what the rewards are made of.
+    """
+
+    number: int
+    completions: list[Completion]
+    rewards: np.ndarray
+    given: Rewards
+
+    @property
+    def signal(self) -> bool:
+        """Whether there is anything to learn from: rewards differ."""
+        return bool((self.rewards != self.rewards[0]).any())
+
+
+class Experience:
+    """Batches of rollouts, an endless iterator with a state of Grain's kind.
+
+    Attributes:
+        asked: problems asked so far. left_out: of them, those whose prompt was too long.
+        told: what there is to say of each rollout since the start of this process, {name: value}.
+    """
+
+    def __init__(self, config: RlConfig, model: Model, sampler: Sampler, problems: Order, pool: RewardPool, mesh: Mesh,
+                 say: Callable[[str], None] = print):  # fmt: skip
+        self.config, self.model, self.sampler, self.mesh, self.say = config, model, sampler, mesh, say
+        self.problems, self.pool = problems, pool
+        self.views: dict[str, Callable[[dict, dict], jax.Array]] = {}  # name -> log-probs of (params, batch)
+        self.asked = self.left_out = 0
+        self.told: list[dict[str, float]] = []
+        self.params: dict | None = None
+        self._mark, self._warned = time.perf_counter(), False
+        self.resampled = 0  # groups of the last rollout that others were asked for
+
+    # Hooks of `training.run.Made`.
+
+    def before(self, params: dict) -> None:
+        """Takes the weights that the next rollout is made with."""
+        self.params = jax.block_until_ready(params)
+        self._lap()
+        self.sampler.load(params)
+
+    def after(self, values: dict) -> None:
+        """Looks at how far sampler and learner agreed; the budget grows where that was too little."""
+        values = jax.device_get(values)
+        self.told[-1]["seconds_update"] = self._lap()
+        least = self.config.rollout.least_agreement
+        if least and float(values["agreement_q05"]) < least:
+            before = self.sampler.budget
+            self.sampler.grow()
+            if self.sampler.budget != before:
+                self.say(
+                    f"the budget grows from {before} to {self.sampler.budget} keys: the 5th percentile of agreement is "
+                    f"{float(values['agreement_q05']):.3f}, below {least:g}"
+                )
+
+    # The iterator.
+
+    def __iter__(self) -> Experience:
+        return self
+
+    def __next__(self) -> dict:
+        groups = self._groups()
+        sampled = self._lap()
+        batch = meshes.place_batch(self.mesh, self._batch(groups))
+        for name, view in self.views.items():
+            batch[name] = view(self.params, batch)
+        jax.block_until_ready(batch)
+        scored = self._lap()
+        found = self._said(groups, sampled) | {"seconds_rollout": sampled, "seconds_logps": scored}
+        self.told.append(found)
+        self._warn(found)
+        return batch
+
+    def get_state(self) -> dict:
+        return {"asked": self.asked, "left_out": self.left_out, "level": self.sampler.level}
+
+    def set_state(self, state: dict) -> None:
+        self.asked, self.left_out = state["asked"], state["left_out"]
+        self.sampler.level = state["level"]
+        self.sampler.rest()
+
+    async def save(self, directory):
+        """As Orbax asks of what has a state; the state is that of this call."""
+        state = json.dumps(self.get_state())
+
+        async def write():
+            path = await directory.await_creation()
+            (path / "experience.json").write_text(state)
+
+        return write()
+
+    async def load(self, directory):
+        """As Orbax asks of what has a state."""
+
+        async def read():
+            self.set_state(json.loads((directory / "experience.json").read_text()))
+
+        return read()
+
+    # How a rollout is made.
+
+    def _groups(self) -> list[Group]:
+        """The groups of a rollout, in the order in which their problems were asked."""
+        rollout = self.config.rollout
+        kept: list[Group] = []
+        spare: list[Group] = []
+        for _ in range(1 + rollout.resample):
+            for group in self._asked(rollout.prompts - len(kept)):
+                (kept if group.signal or not rollout.resample else spare).append(group)
+            if len(kept) == rollout.prompts:
+                break
+        self.resampled = len(kept) + len(spare) - rollout.prompts
+        return sorted(kept + spare[: rollout.prompts - len(kept)], key=lambda group: group.number)
+
+    def _asked(self, count: int) -> list[Group]:
+        """Asks the next `count` problems."""
+        numbers, prompts = self._prompts(count)
+        problems = [self.problems[number] for number in numbers]
+        waiting = {}
+
+        def done(place: int, group: list[Completion]) -> None:
+            texts = [self.model.text(each.tokens[each.written]) for each in group]
+            waiting[place] = self.pool.submit([problems[place]] * len(group), texts)
+
+        groups = self.sampler.sample(prompts, numbers, done)
+        return [self._group(number, groups[place], waiting[place]()) for place, number in enumerate(numbers)]
+
+    def _prompts(self, count: int) -> tuple[list[int], list[Row]]:
+        """Numbers and prompts of the next problems whose prompts are not too long."""
+        numbers, prompts, missed = [], [], 0
+        most = self.config.rollout.max_prompt
+        while len(numbers) < count:
+            problem = self.problems[self.asked]
+            prompt = self.model.ask(problem.text, problem.system)
+            if len(prompt) <= most:
+                numbers.append(self.asked)
+                prompts.append(prompt)
+            else:
+                self.left_out, missed = self.left_out + 1, missed + 1
+                if missed == len(self.problems.problems):
+                    raise UserError(
+                        f"the prompts of all {missed} problems are longer than rollout.max_prompt ({most} tokens); the "
+                        f"last one has {len(prompt)}"
+                    )
+            self.asked += 1
+        return numbers, prompts
+
+    def _group(self, number: int, completions: list[Completion], given: Rewards) -> Group:
+        rewards = given.rewards
+        if buffer := self.config.rollout.overlong:
+            lengths = np.asarray([(~each.forced).sum() for each in completions])
+            rewards = rewards + np.asarray(overlong(lengths, self.config.rollout.max_new, buffer))
+        return Group(number, completions, rewards, given)
+
+    def _batch(self, groups: list[Group]) -> dict:
+        """The batch of a rollout. Row i is of update i % updates, as `training.step.cut` cuts; so an update
+        has whole groups."""
+        updates = self.config.updates
+        rows = [(place, each, reward) for place, group in enumerate(groups)
+                for each, reward in zip(group.completions, group.rewards, strict=True)]  # fmt: skip
+        each = len(rows) // updates
+        rows = [rows[update * each + place] for place in range(each) for update in range(updates)]
+        completions = [completion for _, completion, _ in rows]
+        pad, replay = self.model.special.pad, self.config.replay
+        batch = batch_of(completions, self._length(completions), pad, replay=replay)
+        batch["group"] = np.asarray([group for group, _, _ in rows], np.int32)
+        batch["rewards"] = np.asarray([reward for _, _, reward in rows], np.float32)
+        if self.config.dense_kl:
+            batch["dense_death"] = batch_of(completions, batch["tokens"].shape[1], pad, replay=False)["death"]
+        return batch
+
+    def _length(self, completions: Sequence[Completion]) -> int:
+        """Tokens of the rows of a batch: one of few sizes, as a step is compiled for each."""
+        return row_length(max(len(each.row) for each in completions), self.sampler.length)
+
+    # What is told.
+
+    def _said(self, groups: list[Group], seconds: float) -> dict[str, float]:
+        """What there is to say of a rollout, {name: value}."""
+        completions = [each for group in groups for each in group.completions]
+        lengths = np.asarray([(~each.forced).sum() for each in completions])
+        real, dense = self.sampler.cache_bytes(), self.sampler.cache_bytes(evicts=False)
+        parts = {
+            f"reward_{kind.replace(':', '.')}": float(np.mean([group.given.parts[kind] for group in groups]))
+            for kind, _ in self.config.reward.kinds
+        }
+        return parts | {
+            "response_tokens": float(lengths.mean()),
+            "response_longest": float(lengths.max()),
+            "truncation_rate": metrics.truncation_rate([each.finish for each in completions]),
+            "repetition_rate": metrics.repetition_rate([each.tokens for each in completions]),
+            "reward_failures": float(sum(group.given.failed.sum() for group in groups)),
+            "resampled": float(self.resampled),
+            "problems_asked": float(self.asked),
+            "prompts_left_out": float(self.left_out),
+            "compressions": float(np.mean([each.compressions for each in completions])),
+            "budget": float(self.sampler.budget),
+            "cache_bytes": float(real),
+            "cache_bytes_dense": float(dense),
+            "rollout_tokens_per_second": float(lengths.sum()) * (1 + self.resampled / len(groups)) / seconds,
+        }
+
+    def _warn(self, found: dict[str, float]) -> None:
+        """Says once in a run what is likely to be a mistake in its settings."""
+        if found["truncation_rate"] > WARN_TRUNCATED and not self._warned:
+            self._warned = True
+            self.say(
+                f"warning: {100 * found['truncation_rate']:.0f} % of the responses of a rollout were cut off at "
+                "rollout.max_new or at the model's last position, where they can hardly be right; raise rollout.max_new"
+            )
+
+    def _lap(self) -> float:
+        """Seconds since the last time this was asked."""
+        now = time.perf_counter()
+        seconds, self._mark = now - self._mark, now
+        return seconds
+
+
+def row_length(longest: int, most: int) -> int:
+    """The first of 256, 384, 512, 768 ... that has `longest` tokens, but none beyond what a row may come to."""
+    return min(size_for(longest), -(-most // 128) * 128)
