@@ -87,10 +87,10 @@ def test_the_page_has_the_last_values(tmp_path):
     page = curves.page(runs.read([a, b]))
     assert cells(page, "last step") == ["40", "30"]
     assert cells(page, "entropy") == ["0.25", "0.75"]
-    assert cells(page, "rejected") == ["40&nbsp;% | mean 38.5&nbsp;%", "&ndash;"]
+    assert cells(page, "rejected, %") == ["40 | mean 38.5", "&ndash;"]
     assert cells(page, "eval_dense_reward") == ["0.4", "0.3"]
-    assert cells(page, "cache_bytes") == ["&ndash;", "3.5&nbsp;MB"]
-    assert cells(page, "cache_bytes_dense") == ["&ndash;", "12&nbsp;MB"]
+    assert cells(page, "cache_bytes, MB") == ["&ndash;", "3.5"]
+    assert cells(page, "cache_bytes_dense, MB") == ["&ndash;", "12"]
     reward = runs.metrics(a)["reward"].values
     assert cells(page, "reward")[0] == f"{reward[-1]:.3g} | mean {np.mean(reward[-4:]):.3g}"
     drawn = pictures_of(page)
@@ -134,11 +134,14 @@ def test_groups_are_complete_and_nothing_is_dropped():
 
 
 def test_what_never_changes_is_said_in_words(tmp_path):
-    a = logged(tmp_path / "a", resampled=lambda step: 0.0, mask_fraction=lambda step: 0.5, mine=lambda step: 7.0)
-    b = logged(tmp_path / "b", resampled=lambda step: 0.0, mask_fraction=lambda step: 0.25, mine=lambda step: 7.0)
+    a = logged(tmp_path / "a", resampled=lambda step: 0.0, truncate_fraction=lambda step: 0.5,
+               mask_fraction=lambda step: 0.5, mine=lambda step: 7.0)  # fmt: skip
+    b = logged(tmp_path / "b", resampled=lambda step: 0.0, truncate_fraction=lambda step: 0.5,
+               mask_fraction=lambda step: 0.25, mine=lambda step: 7.0)  # fmt: skip
     page = curves.page(runs.read([a, b]))
     assert "The same at every step of all runs: resampled 0." in page
     assert "The same at every step of all runs: mine 7." in page
+    assert "The same at every step of all runs: truncate_fraction 50&nbsp;%." in page
     drawn = pictures_of(page)
     assert "mask_fraction" in drawn and "resampled" not in drawn and "mine" not in drawn
     assert cells(page, "resampled") == ["0", "0"] and cells(page, "mine") == ["7", "7"]
@@ -186,7 +189,7 @@ def test_seeds_are_one_line_with_each_run_faint(tmp_path):
     lines = runs.lines(found, seeds=True)
     assert [(line.name, len(line.runs)) for line in lines] == [("rkv", 2), ("dense", 2), ("alone-512", 1)]
     page = curves.page(found, seeds=True)
-    assert cells(page, "entropy") == ["40.5 | 40 to 41", "42.5 | 42 to 43", "44 | mean 42.5"]
+    assert cells(page, "entropy") == ["40.5 | 40 &ndash; 41", "42.5 | 42 &ndash; 43", "44 | mean 42.5"]
     assert cells(page, "train.seed") == ["0, 1", "0, 1", "0"]
     drawn = pictures_of(page)["entropy"]
     assert drawn.count('opacity="0.3"') == 4 and drawn.count('stroke-width="1.7"') == 3

@@ -79,16 +79,20 @@ def _group(title: str, group: Sequence[Chart], lines: Sequence[Line], last: int)
     """The charts of a group; what never changes and is the same in all runs is a line of text."""
     still = {chart.metric: curve_pictures.constant(chart, lines) for chart in group}
     drawn = "".join(curve_pictures.chart(chart, lines, last) for chart in group if still[chart.metric] is None)
-    said = [f"{escaped(chart.metric)} {_value(chart, still[chart.metric])}" for chart in group
-            if still[chart.metric] is not None]  # fmt: skip
+    said = [f"{escaped(chart.metric)} {_value(chart, still[chart.metric])}{_unit(chart, '&nbsp;')}"
+            for chart in group if still[chart.metric] is not None]  # fmt: skip
     same = f"<p class=note>The same at every step of all runs: {'; '.join(said)}.</p>" if said else ""
     return f"<section><h2>{title}</h2><div class=charts>{drawn}</div>{same}</section>"
 
 
 def _value(chart: Chart, value: float) -> str:
-    """A value in the unit of its chart."""
-    unit = {100.0: "&nbsp;%", 1e-6: "&nbsp;MB"}.get(chart.factor, "")
-    return curve_pictures.number(chart.factor * value) + unit
+    """A value in the unit of its chart, which is not said."""
+    return curve_pictures.number(chart.factor * value)
+
+
+def _unit(chart: Chart, before: str) -> str:
+    unit = {100.0: "%", 1e-6: "MB"}.get(chart.factor, "")
+    return before + unit if unit else ""
 
 
 def _table(lines: Sequence[Line], groups: dict[str, list[Chart]]) -> str:
@@ -102,7 +106,7 @@ def _table(lines: Sequence[Line], groups: dict[str, list[Chart]]) -> str:
         body.append([title])
         for chart in group:
             both = [chart] + ([Chart(chart.beside, "", chart.factor)] if chart.beside else [])
-            body += [[escaped(each.metric), *(_final(each, line) for line in lines)] for each in both]
+            body += [[escaped(each.metric) + _unit(each, ", "), *(_final(each, line) for line in lines)] for each in both]
     words = (
         "The last value of each metric; below it, the mean over the last tenth of the run where that says something "
         "else. Of several seeds: the mean of their last values, below it the least and the greatest."
@@ -132,7 +136,7 @@ def _final(chart: Chart, line: Line) -> str:
         if kept and tenth is not None and say(tenth) != say(kept[0]):
             small.append(f"mean {say(tenth)}")
     elif kept and say(min(kept)) != say(max(kept)):
-        small.append(f"{say(min(kept))} to {say(max(kept))}")
+        small.append(f"{say(min(kept))} &ndash; {say(max(kept))}")
     if kept and len(kept) < len(line.runs):
         small.append(f"of {len(kept)} of {len(line.runs)} seeds")
     shown = say(statistics.fmean(kept)) if kept else "not a number"
