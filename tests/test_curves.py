@@ -240,6 +240,14 @@ def test_an_axis_is_logarithmic_where_most_lines_would_lie_on_the_ground():
     assert "<1" in words(drawn)
 
 
+def test_a_run_of_one_step_is_drawn(tmp_path):
+    page = curves.page(runs.read([logged(tmp_path / "a", 1), logged(tmp_path / "b", 1, seed=1)]))
+    drawn = pictures_of(page)["reward"]
+    assert drawn.count("<circle") == 4 and len(cells(page, "reward")) == 2 and "1 step<" in page
+    still = curve_pictures.chart(Chart("kl", "nats"), [Line("a", (_run({"kl": Series((0,), (0.0,))}),))], 0)
+    assert "nan" not in still and ElementTree.fromstring(still) is not None
+
+
 def _run(series):
     return Run(Path("a"), "a", series, None)
 

@@ -106,7 +106,8 @@ def _table(lines: Sequence[Line], groups: dict[str, list[Chart]]) -> str:
         body.append([title])
         for chart in group:
             both = [chart] + ([Chart(chart.beside, "", chart.factor)] if chart.beside else [])
-            body += [[escaped(each.metric) + _unit(each, ", "), *(_final(each, line) for line in lines)] for each in both]
+            for each in both:
+                body.append([escaped(each.metric) + _unit(each, ", "), *(_final(each, line) for line in lines)])
     words = (
         "The last value of each metric; below it, the mean over the last tenth of the run where that says something "
         "else. Of several seeds: the mean of their last values, below it the least and the greatest."
