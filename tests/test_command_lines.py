@@ -79,7 +79,7 @@ def test_the_names_that_flags_know_are_those_of_the_library():
     assert sorted(main.METHODS) == sorted(METHODS) and main.POLICIES == POLICIES
 
 
-@pytest.mark.parametrize("script", ["convert", "demo", "evaluate", "generate", "train", "train_tokenizer"])
+@pytest.mark.parametrize("script", ["convert", "curves", "demo", "evaluate", "generate", "train", "train_tokenizer"])
 def test_help_shows_commands_one_a_line(script):
     code, out, error = launch(script, "--help")
     assert (code, error) == (0, "") and out.count("python launch/") >= 1

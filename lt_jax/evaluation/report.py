@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
-from importlib import resources
 from pathlib import Path
 
-from lt_jax.evaluation import metrics, pictures, table
+from lt_jax.evaluation import html_page, metrics, pictures, table
+from lt_jax.evaluation.html_page import escaped
 from lt_jax.evaluation.results import MethodResult, Results, Sample, write_whole
 from lt_jax.layout.row import Role
 
@@ -22,30 +21,19 @@ def write(results: Results, path: str | Path) -> None:
 
 def page(results: Results) -> str:
     """The report as text."""
-    read = lambda name: resources.files("lt_jax.evaluation").joinpath(name).read_text(encoding="utf-8")
     sections = [_header(results), _methods(results), _over_time(results), _trade(results), _samples(results)]
-    return (
-        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
-        '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<title>{_text(results.suite)}</title><style>{read('report.css')}</style></head>\n<body><main>"
-        + "\n".join(section for section in sections if section)
-        + f"</main><script>{read('report.js')}</script></body></html>\n"
-    )
-
-
-def _text(value) -> str:
-    return html.escape(str(value))
+    return html_page.page(results.suite, sections, "report.js")
 
 
 def _header(results: Results) -> str:
     count = len(results.methods[0].records)
     lines = "".join(f"<p class=lead>{_headline(each, results.methods[0])}</p>" for each in results.methods[1:])
-    note = f"<p class=note>{_text(results.note)}</p>" if results.note else ""
+    note = f"<p class=note>{escaped(results.note)}</p>" if results.note else ""
     if results.missing:
-        note += f"<p class=note>Incomplete, not run when this was written: {_text(', '.join(results.missing))}</p>"
+        note += f"<p class=note>Incomplete, not run when this was written: {escaped(', '.join(results.missing))}</p>"
     return (
         f"<header><p class=kicker>Evaluation &middot; {count:,} problem{'s' * (count != 1)}</p>"
-        f"<h1>{_text(results.suite)}</h1>{lines}{note}</header>"
+        f"<h1>{escaped(results.suite)}</h1>{lines}{note}</header>"
     )
 
 
@@ -54,7 +42,7 @@ def _headline(method: MethodResult, base: MethodResult) -> str:
     d = p.difference
     right = [metrics.summarise(each.records).accuracy.value for each in (method, base)]
     return (
-        f"<b>{_text(method.name)}</b> solves {100 * right[0]:.1f}&nbsp;% where {_text(base.name)} solves "
+        f"<b>{escaped(method.name)}</b> solves {100 * right[0]:.1f}&nbsp;% where {escaped(base.name)} solves "
         f"{100 * right[1]:.1f}&nbsp;% ({100 * d.value:+.1f} points, 95&nbsp;% interval {100 * d.low:+.1f} to "
         f"{100 * d.high:+.1f}), with {table.share(p.peak.value, 1)} of the peak and "
         f"{table.share(p.dependency.value, 1)} of the dependency."
@@ -85,23 +73,17 @@ def _methods(results: Results) -> str:
         "what is allocated. <b>Time</b>: wall time of decoding all problems, batched, after loading and compiling, "
         "which tokens/s leaves out."
     )
-    wrong = "".join(f"<p class=note>{_text(line)}</p>" for line in (table.unanswered(results), table.unjudged(results)))
-    return f"<section><h2>Methods</h2>{_table(head, body)}<p class=note>{words}</p>{wrong}</section>"
+    lines = table.unanswered(results), table.unjudged(results)
+    wrong = "".join(f"<p class=note>{escaped(line)}</p>" for line in lines)
+    return f"<section><h2>Methods</h2>{html_page.table(head, body)}<p class=note>{words}</p>{wrong}</section>"
 
 
 def _name(number: int, method: MethodResult) -> str:
-    return f'<i class=dot style="background:{pictures.colour(number)}"></i>{_text(method.name)}'
+    return f'<i class=dot style="background:{pictures.colour(number)}"></i>{escaped(method.name)}'
 
 
 def _interval(interval: metrics.Interval) -> str:
     return f"{100 * interval.low:.1f} &ndash; {100 * interval.high:.1f}"
-
-
-def _table(head: list[str], body: list[list[str]]) -> str:
-    """An HTML table; the cells are HTML already."""
-    cells = lambda row, kind: "".join(f"<{kind}>{cell}</{kind}>" for cell in row)
-    rows = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in body)
-    return f"<div class=scroll><table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{rows}</tbody></table></div>"
 
 
 def _over_time(results: Results) -> str:
@@ -122,12 +104,12 @@ def _trade(results: Results) -> str:
     for family in families:
         parts = [[r for r in each.records if r.family == family] for each in results.methods]
         summaries = [metrics.summarise(part) for part in parts]
-        body.append([_text(family), f"{len(parts[0]):,}"] + [
+        body.append([escaped(family), f"{len(parts[0]):,}"] + [
             f"{100 * s.accuracy.value:.1f}<small>{_interval(s.accuracy)}</small><small>peak {s.peak.value:,.0f}"
             "</small>"
             for s in summaries
         ])  # fmt: skip
-    grid = _table(head, body)
+    grid = html_page.table(head, body)
     layout = "class=two" if len(results.methods) <= 3 else ""
     return f"<section {layout}>{picture}<div><h2>Accuracy by family, %</h2>{grid}</div></section>"
 
@@ -145,7 +127,7 @@ def _samples(results: Results) -> str:
     first, place = results.methods.index(method), method.samples.index(sample)
     script = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return (
-        f"<section><h2>One sample, {_text(method.name)}: who sees whom</h2><p>Problem "
+        f"<section><h2>One sample, {escaped(method.name)}: who sees whom</h2><p>Problem "
         f"{sample.problem + 1}. Every row of the picture is a token looking back, every column a token being seen, "
         "coloured while it is alive. Where full attention would still see a token that is dead here, it is grey. "
         "Point at the picture to read the tokens.</p>"

@@ -57,12 +57,13 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = min((m * power for m in (1, 2, 5, 10)), key=lambda each: abs(math.log(each / raw)))
     first = math.ceil(low / step - 1e-9)
-    return [round(k * step, 10) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+    digits = max(10, 2 - math.floor(math.log10(step)))
+    return [round(k * step, digits) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def label(value: float) -> str:
     """A tick's number."""
-    return f"{value:,.0f}" if abs(value - round(value)) < 1e-9 else f"{value:g}"
+    return f"{value:,.0f}" if value == round(value) else f"{value:g}"
 
 
 def axes(x: Scale, y: Scale, x_name: str, y_name: str, *, x_about: int = 6, y_about: int = 5,
