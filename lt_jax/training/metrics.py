@@ -143,12 +143,16 @@ def write_whole(path: pathlib.Path, text: str) -> None:
     os.replace(partial, path)
 
 
-SHOWN = ("loss", "accuracy", "grad_norm", "learning_rate", "tokens_per_second")
+SHOWN = (
+    "reward", "agreement_q05", "rejected", "truncation_rate",  # of reinforcement learning
+    "loss", "accuracy", "grad_norm", "learning_rate", "tokens_per_second",
+)  # fmt: skip
 
 
 def describe(values: dict[str, float]) -> str:
     """The values a person wants to follow, on one line."""
-    short = {"learning_rate": "lr", "tokens_per_second": "tokens/s", "grad_norm": "norm"}
+    short = {"learning_rate": "lr", "tokens_per_second": "tokens/s", "grad_norm": "norm",
+             "agreement_q05": "agreement", "truncation_rate": "cut off"}  # fmt: skip
     number = lambda name, v: f"{v:,.0f}" if name == "tokens_per_second" else f"{v:.4g}"
     wanted = [name for name in values if name in SHOWN or name.startswith("eval")]
     return "  ".join(f"{short.get(name, name)} {number(name, values[name])}" for name in wanted)

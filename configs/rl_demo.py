@@ -1,0 +1,32 @@
+r"""The arms of Sparse-RL at the smallest size that shows something.
+
+    python launch/rl_demo.py --config=configs/rl_demo.py        (or: make rl-demo)
+
+Why: to see what a KV budget does to reinforcement learning, and what each correction makes of it. A small model that
+was trained for a short time writes out how a greatest common divisor is found, and solves some; it learns from its own
+responses.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base, sparse_rl_tiny
+
+FAMILIES, STEPS = ("gcd",), (3, 4)
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.out = "runs/rl_demo"
+    # Or "release" and "adaptive"; a KV policy of its own may follow, as in "naive:snapkv".
+    config.arms = ("dense", "naive", "paper", "replay")
+    config.seeds = (0,)
+    config.problems = 400  # that each result is measured on
+    config.start = base.get_config()
+    config.start.folder = "runs/rl_demo/start"
+    config.start.data.update(families=FAMILIES, steps=(3, 6))
+    config.start.train.update(steps=400, log_every=100, save_every=0)
+    config.start.log.tensorboard = False
+    config.run = sparse_rl_tiny.get_config()
+    config.run.data.update(families=FAMILIES, steps=STEPS, held_out=0)
+    config.run.train.update(steps=60, eval_every=0, save_every=10)
+    return config
