@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     # Or "release" and "adaptive"; a KV policy of its own may follow, as in "naive:snapkv".
     config.arms = ("dense", "naive", "paper", "replay")
     config.seeds = (0,)
-    config.problems = 400  # that each result is measured on
+    config.problems = 250  # that each result is measured on; there are some 290 different ones
     config.start = base.get_config()
     config.start.folder = "runs/rl_demo/start"
     config.start.data.update(families=FAMILIES, steps=(3, 6))
@@ -28,5 +28,7 @@ def get_config() -> ConfigDict:
     config.start.log.tensorboard = False
     config.run = sparse_rl_tiny.get_config()
     config.run.data.update(families=FAMILIES, steps=STEPS, held_out=0)
-    config.run.train.update(steps=60, eval_every=0, save_every=10)
+    config.run.train.update(steps=80, eval_every=0, save_every=10)
+    # Of the arm "adaptive": the budgets to come, and the 5th percentile of agreement under which the next one is taken.
+    config.adaptive = ConfigDict({"budgets": (128, 160, 224), "least_agreement": 0.98})
     return config

@@ -15,10 +15,10 @@ def get_config() -> ConfigDict:
     config = rl_defaults.get_config()
     config.folder = "runs/sparse_rl_tiny"
     config.model.path = "lt_jax/assets/base"
-    config.data.update(embedded=100_000, steps=(15, 18), families=("gcd", "products"), held_out=64, prefix="")
-    config.rollout.update(prompts=8, group=8, max_prompt=128, max_new=384, kv="rkv", budget=64, buffer=16)
+    config.data.update(embedded=100_000, steps=(3, 4), families=("products",), held_out=64, prefix="")
+    config.rollout.update(prompts=8, group=8, max_prompt=48, max_new=330, kv="rkv", budget=96, buffer=16)
     config.loss.kl_weight = 0.0
-    config.train.update(steps=50, remat="none", save_every=25, eval_every=25)
-    config.optim.update(learning_rate=2e-4, weight_decay=0.0)
+    config.train.update(steps=40, remat="none", accumulate=8, save_every=20, eval_every=20)
+    config.optim.update(learning_rate=1e-4, weight_decay=0.0)
     config.log.tensorboard = False
     return config

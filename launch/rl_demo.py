@@ -17,8 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ml_collections import config_flags
 
 from launch.main import compile_cache, resolved, run
-from launch.train import rl_config, sft_config
-from lt_jax.errors import UserError
+from launch.settings import arms_config
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the config of the demo: configs/rl_demo.py")
 
@@ -32,28 +31,6 @@ def main(argv) -> None:
     found = rl_demo.compare(arms_config(config))
     print("\n" + rl_demo.table(found))
     print(f"\nthe whole demo took {time.monotonic() - began:.0f} s; open {config.out}/report.html")
-
-
-def arms_config(config):
-    """The `ArmsConfig` of a config file: every arm with every seed, "naive" or, with a KV policy, "naive:snapkv"."""
-    from lt_jax.rl_demo import ArmsConfig
-
-    if not config.run.rollout.kv:
-        raise UserError("run.rollout.kv is empty; the arms are compared under a KV budget, so name a policy")
-    arms = {}
-    for seed in config.seeds:
-        for arm in config.arms:
-            name, _, policy = arm.partition(":")
-            own = config.run.copy_and_resolve_references()
-            label = f"{arm.replace(':', '-')}-{seed}"
-            own.folder, own.model.path = f"{config.out}/{label}", f"{config.start.folder}/final"
-            own.train.seed = seed
-            own.preset = "naive" if name == "dense" else name
-            own.rollout.kv = "" if name == "dense" else policy or own.rollout.kv
-            arms[label] = rl_config(own)
-    start, rollout = sft_config(config.start), config.run.rollout
-    measured = {"policy": rollout.kv, "budget": rollout.budget, "buffer": rollout.buffer}
-    return ArmsConfig(config.out, start, arms, config.problems, measured)
 
 
 if __name__ == "__main__":

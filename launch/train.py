@@ -16,7 +16,6 @@ step.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -24,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ml_collections import config_flags
 
-from launch.main import resolved, run, several
+from launch.main import resolved, run
+from launch.settings import rl_config, sft_config
 from lt_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the config of a run, such as configs/lightthinker_qwen.py")
@@ -64,88 +64,6 @@ def start_processes(jax, distributed) -> None:
         jax.distributed.initialize(**(by_hand if distributed.coordinator else {}))
     if jax.process_count() != distributed.processes:
         raise UserError(f"distributed.processes is {distributed.processes}, but {jax.process_count()} joined")
-
-
-def given(group) -> dict:
-    """What a group of a config file says, without its empty texts, which mean the default."""
-    return {name: value for name, value in group.items() if value != ""}
-
-
-def train_config(config):
-    """The `TrainConfig` of a config file."""
-    from lt_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
-
-    return TrainConfig(
-        optim=OptimizerConfig(**config.optim), mesh=MeshConfig(**config.mesh),
-        **{**config.train, "attention": config.train.attention or None},
-    )  # fmt: skip
-
-
-def sft_config(config):
-    """The `SftConfig` of a config file. Empty texts and zeros in it mean "the default" where None would."""
-    from lt_jax.data.pipeline import PipelineConfig
-    from lt_jax.layout.scheme import Scheme
-    from lt_jax.models.config import LoraConfig
-    from lt_jax.training.sft_config import SftConfig, SourceConfig, TokensConfig
-
-    source = given(config.data) | {"maximum": config.data.maximum or None}
-    source.pop("path", None)
-    return SftConfig(
-        folder=config.folder,
-        model=config.model.path,
-        dtype=config.model.dtype,
-        scratch=config.model.scratch,
-        lora=LoraConfig(**config.lora) if config.lora.rank else None,
-        source=SourceConfig(several(config.data.path), **source),
-        batches=PipelineConfig(**config.batches),
-        scheme=Scheme(**{**config.scheme, "prompt": config.scheme.prompt or None}),
-        tokens=TokensConfig(**given(config.tokens)),
-        train=train_config(config),
-        tensorboard=config.log.tensorboard,
-        wandb=config.log.wandb or None,
-        export_dtype=config.export_dtype or None,
-    )
-
-
-EVICTION = ("window", "share")  # settings of rollout that go to the KV budget, beside kv, budget and buffer
-NONE = "none"
-
-
-def rl_config(config):
-    """The `RlConfig` of a config file: its preset, and what the file says besides."""
-    from lt_jax.models.config import LoraConfig
-    from lt_jax.rl.config import ProblemsConfig, RewardConfig, RlConfig, RolloutConfig, preset
-    from lt_jax.rl.losses import LossConfig
-
-    folder_says = lambda value: None if value == "-" else value
-    data = dict(config.data)
-    around = {name: folder_says(data.pop(name)) for name in ("chat", "system", "prefix", "suffix")}
-    problems = ProblemsConfig(several(data.pop("path")), **{**data, "format": data["format"] or None}, **around)
-    rollout = dict(config.rollout)
-    own = {name: value for name in EVICTION if (value := rollout.pop(name))}
-    budget = {"policy": rollout.pop("kv"), "budget": rollout.pop("budget"), "buffer": rollout.pop("buffer")} | own
-    rollout |= {"eviction": budget if budget["policy"] else None, "max_thought": rollout["max_thought"] or None}
-    arm = preset(config.preset, RolloutConfig(**rollout))
-    differs = {name: None if value == NONE else value for name, value in given(config.mismatch).items()}
-    return RlConfig(
-        folder=config.folder,
-        model=config.model.path,
-        method=config.model.method or None,
-        dtype=config.model.dtype,
-        lora=LoraConfig(**config.lora) if config.lora.rank else None,
-        problems=problems,
-        reward=RewardConfig(**config.reward),
-        advantage=config.advantage,
-        count_rejected=config.count_rejected,
-        **arm | {"mismatch": dataclasses.replace(arm["mismatch"], **differs)},
-        dense_kl=config.dense_kl,
-        loss=LossConfig(**{**config.loss, "clip": config.loss.clip or None, "length": config.loss.length or None}),
-        updates=config.updates,
-        train=train_config(config),
-        tensorboard=config.log.tensorboard,
-        wandb=config.log.wandb or None,
-        export_dtype=config.export_dtype or None,
-    )
 
 
 if __name__ == "__main__":

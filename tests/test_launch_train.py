@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from configs import defaults
-from launch.train import sft_config
+from launch.settings import sft_config
 from lt_jax.data.pipeline import PipelineConfig
 from lt_jax.data.traces import convert
 from lt_jax.errors import UserError

@@ -32,6 +32,13 @@ SMALLER = {
         "--config.batches.threads=1", "--config.data.held_out=2", "--config.model.dtype=float32",
         "--config.log.tensorboard=False",
     ),
+    "launch/train.py rl": (
+        "--config.train.steps=1", "--config.train.accumulate=1", "--config.updates=1", "--config.rollout.prompts=1",
+        "--config.rollout.group=2", "--config.rollout.max_new=8", "--config.model.dtype=float32",
+        "--config.train.params_dtype=float32", "--config.data.held_out=0", "--config.data.chat=plain",
+        "--config.train.eval_every=0", "--config.log.tensorboard=False", "--config.reward.workers=1",
+    ),
+    "launch/curves.py": (),
     "launch/generate.py": (),
     "launch/evaluate.py": (),
     "launch/convert.py": (),
@@ -52,10 +59,12 @@ WRITTEN = [(name, line) for name in DOCUMENTS for line in dict.fromkeys(commands
 
 
 def program(argv: list[str]) -> str:
-    """What a command line starts: make, pip, pytest, or a script (an installed command stands for its script)."""
+    """What a command line starts: make, pip, pytest, or a script (an installed command stands for its script); training
+    by reinforcement learning is told apart."""
     name = Path(argv[0]).name
     if name.startswith("python"):
-        return argv[2] if argv[1] == "-m" else argv[1]
+        learns = argv[1] == "launch/train.py" and any("configs/sparse_rl" in argument for argument in argv)
+        return argv[2] if argv[1] == "-m" else argv[1] + " rl" * learns
     return INSTALLED.get(name, name)
 
 
@@ -63,7 +72,7 @@ def program(argv: list[str]) -> str:
 def place(tmp_path_factory):
     """A folder that looks like the clone to a reader who has put there what the documents name."""
     place = tmp_path_factory.mktemp("clone")
-    for name in ("launch", "configs", "benchmarks"):
+    for name in ("launch", "configs", "benchmarks", "lt_jax"):
         (place / name).symlink_to(ROOT / name)
     make(place / "DIR")
     sizes = json.loads((place / "DIR/config.json").read_text())  # a random model does not end by itself

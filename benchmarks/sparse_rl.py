@@ -1,0 +1,76 @@
+"""The arms of Sparse-RL side by side: what each learns, and what it then solves with every key kept and in the budget.
+
+    python benchmarks/sparse_rl.py [--arms=dense,naive,...] [--seeds=0,1,2] [--steps=80] [--out=runs/sparse_rl]
+
+All arms start from the same half-trained model and get the same problems in the same order (configs/rl_demo.py). It
+takes hours on two cores and may be stopped at any time; the same command goes on. OUT/report.html has all curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from machine import provenance, table, write  # noqa: E402
+
+from configs import rl_demo as demo_config  # noqa: E402
+from launch.main import compile_cache  # noqa: E402
+from launch.settings import arms_config  # noqa: E402
+
+ARMS = "dense,naive,paper,release,replay,adaptive"
+CURVES = ("reward", "agreement_q05", "kl", "rejected", "response_tokens", "truncation_rate", "entropy", "budget")
+WINDOW = 5  # rollouts that a point of a curve is the mean of
+
+
+def curves(folder: Path) -> dict[str, list[float]]:
+    """What was logged of a run, means of a few rollouts each."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "reward" in line]
+    mean = lambda values: round(sum(values) / len(values), 5)
+    cut = lambda name: [mean([line[name] for line in lines[i : i + WINDOW]]) for i in range(0, len(lines), WINDOW)]
+    seconds = {f"seconds_{name}": round(sum(line[f"seconds_{name}"] for line in lines), 1)
+               for name in ("rollout", "logps", "update")}  # fmt: skip
+    sizes = {name: lines[-1][name] for name in ("cache_bytes", "cache_bytes_dense")}
+    return {name: cut(name) for name in CURVES} | seconds | sizes
+
+
+def row(name: str, found) -> dict:
+    """A line of the table."""
+    shown = lambda each: f"{100 * each.value:.1f} ({100 * each.low:.1f}-{100 * each.high:.1f})"
+    return {"arm": name, "dense %": shown(found.share("dense")), "in the budget %": shown(found.share("sparse")),
+            "tokens": found.dense_tokens}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arms", default=ARMS, help='with a KV policy of its own as in "naive:snapkv"')
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--steps", type=int, default=80, help="rollouts of each arm")
+    parser.add_argument("--out", default="runs/sparse_rl")
+    parser.add_argument("--results", type=Path, default=Path("results/sparse_rl.json"))
+    options = parser.parse_args()
+    config = demo_config.get_config()
+    config.out, config.start.folder = options.out, f"{options.out}/start"
+    config.arms, config.seeds = tuple(options.arms.split(",")), tuple(map(int, options.seeds.split(",")))
+    config.run.train.steps = options.steps
+    compile_cache(config.run.compile_cache)
+    from lt_jax import rl_demo
+
+    began = time.monotonic()
+    found = rl_demo.compare(arms_config(config))
+    print(table([row(name, each) for name, each in found.items()]))
+    arms = {name: dataclasses.asdict(each) for name, each in found.items()}
+    for name in arms.keys() - {"start"}:
+        arms[name] |= curves(Path(options.out) / name)
+    seconds = round(time.monotonic() - began)
+    write(options.results, provenance(2, ("jax", "jaxlib")) | dict(seconds_of_last_call=seconds, arms=arms))
+
+
+if __name__ == "__main__":
+    main()

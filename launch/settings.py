@@ -1,0 +1,113 @@
+"""Config files as the settings of the library. Empty texts and zeros in them mean "the default" where None would."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from launch.main import several
+from lt_jax.errors import UserError
+
+
+def given(group) -> dict:
+    """What a group of a config file says, without its empty texts, which mean the default."""
+    return {name: value for name, value in group.items() if value != ""}
+
+
+def train_config(config):
+    """The `TrainConfig` of a config file."""
+    from lt_jax.training.config import MeshConfig, OptimizerConfig, TrainConfig
+
+    return TrainConfig(
+        optim=OptimizerConfig(**config.optim), mesh=MeshConfig(**config.mesh),
+        **{**config.train, "attention": config.train.attention or None},
+    )  # fmt: skip
+
+
+def sft_config(config):
+    """The `SftConfig` of a config file."""
+    from lt_jax.data.pipeline import PipelineConfig
+    from lt_jax.layout.scheme import Scheme
+    from lt_jax.models.config import LoraConfig
+    from lt_jax.training.sft_config import SftConfig, SourceConfig, TokensConfig
+
+    source = given(config.data) | {"maximum": config.data.maximum or None}
+    source.pop("path", None)
+    return SftConfig(
+        folder=config.folder,
+        model=config.model.path,
+        dtype=config.model.dtype,
+        scratch=config.model.scratch,
+        lora=LoraConfig(**config.lora) if config.lora.rank else None,
+        source=SourceConfig(several(config.data.path), **source),
+        batches=PipelineConfig(**config.batches),
+        scheme=Scheme(**{**config.scheme, "prompt": config.scheme.prompt or None}),
+        tokens=TokensConfig(**given(config.tokens)),
+        train=train_config(config),
+        tensorboard=config.log.tensorboard,
+        wandb=config.log.wandb or None,
+        export_dtype=config.export_dtype or None,
+    )
+
+
+EVICTION = ("window", "share")  # settings of rollout that go to the KV budget, beside kv, budget and buffer
+NONE = "none"
+
+
+def rl_config(config):
+    """The `RlConfig` of a config file: its preset, and what the file says besides."""
+    from lt_jax.models.config import LoraConfig
+    from lt_jax.rl.config import ProblemsConfig, RewardConfig, RlConfig, RolloutConfig, preset
+    from lt_jax.rl.losses import LossConfig
+
+    folder_says = lambda value: None if value == "-" else value
+    data = dict(config.data)
+    around = {name: folder_says(data.pop(name)) for name in ("chat", "system", "prefix", "suffix")}
+    problems = ProblemsConfig(several(data.pop("path")), **{**data, "format": data["format"] or None}, **around)
+    rollout = dict(config.rollout)
+    own = {name: value for name in EVICTION if (value := rollout.pop(name))}
+    budget = {"policy": rollout.pop("kv"), "budget": rollout.pop("budget"), "buffer": rollout.pop("buffer")} | own
+    rollout |= {"eviction": budget if budget["policy"] else None, "max_thought": rollout["max_thought"] or None}
+    arm = preset(config.preset, RolloutConfig(**rollout))
+    differs = {name: None if value == NONE else value for name, value in given(config.mismatch).items()}
+    return RlConfig(
+        folder=config.folder,
+        model=config.model.path,
+        method=config.model.method or None,
+        dtype=config.model.dtype,
+        lora=LoraConfig(**config.lora) if config.lora.rank else None,
+        problems=problems,
+        reward=RewardConfig(**config.reward),
+        advantage=config.advantage,
+        count_rejected=config.count_rejected,
+        **arm | {"mismatch": dataclasses.replace(arm["mismatch"], **differs)},
+        dense_kl=config.dense_kl,
+        loss=LossConfig(**{**config.loss, "clip": config.loss.clip or None, "length": config.loss.length or None}),
+        updates=config.updates,
+        train=train_config(config),
+        tensorboard=config.log.tensorboard,
+        wandb=config.log.wandb or None,
+        export_dtype=config.export_dtype or None,
+    )
+
+
+def arms_config(config):
+    """The `ArmsConfig` of a config file: every arm with every seed, "naive" or, with a KV policy, "naive:snapkv"."""
+    from lt_jax.rl_demo import ArmsConfig
+
+    if not config.run.rollout.kv:
+        raise UserError("run.rollout.kv is empty; the arms are compared under a KV budget, so name a policy")
+    arms = {}
+    for seed in config.seeds:
+        for arm in config.arms:
+            name, _, policy = arm.partition(":")
+            own = config.run.copy_and_resolve_references()
+            label = f"{arm.replace(':', '-')}-{seed}"
+            own.folder, own.model.path = f"{config.out}/{label}", f"{config.start.folder}/final"
+            own.train.seed = seed
+            own.preset = "naive" if name == "dense" else name
+            own.rollout.kv = "" if name == "dense" else policy or own.rollout.kv
+            own.rollout.update(config.adaptive if name == "adaptive" else {})
+            arms[label] = rl_config(own)
+    start, rollout = sft_config(config.start), config.run.rollout
+    measured = {"policy": rollout.kv, "budget": rollout.budget, "buffer": rollout.buffer}
+    return ArmsConfig(config.out, start, arms, config.problems, measured)
