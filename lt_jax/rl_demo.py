@@ -22,7 +22,8 @@ from lt_jax.rl.loop import learn
 from lt_jax.training.sft import sft
 from lt_jax.training.sft_config import SftConfig
 
-TOGETHER = 64  # problems that are answered side by side
+TOGETHER = 64  # answers that are written side by side
+SAMPLES = 2  # answers to each problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,22 +47,22 @@ class ArmsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a model can do: how many of the problems it solves with every key kept, and within the budget.
+    """What a model can do: how many answers are right with every key kept, and within the budget.
 
     Attributes:
-        dense, sparse: right answers. problems: of how many.
+        dense, sparse: right answers. answers: of how many.
         dense_tokens, sparse_tokens: mean length of an answer.
     """
 
     dense: int
     sparse: int
-    problems: int
+    answers: int
     dense_tokens: float
     sparse_tokens: float
 
     def share(self, name: str) -> Interval:
         """Of right answers, with its 95 % interval."""
-        return wilson(getattr(self, name), self.problems)
+        return wilson(getattr(self, name), self.answers)
 
 
 def compare(config: ArmsConfig, say: Callable[[str], None] = print) -> dict[str, Measured]:
@@ -114,17 +115,20 @@ def measured(config: ArmsConfig, folder: Path, problems: tuple[Problem, ...], sa
     how = dict(config.eviction)
     dense = answered(model, arm, problems)
     sparse = answered(model, arm, problems, kv=how["policy"], budget=how["budget"], buffer=how["buffer"])
-    found = Measured(dense[0], sparse[0], len(problems), dense[1], sparse[1])
+    found = Measured(dense[0], sparse[0], SAMPLES * len(problems), dense[1], sparse[1])
     results.write_whole(kept, json.dumps(dataclasses.asdict(found)) + "\n")
-    say(f"{folder.parent.name}: {100 * found.share('dense').value:.1f} % of {len(problems)} problems with every key "
-        f"kept, {100 * found.share('sparse').value:.1f} % within the budget")  # fmt: skip
+    say(f"{folder.parent.name}: of {found.answers} answers {100 * found.share('dense').value:.1f} % are right with every "
+        f"key kept, {100 * found.share('sparse').value:.1f} % within the budget")  # fmt: skip
     return found
 
 
 def answered(model: Model, arm: RlConfig, problems: tuple[Problem, ...], **kv) -> tuple[int, float]:
-    """Right answers, written greedily, and their mean length in tokens."""
-    found = model.answer([problem.text for problem in problems], max_new=arm.rollout.max_new, rows=TOGETHER, **kv)
-    right = sum(bool(answers.judge(problem, each.text)[1]) for problem, each in zip(problems, found, strict=True))
+    """Right answers, sampled as in training, and their mean length in tokens."""
+    rollout = arm.rollout
+    found = model.answer([problem.text for problem in problems for _ in range(SAMPLES)], max_new=rollout.max_new,
+                         rows=TOGETHER, temperature=rollout.temperature, seed=0, **kv)  # fmt: skip
+    asked = [problem for problem in problems for _ in range(SAMPLES)]
+    right = sum(bool(answers.judge(problem, each.text)[1]) for problem, each in zip(asked, found, strict=True))
     return right, sum(len(each.tokens) for each in found) / len(found)
 
 

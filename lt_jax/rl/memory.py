@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 
 from lt_jax.layout import packing
 from lt_jax.model import Model
+from lt_jax.models import params as parameters
+from lt_jax.models.config import DecoderConfig
 from lt_jax.rl.config import RlConfig
 from lt_jax.rl.experience import row_length
 from lt_jax.rl.rollout import Sampler
@@ -70,42 +72,68 @@ class Estimate:
 
 def estimate(config: RlConfig, model: Model, sampler: Sampler, never: tuple[int, ...], mesh: Mesh) -> Estimate:
     """Compiles the three programs for the longest rows, without running any of them."""
+    engine = sampler.ready()
+    record = engine.cache.record.shape[1:3] if config.replay else None
+    learner = learning(config, model.config, never, row_length(sampler.length, sampler.length), record, mesh)
+    enough = jax.ShapeDtypeStruct((engine.spread.parts,), jnp.int32)
+    block = engine.programs.block.lower(engine.weights, engine.state, engine.cache, enough).compile()
+    ways = engine.spread.parts * engine.spread.ways
+    return Estimate(
+        state=learner.state,
+        reference=learner.reference,
+        sampler=_sizes(engine.weights),
+        cache=sampler.cache_bytes() // ways,
+        cache_dense=sampler.cache_bytes(evicts=False) // ways,
+        rollout=block.memory_analysis().temp_size_in_bytes,
+        logps=learner.logps.memory_analysis().temp_size_in_bytes,
+        update=learner.update.memory_analysis().temp_size_in_bytes,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+    """The learner's programs, compiled; `state` and `reference` are as in `Estimate`."""
+
+    logps: jax.stages.Compiled
+    update: jax.stages.Compiled
+    state: int
+    reference: int
+
+
+def learning(config: RlConfig, model: DecoderConfig, never: tuple[int, ...], length: int,
+             record: tuple[int, int] | None, mesh: Mesh) -> Learning:  # fmt: skip
+    """Compiles log-probs and update from shapes alone, for the devices of `mesh`, which need not be there.
+
+    Args:
+        length: tokens of a row.
+        record: layers and heads that deaths are recorded of, [Lr, Kr]; None where the learner does not see them.
+    """
     tx = optimizer.make(config.train.optim, config.train.steps * config.updates)
-    mask = states.trainable_mask(model.config)
-    shardings = meshes.param_shardings(mesh, model.config)
-    params = jax.tree.map(lambda x, where: _shape(x, where), model.params, shardings)
-    trained, frozen = states.split(params, mask)
-    trained = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), trained)
+    shardings = meshes.param_shardings(mesh, model)
+    stored = jnp.dtype(config.train.params_dtype if model.lora else "float32")
+    params = jax.tree.map(_shape, parameters.abstract(model, stored), shardings)
+    trained, frozen = states.split(params, states.trainable_mask(model))
+    trained = jax.tree.map(lambda x: _shape(x, x.sharding, jnp.dtype("float32")), trained)
     opt_state = jax.eval_shape(tx.init, trained)
     opt_state = jax.tree.map(_shape, opt_state, meshes.like_params(mesh, opt_state, shardings))
     scalar = meshes.sharding(mesh)
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=scalar)
     state = states.TrainState(_shape(np.zeros((), np.int32), scalar), trained, opt_state, key)
-    batch = abstract_batch(config, model, sampler, mesh)
-    merged = states.merge(trained, frozen)
-    update = make_step(config, never)(model.config, config.train, tx, mesh, state).lower(state, frozen, batch).compile()
-    given = {name: x for name, x in batch.items() if not name.startswith("logp_") or name == "logp_sampler"}
-    logps = make_logps(model.config, config, never, mesh).lower(merged, given).compile()
-    engine = sampler.ready()
-    enough = jax.ShapeDtypeStruct((engine.spread.parts,), jnp.int32)
-    block = engine.programs.block.lower(engine.weights, engine.state, engine.cache, enough).compile()
-    own = lambda tree: sum(map(_on_device, jax.tree.leaves(tree)))
-    copied = config.loss.kl_weight and not model.config.lora
-    return Estimate(
-        state=own((trained, frozen, opt_state)),
-        reference=own(states.computed(params, model.config, config.train.params_dtype)) if copied else 0,
-        sampler=own(engine.weights),
-        cache=sampler.cache_bytes() // engine.spread.parts // engine.spread.ways,
-        cache_dense=sampler.cache_bytes(evicts=False) // engine.spread.parts // engine.spread.ways,
-        rollout=block.memory_analysis().temp_size_in_bytes,
-        logps=logps.memory_analysis().temp_size_in_bytes,
-        update=update.memory_analysis().temp_size_in_bytes,
+    batch = abstract_batch(config, length, record, mesh)
+    given = {name: x for name, x in batch.items() if name not in ("logp_old", "logp_reference")}
+    copied = config.loss.kl_weight and not model.lora
+    seen = jnp.dtype(config.train.params_dtype).itemsize
+    return Learning(
+        make_logps(model, config, never, mesh).lower(states.merge(trained, frozen), given).compile(),
+        make_step(config, never)(model, config.train, tx, mesh, state).lower(state, frozen, batch).compile(),
+        state=_sizes((trained, frozen, opt_state)),
+        reference=_sizes(trained) * seen // 4 if copied else 0,
     )
 
 
-def abstract_batch(config: RlConfig, model: Model, sampler: Sampler, mesh: Mesh) -> dict:
-    """The shapes of the largest batch that a rollout may come to, with their shardings."""
-    rows, length = config.rollout.responses, row_length(sampler.length, sampler.length)
+def abstract_batch(config: RlConfig, length: int, record: tuple[int, int] | None, mesh: Mesh) -> dict:
+    """The shapes of a batch of rows of `length` tokens, with their shardings; `record` as of `learning`."""
+    rows = config.rollout.responses
     one = {name: np.zeros((1, length), np.int32) for name in packing.FEATURES}
     kinds = {name: x.dtype for name, x in packing.finish(one, np.zeros((1, length), np.int32), 0).items()}
     kinds |= {"response": bool, "logp_sampler": np.float32, "logp_old": np.float32}
@@ -115,20 +143,20 @@ def abstract_batch(config: RlConfig, model: Model, sampler: Sampler, mesh: Mesh)
         kinds["dense_death"] = np.int32
     shapes = {name: ((rows, length), kind) for name, kind in kinds.items()}
     shapes |= {"group": ((rows,), np.int32), "rewards": ((rows,), np.float32)}
-    if config.replay:
-        record = sampler.ready().cache.record
-        shapes["death"] = ((rows, *record.shape[1:3], length), np.int32)
+    if record is not None:
+        shapes["death"] = ((rows, *record, length), np.int32)
     placed = lambda shape, kind: jax.ShapeDtypeStruct(
         shape, kind, sharding=meshes.sharding(mesh, *meshes.batch_axes(jax.ShapeDtypeStruct(shape, kind)))
     )
     return {name: placed(*shape) for name, shape in shapes.items()}
 
 
-def _shape(x, where) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+def _shape(x, where, dtype=None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=where)
 
 
-def _on_device(x) -> int:
-    """Bytes of an array, or of the shape of one, on a single device."""
-    shape = x.shape if getattr(x, "sharding", None) is None else x.sharding.shard_shape(x.shape)
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(x.dtype).itemsize
+def _sizes(tree) -> int:
+    """Bytes of arrays, or of their shapes, on a single device."""
+    local = lambda x: x.shape if getattr(x, "sharding", None) is None else x.sharding.shard_shape(x.shape)
+    leaves = jax.tree.leaves(tree)
+    return sum(int(np.prod(local(x), dtype=np.int64)) * np.dtype(x.dtype).itemsize for x in leaves)
