@@ -67,8 +67,9 @@ class LossConfig:
                 raise UserError(f"loss.clip is {self.clip}; it is (low, high), above 0 and low at most 1")
         if self.kl not in KLS:
             raise UserError(f"loss.kl is {self.kl!r}; it is one of {', '.join(KLS)}")
-        if self.kl_weight < 0 or self.entropy_weight < 0:
-            raise UserError("loss.kl_weight and loss.entropy_weight must not be negative")
+        for name in ("kl_weight", "entropy_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"loss.{name} is {getattr(self, name)}; it must be a number and must not be negative")
         if (self.kind == "dr_grpo") != (self.length is not None) or not (self.length is None or self.length > 0):
             raise UserError(f"loss.length is {self.length} and loss.kind is {self.kind!r}; dr_grpo needs a length "
                             "above 0, and no other loss has one")  # fmt: skip
