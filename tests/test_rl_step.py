@@ -244,6 +244,7 @@ def test_a_step_is_that_of_float64(case):
     batch = rollout(case)
     expected, values, grads = sgd(case, batch)
     trained, found = stepped(case, batch)
+    assert found["tokens_learned"] == sum(b["learned"].sum() for b in updates(case, batch))
     np.testing.assert_allclose(found["loss"], np.mean(values), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["grad_norm"], np.mean([norm(grad) for grad in grads]), rtol=1e-5)
     largest = RATE * max(np.abs(leaf).max() for grad in grads for leaf in jax.tree.leaves(grad))

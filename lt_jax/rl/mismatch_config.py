@@ -64,7 +64,7 @@ class MismatchConfig:
         for name, form in (("band", "(low, high), such as (0.5, 1.5)"), ("tail", "(quantile, least xi)")):
             value = getattr(self, name)
             if value is not None:
-                if not (isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))):
+                if not (isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))):
                     raise UserError(f"mismatch.{name} is {value!r}; it is {form}")
                 object.__setattr__(self, name, tuple(value))
         if not isinstance(self.rollout_is_batch_normalize, bool):  # any text would be taken for yes
@@ -75,7 +75,7 @@ class MismatchConfig:
         if self.rollout_is is None and self.rollout_is_batch_normalize:
             raise UserError("mismatch.rollout_is_batch_normalize is set, but there are no weights; set "
                             "mismatch.rollout_is")  # fmt: skip
-        if self.veto is not None and not (_is_number(self.veto) and math.exp(-BOUND) < self.veto < 1):
+        if self.veto is not None and not (is_number(self.veto) and math.exp(-BOUND) < self.veto < 1):
             raise UserError(f"mismatch.veto is {self.veto!r}; it must be above {math.exp(-BOUND):.1e} and below 1")
         if self.band is not None and not 0 <= self.band[0] < 1 < self.band[1]:
             raise UserError(f"mismatch.band is {self.band}; it is (low, high) with 0 <= low < 1 < high")
@@ -152,7 +152,8 @@ def _criterion(name: str, given, key: str) -> Criterion:
     return Criterion(level, estimator, math.log(low), math.log(high))
 
 
-def _is_number(value) -> bool:
+def is_number(value) -> bool:
+    """Whether a setting, which may be what a command line or a file gives, is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
