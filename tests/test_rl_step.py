@@ -196,13 +196,22 @@ def views(params, b):
     return find("mask"), find("dense_mask")
 
 
+@functools.partial(jax.jit, static_argnames="loss", compiler_options=QUICK)
+def sloped(said, b, loss):
+    """The loss of an update, and its gradients to what the two views say; in float64."""
+    return jax.value_and_grad(lambda said: plain.whole_loss(jnp, *said, SIZES, loss, b))(said)
+
+
+USED = ("tokens", "advantages", "logp_old", "logp_reference", "weights", "learned", "replay", "divisor")
+
+
 def slope(loss, params, b):
     """The loss of an update by numpy, and its gradient by jax.numpy in float64, whose loss is the same."""
     said = views(params, b)
-    find = functools.partial(plain.whole_loss, sizes=SIZES, loss=loss, b=b | {"replay": said[0]})
-    value = find(np, *said)
+    used = {name: np.asarray(x) for name, x in (b | {"replay": said[0]}).items() if name in USED}
+    value = plain.whole_loss(np, *said, SIZES, loss, used)
     with jax.enable_x64(True):
-        same, slopes = jax.value_and_grad(functools.partial(find, jnp), (0, 1))(*map(jnp.asarray, said))
+        same, slopes = sloped(said, used, loss)
         masks = ("mask", "dense_mask") if loss.dense else ("mask",)
         parts = [pulled(params, b["tokens"], b[name], to) for name, to in zip(masks, slopes, strict=False)]
         grad = jax.tree.map(lambda *parts: sum(map(np.asarray, parts)), *parts)
