@@ -62,10 +62,11 @@ def get_config() -> ConfigDict:
     # "adaptive" (the budget grows where the two disagree).
     config.preset = "paper"
     # What differs from the preset, see lt_jax/rl/mismatch_config.py; empty is as the preset says, and "none" is off.
-    config.mismatch = ConfigDict({name: FieldReference("", field_type=object) for name in (
-        "rollout_is", "rollout_is_threshold", "rollout_is_batch_normalize", "rollout_rs", "rollout_rs_threshold",
-        "veto", "band", "tail",
-    )})  # fmt: skip
+    # Thresholds are texts, such as "1.5", "0.5_5.0" or "2,1".
+    config.mismatch = ConfigDict({"rollout_is": "", "rollout_is_threshold": "", "rollout_rs": "",
+                                  "rollout_rs_threshold": ""})  # fmt: skip
+    for name in ("rollout_is_batch_normalize", "veto", "band", "tail"):
+        config.mismatch[name] = FieldReference("", field_type=object)
     config.dense_kl = 0.0  # with replay: the weight of KL(dense || replay), which keeps the model good without a budget
     config.advantage = "grpo"  # or "dr_grpo", "rloo"
     config.count_rejected = True  # rejected responses are part of the mean of their group

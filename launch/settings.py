@@ -49,6 +49,19 @@ def sft_config(config):
     )
 
 
+def changed(preset, differs: dict):
+    """A preset's `MismatchConfig` with what a config file says besides; "none" turns a setting off.
+
+    Where it turns the weights off, what the preset says of them (their threshold and normalisation) goes with them.
+    """
+    off = type(preset)()
+    differs = {name: getattr(off, name) if str(value).lower() == NONE else value for name, value in differs.items()}
+    if "rollout_is" in differs and differs["rollout_is"] is None:
+        of_weights = ("rollout_is_threshold", "rollout_is_batch_normalize")
+        differs = {name: getattr(off, name) for name in of_weights} | differs
+    return dataclasses.replace(preset, **differs)
+
+
 EVICTION = ("window", "share")  # settings of rollout that go to the KV budget, beside kv, budget and buffer
 NONE = "none"
 
@@ -68,7 +81,6 @@ def rl_config(config):
     budget = {"policy": rollout.pop("kv"), "budget": rollout.pop("budget"), "buffer": rollout.pop("buffer")} | own
     rollout |= {"eviction": budget if budget["policy"] else None, "max_thought": rollout["max_thought"] or None}
     arm = preset(config.preset, RolloutConfig(**rollout))
-    differs = {name: None if value == NONE else value for name, value in given(config.mismatch).items()}
     return RlConfig(
         folder=config.folder,
         model=config.model.path,
@@ -79,7 +91,7 @@ def rl_config(config):
         reward=RewardConfig(**config.reward),
         advantage=config.advantage,
         count_rejected=config.count_rejected,
-        **arm | {"mismatch": dataclasses.replace(arm["mismatch"], **differs)},
+        **arm | {"mismatch": changed(arm["mismatch"], given(config.mismatch))},
         dense_kl=config.dense_kl,
         loss=LossConfig(**{**config.loss, "clip": config.loss.clip or None, "length": config.loss.length or None}),
         updates=config.updates,

@@ -268,6 +268,7 @@ def test_gspo_weighs_tokens_of_a_response_by_their_mean():
     (dict(kind="rloo", clip=(0.2, 0.2)), "but rloo does not clip"),
     (dict(clip=(-0.2, 0.2)), "loss.clip is"),
     (dict(clip=(0.2,)), "loss.clip is"),
+    (dict(clip=("a", "b")), "loss.clip is ('a', 'b'); it is (low, high)"),
     (dict(kl="k2"), "loss.kl is 'k2'; it is one of k1, k3"),
     (dict(kl_weight=-1), "must not be negative"),
     (dict(kind="dr_grpo"), "dr_grpo needs a length above 0"),

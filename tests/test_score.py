@@ -20,6 +20,7 @@ from lt_jax.rl import batch_of
 from lt_jax.training import loss as losses
 from lt_jax.training import state as states
 from lt_jax.training import step
+from lt_jax.training.divergence import token_kl
 from lt_jax.training.score import score
 from tests.training_tools import MODEL
 
@@ -162,3 +163,46 @@ def test_scores_of_completions_are_the_log_probs_they_were_sampled_with(name):
         alone, _ = score(PARAMS, MODEL, c.row[None], c.lifetimes(), temperature=0.8, never=UNSAID, attention="dense")
         np.testing.assert_allclose(alone[0], row[: len(c.row)], atol=1e-4)
         assert c.forced.any() == ("thoughts" in name)
+
+
+def plain_kl(of_p, of_q):
+    """KL(p || q) [N] of scores [N, V] in float64, over the whole vocabulary, and its gradient to those of p."""
+    p, q = (scores - np.log(np.exp(scores).sum(-1, keepdims=True)) for scores in (of_p, of_q))
+    kl = (np.exp(p) * (p - q)).sum(-1)
+    return kl, np.exp(p) * (p - q - kl[:, None])
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied", "lora", "lora untied"])
+@pytest.mark.parametrize("never", [(), (50, 41, 57)])
+def test_the_divergence_of_two_views_with_its_gradients(kind, never):
+    model = MODEL.replace(tie_embeddings="untied" not in kind)
+    params, name = parameters.init(jax.random.key(1), model), "embed" if model.tie_embeddings else "head"
+    trained = params
+    if "lora" in kind:  # rows 40 to 43 are trained beside adapters, and stand in for the table's
+        params, model = lora.add(params, model, LoraConfig(rank=2, rows=(40, 4)), jax.random.key(5))
+        params["new_rows"][name] += 0.3
+        trained = params["new_rows"]
+    table = np.asarray(lora.merge(params, model)[0][name], np.float64)
+    table = table if name == "embed" else table.T
+    draw = np.random.default_rng(4)
+    x, other = (draw.normal(size=(3, 7, MODEL.hidden)).astype(np.float32) for _ in range(2))
+    factors = draw.normal(size=(3, 7)).astype(np.float32)
+    ids = [i for i in range(MODEL.vocab_size) if i not in never]
+    flat = lambda x: x.reshape(-1, MODEL.hidden).astype(np.float64)
+    kl, slope = plain_kl(*(flat(view) @ table[ids].T / 0.7 for view in (x, other)))
+    slope *= np.pad(factors[:, 1:], [(0, 0), (0, 1)]).reshape(-1, 1) / 0.7  # nothing is drawn after the last token
+    to_table = np.zeros_like(table)
+    to_table[ids] = slope.T @ flat(x)
+    to_table = to_table[40:44] if "lora" in kind else to_table
+    for chunk in (0, 8):
+        find = functools.partial(token_kl, model=model, temperature=0.7, never=never, chunk=chunk)
+        total = lambda params, x, other, find=find: jnp.vdot(find(params, x=x, other=other), factors)
+        close(find(params, x=x, other=other), np.pad(kl.reshape(3, 7)[:, :-1], [(0, 0), (1, 0)]))
+        to_params, to_x, to_other = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(params, x, other)
+        close(flat(np.asarray(to_x)), slope @ table[ids])
+        assert not np.any(to_other), "the other view is to be held still"
+        found = (to_params["new_rows"] if "lora" in kind else to_params)[name]
+        assert found.shape == trained[name].shape and (kind == "tied" or not np.any(to_params["embed"]))
+        close(found if name == "embed" else found.T, to_table)
+        assert "lora" not in kind or not np.any(to_params[name])
+    assert kl.min() > 0.1 and not np.abs(find(params, x=x, other=x)).max() > 1e-6

@@ -7,6 +7,7 @@ saw, and `adaptive`, where the budget grows when sampler and learner disagree to
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 from lt_jax.cache.policies import published
@@ -55,8 +56,16 @@ class ProblemsConfig:
                 f"{given}; give a file of problems with answers, --config.data.path=problems.jsonl, or a number of "
                 "embedded problems, --config.data.embedded=100000"
             )
-        if self.held_out < 0:
-            raise UserError(f"data.held_out is {self.held_out}; it must be 0 or more")
+        for name in ("held_out", "embedded"):
+            if getattr(self, name) < 0:
+                raise UserError(f"data.{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.embedded and self.format is not None:
+            raise UserError(f"data.format is {self.format!r}, and embedded problems have none; leave it out")
+        if self.families and not self.embedded:
+            raise UserError(f"data.families is {self.families}, which chooses among the embedded problems; give "
+                            "data.embedded, or leave it out")  # fmt: skip
+        if len(self.steps) != 2:
+            raise UserError(f"data.steps is {self.steps}; it is two numbers, the fewest and the most steps of problems")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +80,10 @@ class RolloutConfig:
         temperature: of sampling, and of all log-probs.
         rows: responses that are sampled side by side; 0 is all of a rollout.
         block_steps: see `DecodeConfig`.
-        eviction: a KV budget, the arguments of `cache.policies.published` (policy, budget, buffer, ...), or None.
+        eviction: a KV budget, the arguments of `cache.policies.published` (policy, budget, buffer, ...), or None. Its
+            policy is not "full", which has a budget and evicts nothing: its rows would end there.
         budgets: larger budgets that are gone on to one by one, whenever the 5th percentile of the agreement between
-            sampler and learner (`metrics.mismatch`) is below `least_agreement`.
+            sampler and learner (`metrics.mismatch`) is below `least_agreement`. A run needs both, or neither.
         max_thought: a thought of this many tokens is compressed by force; None sets no limit.
         resample: how many times more problems are asked, in place of those whose responses all got the same reward
             (DAPO's dynamic sampling). What is still missing then is filled up with such groups, without advantage.
@@ -112,6 +122,8 @@ class RolloutConfig:
             raise UserError("rollout: rows, resample and overlong must not be negative")
         if self.overlong >= self.max_new:
             raise UserError(f"rollout.overlong is {self.overlong}; it must be below rollout.max_new ({self.max_new})")
+        if self.max_thought is not None and self.max_thought < 1:
+            raise UserError(f"rollout.max_thought is {self.max_thought}; it must be 1 or more, or 0 for no limit")
         self._check_eviction()
 
     def _check_eviction(self):
@@ -119,20 +131,20 @@ class RolloutConfig:
             if self.budgets or self.least_agreement:
                 raise UserError("rollout.budgets and rollout.least_agreement are for a KV budget; set rollout.kv too")
             return
-        policy = self.eviction["policy"]
-        if policy not in POLICIES:
-            raise UserError(f"rollout.kv is {policy!r}; it is one of {', '.join(POLICIES)}")
-        published(**self.eviction, **({"separators": (0,)} if policy == "sepllm" else {}))  # refuses what is no budget
-        if bool(self.budgets) != bool(self.least_agreement) or not 0 <= self.least_agreement < 1:
-            raise UserError(
-                f"rollout.budgets is {self.budgets} and rollout.least_agreement is {self.least_agreement}; give both "
-                "(the agreement is above 0 and below 1), or neither"
-            )
-        steps = [self.eviction["budget"], *self.budgets]
-        if self.budgets and (isinstance(steps[0], tuple) or steps != sorted(set(steps))):
-            raise UserError(
-                f"rollout.budgets is {self.budgets}; each must be above the one before, and above the first"
-            )
+        policy, first = self.eviction["policy"], self.eviction["budget"]
+        evicting = [name for name in POLICIES if name != "full"]
+        if policy not in evicting:
+            raise UserError(f"rollout.kv is {policy!r}; it is one of {', '.join(evicting)}, or empty to keep every key")
+        try:
+            published(**self.eviction, **({"separators": (0,)} if policy == "sepllm" else {}))
+        except UserError as error:  # which begins with the name of the setting
+            raise UserError(f"rollout.{error}") from None
+        if not 0 <= self.least_agreement < 1:
+            raise UserError(f"rollout.least_agreement is {self.least_agreement}; it must be above 0 and below 1")
+        numbers = all(isinstance(budget, int) for budget in (first, *self.budgets))
+        if self.budgets and not (numbers and all(a < b for a, b in itertools.pairwise((first, *self.budgets)))):
+            raise UserError(f"rollout.budgets is {self.budgets}; each must be above the one before, and above "
+                            f"rollout.budget ({first})")  # fmt: skip
 
     @property
     def responses(self) -> int:
@@ -198,11 +210,16 @@ class RlConfig:
             raise UserError(
                 f"train.accumulate is {self.train.accumulate}, which does not divide the {each} responses of an update"
             )
+        if bool(self.rollout.budgets) != bool(self.rollout.least_agreement):
+            raise UserError(
+                f"rollout.budgets is {self.rollout.budgets} and rollout.least_agreement is "
+                f"{self.rollout.least_agreement}; give both, or neither, or take preset 'adaptive'"
+            )
         if self.replay and self.rollout.eviction is None:
             raise UserError("replay is set, but without a KV budget the sampler sees what the learner sees; set "
                             "rollout.kv, or leave replay out")  # fmt: skip
-        if self.dense_kl < 0 or (self.dense_kl and not self.replay):
-            raise UserError(f"dense_kl is {self.dense_kl}; it must not be negative, and is for replay only")
+        if not 0 <= self.dense_kl < float("inf") or (self.dense_kl and not self.replay):
+            raise UserError(f"dense_kl is {self.dense_kl}; it must be a number, 0 or more, and is for replay only")
         if self.train.eval_every and not self.problems.held_out:
             raise UserError(
                 f"train.eval_every is {self.train.eval_every} and data.held_out is 0: there is nothing to evaluate on"
@@ -224,7 +241,7 @@ def preset(name: str, rollout: RolloutConfig) -> dict:
 
     naive corrects nothing. paper and release are in `mismatch_config`. replay needs no correction: the policy that is
     trained is the sampler's. adaptive is the paper's correction and a budget that grows (`GROWTH`, unless
-    `rollout.budgets` are given).
+    `rollout.budgets` are given, below `LEAST_AGREEMENT`, unless `rollout.least_agreement` is).
 
     Raises:
         UserError: no such preset, or one for a KV budget without one.
@@ -241,7 +258,6 @@ def preset(name: str, rollout: RolloutConfig) -> dict:
         first = rollout.eviction["budget"]
         if isinstance(first, tuple):
             raise UserError("preset 'adaptive' needs rollout.budgets where every layer has a budget of its own")
-        rollout = dataclasses.replace(
-            rollout, budgets=tuple(round(first * factor) for factor in GROWTH[1:]), least_agreement=LEAST_AGREEMENT
-        )
+        rollout = dataclasses.replace(rollout, budgets=tuple(round(first * factor) for factor in GROWTH[1:]))
+    rollout = dataclasses.replace(rollout, least_agreement=rollout.least_agreement or LEAST_AGREEMENT)
     return {"mismatch": CORRECTIONS["paper"], "rollout": rollout, "replay": False}

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from lt_jax.errors import UserError
 from lt_jax.rl.mismatch import ESTIMATES, Correction, log_ratio
+from lt_jax.rl.mismatch_config import is_number
 
 CLIPS = {"grpo": (0.2, 0.2), "dr_grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "rloo": None}
 KLS = ("k1", "k3")
@@ -63,12 +64,14 @@ class LossConfig:
             object.__setattr__(self, "clip", tuple(self.clip))
             if CLIPS[self.kind] is None:
                 raise UserError(f"loss.clip is {self.clip}, but {self.kind} does not clip; leave it out")
-            if len(self.clip) != 2 or not 0 < self.clip[0] <= 1 or not self.clip[1] > 0:
+            pair = len(self.clip) == 2 and all(map(is_number, self.clip))
+            if not (pair and 0 < self.clip[0] <= 1 and self.clip[1] > 0):
                 raise UserError(f"loss.clip is {self.clip}; it is (low, high), above 0 and low at most 1")
         if self.kl not in KLS:
             raise UserError(f"loss.kl is {self.kl!r}; it is one of {', '.join(KLS)}")
-        if self.kl_weight < 0 or self.entropy_weight < 0:
-            raise UserError("loss.kl_weight and loss.entropy_weight must not be negative")
+        for name in ("kl_weight", "entropy_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"loss.{name} is {getattr(self, name)}; it must be a number and must not be negative")
         if (self.kind == "dr_grpo") != (self.length is not None) or not (self.length is None or self.length > 0):
             raise UserError(f"loss.length is {self.length} and loss.kind is {self.kind!r}; dr_grpo needs a length "
                             "above 0, and no other loss has one")  # fmt: skip

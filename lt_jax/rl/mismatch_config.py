@@ -61,19 +61,25 @@ class MismatchConfig:
     tail: tuple[float, float] | None = None
 
     def __post_init__(self):
-        for name in ("band", "tail"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, form in (("band", "(low, high), such as (0.5, 1.5)"), ("tail", "(quantile, least xi)")):
+            value = getattr(self, name)
+            if value is not None:
+                if not (isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))):
+                    raise UserError(f"mismatch.{name} is {value!r}; it is {form}")
+                object.__setattr__(self, name, tuple(value))
+        if not isinstance(self.rollout_is_batch_normalize, bool):  # any text would be taken for yes
+            raise UserError(f"mismatch.rollout_is_batch_normalize is {self.rollout_is_batch_normalize!r}; it is True "
+                            "or False")  # fmt: skip
         weight_bounds(self)
         criteria(self)
         if self.rollout_is is None and self.rollout_is_batch_normalize:
             raise UserError("mismatch.rollout_is_batch_normalize is set, but there are no weights; set "
                             "mismatch.rollout_is")  # fmt: skip
-        if self.veto is not None and not math.exp(-BOUND) < self.veto < 1:
-            raise UserError(f"mismatch.veto is {self.veto}; it must be above {math.exp(-BOUND):.1e} and below 1")
-        if self.band is not None and not (len(self.band) == 2 and 0 <= self.band[0] < 1 < self.band[1]):
+        if self.veto is not None and not (is_number(self.veto) and math.exp(-BOUND) < self.veto < 1):
+            raise UserError(f"mismatch.veto is {self.veto!r}; it must be above {math.exp(-BOUND):.1e} and below 1")
+        if self.band is not None and not 0 <= self.band[0] < 1 < self.band[1]:
             raise UserError(f"mismatch.band is {self.band}; it is (low, high) with 0 <= low < 1 < high")
-        if self.tail is not None and not (len(self.tail) == 2 and 0 <= self.tail[0] < 1 and 0 < self.tail[1] < 1):
+        if self.tail is not None and not (0 <= self.tail[0] < 1 and 0 < self.tail[1] < 1):
             raise UserError(f"mismatch.tail is {self.tail}; it is (quantile, least xi), both below 1")
 
 
@@ -122,7 +128,7 @@ def criteria(config: MismatchConfig) -> tuple[Criterion, ...]:
         raise UserError(f"mismatch.rollout_rs is {config.rollout_rs!r} and {key} is {given!r}; set both or neither")
     if config.rollout_rs is None:
         return ()
-    names = [name.strip() for name in config.rollout_rs.split(",")]
+    names = [name.strip() for name in str(config.rollout_rs).split(",")]
     thresholds = given.split(",") if isinstance(given, str) else [given]
     for name in names:
         if name not in RS_OPTIONS:
@@ -144,6 +150,11 @@ def _criterion(name: str, given, key: str) -> Criterion:
     if low is None or not (0 < low <= 1 <= high < math.inf and low != high):
         raise UserError(f"{key} is {given!r} for {name}; it is low_high with 0 < low <= 1 <= high, or a number above 1")
     return Criterion(level, estimator, math.log(low), math.log(high))
+
+
+def is_number(value) -> bool:
+    """Whether a setting, which may be what a command line or a file gives, is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _range(given, key: str) -> tuple[float | None, float]:

@@ -28,7 +28,8 @@ def token_kl(
     pass computes the logits of each chunk again.
 
     Args:
-        x: [B, S, E], hidden states of p, see `score.hidden`; gradients flow to them and to the head.
+        x: [B, S, E], hidden states of p, see `score.hidden`; gradients flow to them and to what is trained of
+            the head.
         other: [B, S, E], those of q, which is held still.
         temperature, never, chunk: as of `score.score`.
 
@@ -36,7 +37,7 @@ def token_kl(
         [B, S] float32 in nats: [b, t] is of the draw of token t, 0 for t = 0.
     """
     trained, frozen = states.split(params, states.trainable_mask(model))
-    trained, frozen = losses.head_params(trained, model), losses.head_params(frozen, model)
+    trained, frozen = losses.head_params(trained, model), jax.lax.stop_gradient(losses.head_params(frozen, model))
     flat = x.reshape(-1, x.shape[-1])
     size = losses.chunk_size(flat.shape[0], model, chunk)
     fill = -flat.shape[0] % size
