@@ -117,8 +117,9 @@ def measured(config: ArmsConfig, folder: Path, problems: tuple[Problem, ...], sa
     sparse = answered(model, arm, problems, kv=how["policy"], budget=how["budget"], buffer=how["buffer"])
     found = Measured(dense[0], sparse[0], SAMPLES * len(problems), dense[1], sparse[1])
     results.write_whole(kept, json.dumps(dataclasses.asdict(found)) + "\n")
-    say(f"{folder.parent.name}: of {found.answers} answers {100 * found.share('dense').value:.1f} % are right with every "
-        f"key kept, {100 * found.share('sparse').value:.1f} % within the budget")  # fmt: skip
+    shares = [100 * found.share(kind).value for kind in ("dense", "sparse")]
+    say(f"{folder.parent.name}: {shares[0]:.1f} % of {found.answers} answers are right with every key kept, "
+        f"{shares[1]:.1f} % within the budget")  # fmt: skip
     return found
 
 

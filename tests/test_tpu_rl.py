@@ -25,8 +25,9 @@ def test_log_probs_and_updates_compile_for_a_mesh(topology, learner):
     mesh = meshes.make(MeshConfig(fsdp=2, tensor=2), chips(topology)[:4])
     rollout = RolloutConfig(prompts=4, group=8, max_prompt=256, max_new=1792,
                             eviction={"policy": "rkv", "budget": 512, "buffer": 128})  # fmt: skip
+    train = TrainConfig(params_dtype="bfloat16", remat="layer", accumulate=2, attention="pallas")
     config = RlConfig("runs/x", "DIR", ProblemsConfig(embedded=1), rollout, replay=learner == "replay", updates=2,
-                      train=TrainConfig(params_dtype="bfloat16", remat="layer", accumulate=2))  # fmt: skip
+                      train=train)  # fmt: skip
     record = (model.layers, model.kv_heads) if config.replay else None
     found = memory.learning(config, model, (0,), 2048, record, mesh)
     for each in (found.logps, found.update):

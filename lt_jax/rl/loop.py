@@ -54,25 +54,27 @@ def learn(config: RlConfig, say: Callable[[str], None] = print) -> Path | None:
     mesh = meshes.make(config.train.mesh)
     check_rows(config, mesh)
     problems, held_out, named = open_problems(config.problems)
-    model = read_model(config, mesh)
+    params, model = read_model(config, mesh)
     folder = Path(config.folder)
     train = dataclasses.replace(config.train, gist_rule=model.scheme.gist_rule)
     config = dataclasses.replace(config, train=train)
     sampler = Sampler(model, config)
+    sampler.load(params)
     never = model.rules(sampler.decode_config()).never
-    resolved = describe(config, named, model)
+    resolved = describe(config, named, model, params)
     say(front_line(model, mesh, config))
     with RewardPool(config.reward, say) as pool:
         pool.check([problems[number] for number in range(min(len(problems), CHECKED))])
         data = Experience(config, model, sampler, Order(problems, train.seed), pool, mesh, say)
-        data.views = views(config, model, never, mesh)
+        data.views = views(config, model, params, never, mesh)
         made = run.Made(make_step(config, never), config.updates, functools.partial(summary, data),
                         data.before, data.after)  # fmt: skip
         say(memory.estimate(config, model, sampler, never, mesh).describe())
         validation = Validation(model, sampler, held_out, pool) if held_out else None
         result = run.train(
-            train, model.config, model.params, data, evaluate=validation, folder=folder / "checkpoints", mesh=mesh,
+            train, model.config, params, data, evaluate=validation, folder=folder / "checkpoints", mesh=mesh,
             writers=lambda step: writers(config, folder, step), resolved=resolved, say=say, made=made,
+            keep_params=False,
         )  # fmt: skip
     sampler.rest()
     if not result.finished:
@@ -100,8 +102,9 @@ def check_rows(config: RlConfig, mesh: Mesh) -> None:
         )
 
 
-def read_model(config: RlConfig, mesh: Mesh) -> Model:
-    """The folder's model with its parameters on the mesh, perhaps with adapters."""
+def read_model(config: RlConfig, mesh: Mesh) -> tuple[dict, Model]:
+    """The folder's parameters on the mesh, perhaps with adapters, and its model without them: what holds them longer
+    than the run does would keep a copy of them in memory."""
     raw = huggingface.read_config(config.model, config.dtype)
     dtype = config.train.params_dtype if config.lora else "float32"
     shardings = meshes.param_shardings(mesh, raw)
@@ -112,29 +115,28 @@ def read_model(config: RlConfig, mesh: Mesh) -> Model:
     params, sizes = loaded
     if config.lora:
         params, sizes = lora.add(params, sizes, config.lora, jax.random.key(config.train.seed))
-    return dataclasses.replace(model, params=params, config=sizes, split=meshes.split(mesh))
+    return params, dataclasses.replace(model, params={}, config=sizes, split=meshes.split(mesh))
 
 
-def views(config: RlConfig, model: Model, never: tuple[int, ...], mesh: Mesh) -> dict[str, Callable]:
+def views(config: RlConfig, model: Model, params: dict, never: tuple[int, ...], mesh: Mesh) -> dict[str, Callable]:
     """What is known of a rollout's tokens before it is learned from: log-probs by the old policy, and by the reference
     where a KL to it is part of the loss."""
     found = {"logp_old": make_logps(model.config, config, never, mesh)}
     if config.loss.kl_weight:
-        params, sizes = reference(config, model)
+        other, sizes = reference(config, model.config, params)
         of = make_logps(sizes, config, never, mesh)
-        found["logp_reference"] = lambda _, batch: of(params, batch)
+        found["logp_reference"] = lambda _, batch: of(other, batch)
     return found
 
 
-def reference(config: RlConfig, model: Model) -> tuple[dict, DecoderConfig]:
+def reference(config: RlConfig, model: DecoderConfig, params: dict) -> tuple[dict, DecoderConfig]:
     """The model that the run begins with, in the form that a step computes with; its arrays are not given up."""
-    if model.config.lora:
-        return states.split(model.params, states.trainable_mask(model.config))[1], model.config.replace(lora=None)
-    seen = states.computed(model.params, model.config, config.train.params_dtype)
-    return jax.tree.map(jnp.copy, seen), model.config
+    if model.lora:
+        return states.split(params, states.trainable_mask(model))[1], model.replace(lora=None)
+    return jax.tree.map(jnp.copy, states.computed(params, model, config.train.params_dtype)), model
 
 
-def describe(config: RlConfig, problems: dict, model: Model) -> dict:
+def describe(config: RlConfig, problems: dict, model: Model, params: dict) -> dict:
     """The run as JSON values, written into its checkpoints. What is left out changes no number of it."""
     values = dataclasses.asdict(config)
     for name in ("folder", "model", "train", "tensorboard", "wandb", "export_dtype"):
@@ -142,7 +144,7 @@ def describe(config: RlConfig, problems: dict, model: Model) -> dict:
     del values["problems"]["paths"]
     for name in ("workers", "chunk"):
         del values["reward"][name]
-    base = {"weights": int(fingerprint(model.params)), "scheme": dataclasses.asdict(model.scheme)}
+    base = {"weights": int(fingerprint(params)), "scheme": dataclasses.asdict(model.scheme)}
     prompt = {name: getattr(model.prompt, name) for name in ("name", "system", "prefix", "suffix")}
     return json.loads(json.dumps(values | problems | {"model": base, "prompt": prompt}))
 

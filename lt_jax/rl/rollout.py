@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import jax
-
 from lt_jax.decode import Completion, DecodeConfig, Engine, Request, Sampling
 from lt_jax.decode.request import sample_seed
 from lt_jax.decode.setup import cache_bytes
@@ -20,6 +18,7 @@ from lt_jax.layout.closing import closing
 from lt_jax.layout.row import Row
 from lt_jax.model import Model
 from lt_jax.rl.config import RlConfig
+from lt_jax.training import state as states
 
 
 class Sampler:
@@ -61,8 +60,8 @@ class Sampler:
         return self.length if eviction is None else eviction.most
 
     def load(self, params: dict) -> None:
-        """Takes new weights, in the forms that the model computes with."""
-        self.params = params
+        """Takes new weights; the sampler computes with what a step computes with."""
+        self.params = params = states.computed(params, self.model.config, self.config.train.params_dtype)
         if self.engine is not None:
             self.engine.load(params)
 
@@ -105,8 +104,7 @@ class Sampler:
         """The engine, made if need be. Its cache has all that it will ever need from the start, so that what was
         sampled before, or was not because the run was resumed, changes no rounding."""
         if self.engine is None:
-            model = self.model if self.params is None else dataclasses.replace(self.model, params=self.params)
-            self.engine = model.engine(self.decode_config())
+            self.engine = dataclasses.replace(self.model, params=self.params).engine(self.decode_config())
             self.engine.reserve(self.length)
         return self.engine
 
@@ -127,9 +125,3 @@ def longest(model: Model, config: RlConfig) -> int:
 def seed_of(seed: int, number: int) -> int:
     """The seed of the problem with this number of a run with that seed."""
     return sample_seed(seed, number + 1)
-
-
-def held_bytes(engine: Engine) -> int:
-    """Bytes of an engine's cache as it lies in memory, all its arrays but the record of deaths."""
-    cache = dataclasses.replace(engine.cache, record=None)
-    return sum(x.nbytes for x in jax.tree.leaves(cache))

@@ -1,0 +1,76 @@
+"""The memory that a run of reinforcement learning says it will take, beside what it takes, on a real model.
+
+    python benchmarks/rl_memory.py [--model=DIR] [--steps=2] [--results=results/rl_memory.json]
+
+A few rollouts of Qwen2.5-Coder-0.5B-Instruct with adapters, under R-KV. On a CPU the process's highest resident memory
+is compared with the estimate, both without what the process holds before the model is read (Python, JAX, compilers).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from machine import provenance, table, write  # noqa: E402
+
+MODEL = Path.home() / ".cache/lt_jax/qwen2.5-coder-0.5b-instruct"
+PROBLEMS = [(f"What is {a} * {b}?", a * b) for a in range(12, 20) for b in range(3, 6)]
+CHILD = """
+import sys
+from lt_jax.models.config import LoraConfig
+from lt_jax.rl import loop
+from lt_jax.rl.config import ProblemsConfig, RlConfig, RolloutConfig
+from lt_jax.rl.losses import LossConfig
+from lt_jax.training.config import OptimizerConfig, TrainConfig
+
+folder, model, problems, steps = sys.argv[1:5]
+import jax
+import jax.numpy as jnp
+jnp.ones((512, 512)) @ jnp.ones((512, 512))
+status = lambda name: next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+print("before", status("VmRSS"), flush=True)
+config = RlConfig(
+    folder, model, ProblemsConfig((problems,), system="You are a helpful assistant."),
+    RolloutConfig(prompts=4, group=4, max_prompt=64, max_new=192, block_steps=16,
+                  eviction={"policy": "rkv", "budget": 64, "buffer": 32}),
+    lora=LoraConfig(rank=8), loss=LossConfig(kl_weight=1e-3), tensorboard=False,
+    train=TrainConfig(steps=int(steps), log_every=1, remat="layer", accumulate=4,
+                      optim=OptimizerConfig(learning_rate=1e-4, warmup=0.0, end_fraction=1.0)),
+)
+assert loop.learn(config, lambda line: print(line, flush=True))
+print("highest", status("VmHWM"), flush=True)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=str(MODEL))
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=Path("results/rl_memory.json"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        problems = Path(folder) / "problems.jsonl"
+        lines = (json.dumps({"question": question, "answer": str(answer)}) + "\n" for question, answer in PROBLEMS)
+        problems.write_text("".join(lines))
+        root = str(Path(__file__).resolve().parents[1])
+        command = [sys.executable, "-c", CHILD, f"{folder}/run", options.model, str(problems), str(options.steps)]
+        done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
+        history = [json.loads(line) for line in (Path(folder) / "run/metrics.jsonl").read_text().splitlines()]
+    print(done.stdout)
+    said = float(re.search(r"GiB: ([\d.]+) at most", done.stdout)[1])
+    before, highest = (int(re.search(rf"{name} (\d+)", done.stdout)[1]) / 2**20 for name in ("before", "highest"))
+    row = {"estimate GiB": said, "measured GiB": highest - before, "ratio": said / (highest - before)}
+    row |= {name: history[-1][name] for name in ("seconds_rollout", "seconds_logps", "seconds_update", "reward")}
+    print(table([row]))
+    write(options.results, provenance(2, ("jax", "jaxlib")) | dict(rows=[row]))
+
+
+if __name__ == "__main__":
+    main()
