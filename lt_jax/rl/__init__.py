@@ -1,4 +1,14 @@
-"""Learning from rollouts: `batch_of` turns what was decoded into what is learned from, `RewardPool` rewards it."""
+"""Sparse-RL: learning from rollouts that were sampled inside a KV budget.
+
+    loop.py         config in, trained folder out       step.py             log-probs of a rollout, and its updates
+    config.py       what a run is; the presets          mismatch.py         weights and rejection, from xi
+    problems.py     what is asked, in which order       mismatch_config.py  their settings, in the words of verl and TRL
+    rollout.py      responses from the engine           advantages.py       of responses, within their groups
+    experience.py   rollouts as the data of a run       losses.py           GRPO, Dr.GRPO, DAPO, GSPO, RLOO; KL
+    batch.py        completions as a batch              metrics.py          what is watched
+    rewards.py      rewards, from worker processes      memory.py           how much a run will take
+    workers.py, reward_worker.py   those processes      validation.py       held-out problems, greedily
+"""
 
 from lt_jax.rl.batch import batch_of
 from lt_jax.rl.rewards import RewardConfig, RewardPool, Rewards
