@@ -28,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.peers.side import PINS, Failed, Side
 from benchmarks.peers.task import Task
 
+PIECES = "lt_jax=8,trl=1,tunix=4"  # the fastest of those tried (1, 8; also 4 but for trl)
+
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -35,12 +37,15 @@ def arguments():
     parser.add_argument("--steps", type=int, default=5, help="steps that count")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pieces", default="", help=f"microbatches of the updates, as {PIECES}")
     parser.add_argument("--quick", action="store_true", help="a tiny model and a few tokens, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("results/rl_step.json"))
     options = parser.parse_args()
     options.against = () if options.against == "nothing" else tuple(options.against.split(","))
     if unknown := set(options.against) - set(PINS):
         parser.error(f"--against: no peer {', '.join(sorted(unknown))}; there are {', '.join(PINS)}")
+    pairs = (each.split("=") for each in f"{PIECES},{options.pieces}".strip(",").split(","))
+    options.pieces = {name: int(count) for name, count in pairs}
     return options
 
 
@@ -69,6 +74,11 @@ def prepare(folder: Path) -> Task:
     return Task(str(model), str(problems), str(folder), prompts, group, prompt, new, OPTIONS.threads)
 
 
+def pieces(name: str) -> int:
+    """Microbatches of a side's update."""
+    return 1 if OPTIONS.quick else OPTIONS.pieces[name]
+
+
 def measure(task: Task) -> tuple[dict[str, Side], dict[str, str]]:
     """The sides after their steps, and why others failed."""
     sides, failed = {}, {}
@@ -76,7 +86,7 @@ def measure(task: Task) -> tuple[dict[str, Side], dict[str, str]]:
     def steps(name: str, count: int, counts: bool) -> None:
         try:
             if name not in sides:
-                sides[name] = Side(name, task)
+                sides[name] = Side(name, dataclasses.replace(task, pieces=pieces(name)))
             for _ in range(count):
                 sides[name].step(counts)
         except Failed as error:
@@ -89,7 +99,7 @@ def measure(task: Task) -> tuple[dict[str, Side], dict[str, str]]:
         for turn in range(OPTIONS.steps):
             for name in [name for name in sides if name not in failed]:
                 steps(name, 1, True)
-            took = {name: f"{side.seconds[-1]:.2f} s" for name, side in sides.items() if name not in failed}
+            took = {name: f"{side.steps[-1]['seconds']:.2f} s" for name, side in sides.items() if name not in failed}
             print(f"step {turn + 1} of {OPTIONS.steps}: {took}", file=sys.stderr)
     finally:
         for side in sides.values():
@@ -108,18 +118,17 @@ def main() -> int:
         if name in failed:
             row["failed"] = failed[name]
         else:
-            row["seconds per step"] = statistics.median(sides[name].seconds)
-            row["rollout tokens/s"] = statistics.median(sides[name].rates)
+            steps = sides[name].steps
+            row["seconds per step"] = statistics.median(step["seconds"] for step in steps)
+            row["rollout tokens/s"] = statistics.median(step["tokens"] / step["rollout"] for step in steps)
             if "lt_jax" not in failed:
                 row["times lt_jax"] = row["seconds per step"] / rows[0]["seconds per step"] if rows else 1.0
         rows.append(row)
     print(table(rows))
     sizes = {name: getattr(task, name) for name in ("prompts", "group", "prompt", "new")}
-    details = {
-        name: dict(versions=side.versions, seconds=side.seconds, rollout_tokens_per_second=side.rates)
-        for name, side in sides.items()
-    }
-    write(OPTIONS.out, result | dict(sizes=sizes, warmup=OPTIONS.warmup, rows=rows, sides=details))
+    told = lambda side: dict(versions=side.versions, pieces=side.task.pieces, steps=side.steps)
+    details = {name: told(side) for name, side in sides.items()}
+    write(OPTIONS.out, result | dict(sizes=sizes, warmup=OPTIONS.warmup, unit="seconds", rows=rows, sides=details))
     return 1 if failed else 0
 
 

@@ -59,7 +59,8 @@ class Side:
     """A running side.
 
     Attributes:
-        versions: of its packages. seconds, rates: of the steps that count: of each, and tokens/s of its rollout.
+        versions: of its packages.
+        steps: what it said of each step that counts: the seconds of all of it and of its rollout, and the tokens.
     """
 
     def __init__(self, name: str, task: Task):
@@ -68,7 +69,7 @@ class Side:
         Raises:
             Failed: it is not.
         """
-        self.name, self.task, self.seconds, self.rates = name, task, [], []
+        self.name, self.task, self.steps = name, task, []
         python = environment(name) if name in PINS else Path(sys.executable)
         ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
         self.log = ENVIRONMENTS / f"{name}_run.log"
@@ -99,8 +100,7 @@ class Side:
         if not found["spread"]:
             raise Failed("all its rewards are equal: there is nothing to learn from")
         if counts:
-            self.seconds.append(found["seconds"])
-            self.rates.append(found["tokens"] / found["rollout"])
+            self.steps.append(found)
 
     def close(self) -> None:
         """Ends it."""

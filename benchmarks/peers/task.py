@@ -28,6 +28,7 @@ class Task:
         scratch: a folder for whatever a side writes.
         prompts: problems of a rollout. group: responses to each. new: tokens of a response.
         threads: of every side.
+        pieces: microbatches that the side's update is cut into; it divides `prompts`.
     """
 
     model: str
@@ -38,6 +39,7 @@ class Task:
     prompt: int
     new: int
     threads: int
+    pieces: int = 1
 
     @property
     def responses(self) -> int:
@@ -81,6 +83,10 @@ class Turns:
             os._exit(0)  # trainers would save their last state, or catch an exception
         self._begin = time.perf_counter()
 
+    def note(self, **found: float) -> None:
+        """Adds to what is said of this step."""
+        self._found |= found
+
     def sampled(self, seconds: float, tokens: int, rewards: Sequence[float]) -> None:
         """Notes what was sampled in this step.
 
@@ -89,4 +95,4 @@ class Turns:
             tokens: of all responses.
             rewards: of each; if all were equal, there would be nothing to learn from.
         """
-        self._found |= {"rollout": seconds, "tokens": int(tokens), "spread": statistics.pstdev(map(float, rewards))}
+        self.note(rollout=seconds, tokens=int(tokens), spread=statistics.pstdev(map(float, rewards)))
