@@ -38,17 +38,14 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from machine import matmul_rate, provenance, read_bandwidth, table, turns, write  # noqa: E402
+from small import SMALL  # noqa: E402
 
 from lt_jax.decode import DecodeConfig, Engine, Request  # noqa: E402
 from lt_jax.layout.scheme import Scheme  # noqa: E402
 from lt_jax.layout.special import SpecialTokens  # noqa: E402
 from lt_jax.models import params as parameters  # noqa: E402
-from lt_jax.models.config import DecoderConfig  # noqa: E402
 from lt_jax.models.huggingface import load  # noqa: E402
 
-SMALL = DecoderConfig(
-    vocab_size=2048, hidden=256, intermediate=1024, layers=6, heads=8, kv_heads=2, head_dim=32, model_type="llama"
-)
 PROMPT = 64
 
 
