@@ -150,11 +150,12 @@ def stepped(case, batch, optim=None):
     tx = optimizer.make(optim, 4) if optim else optax.sgd(RATE)
     state, frozen = states.create(start()[0], MODEL, tx, jax.random.key(0), mesh)
     names = ARRAYS + ("logp_reference",) * (case.kl_weight > 0) + ("dense_death",) * (case.preset == "replay")
-    given = state, frozen, {name: jnp.asarray(batch[name]) for name in names}
-    if (case, optim) not in PROGRAMS:
+    given = state, frozen, {name: jnp.asarray(batch[name]) for name in names if name in batch}
+    key = case, optim, "logp_old" in batch
+    if key not in PROGRAMS:
         step = rl_step.make_step(config, NEVER_DRAWN)(MODEL, config.train, tx, mesh, state)
-        PROGRAMS[case, optim] = step.lower(*given).compile(compiler_options=QUICK)
-    state, found = PROGRAMS[case, optim](*given)
+        PROGRAMS[key] = step.lower(*given).compile(compiler_options=QUICK)
+    state, found = PROGRAMS[key](*given)
     assert state.step == 1
     return state.trained, found
 
@@ -398,6 +399,25 @@ def test_log_probs_before_a_step_are_those_of_float64(evicted):
         assert np.abs(batch["logp"] - rows(False)["logp"])[batch["response"]].max() > 0.1
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_finds_the_log_probs_before_it_by_itself(accumulate):
+    """Where they are not given and it need not know them sooner (`RlConfig.fresh`): the same step, the same metrics."""
+    case = Case("paper", "grpo", 1, accumulate)
+    assert case.config.fresh and Case("naive", "dapo", group_counts=False).config.fresh
+    for other in (Case("release", "grpo"), Case("paper", "dapo"), Case("paper", "grpo", 2),
+                  Case("paper", "grpo", group_counts=False), Case("paper", "grpo", loss_counts=False)):  # fmt: skip
+        assert not other.config.fresh
+    batch = dict(rows(False))
+    batch["logp_old"] = np.where(batch["response"], batch["logp"], np.nan).astype(np.float32)
+    given, said = stepped(case, batch)
+    del batch["logp_old"]
+    own, found = stepped(case, batch)
+    assert said["rejected"] > 0 and said["clip_fraction"] == 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), given, own)
+    for name in found.keys() & said.keys():
+        np.testing.assert_allclose(found[name], said[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
 def test_adapters_learn_what_float64_says_of_the_weights_they_make():
     """Under LoRA the gradient to A is that of A B's sum with the weights times B, and the other way round."""
     case, draw = Case("release", "grpo"), np.random.default_rng(5)
@@ -417,7 +437,7 @@ def test_adapters_learn_what_float64_says_of_the_weights_they_make():
     given = {name: jnp.asarray(rows(False)[name]) for name in (*ARRAYS, "logp_reference")}
     given |= {"advantages": jnp.asarray(b["advantages"], jnp.float32)}
     find = lambda trained, frozen, batch: rl_step.gradients(trained, frozen, model, config, NEVER_DRAWN, batch, mesh)
-    found, sums = jax.jit(find, compiler_options=QUICK)(trained, frozen, given)
+    found, sums, _ = jax.jit(find, compiler_options=QUICK)(trained, frozen, given)
     np.testing.assert_allclose(sums["loss"], value, rtol=1e-5)
     expected = {}
     for name in LINEAR_MAPS:

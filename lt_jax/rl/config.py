@@ -228,6 +228,15 @@ class RlConfig:
             raise UserError("optim.name is 'muon' and lora.rank is above 0: Muon is for whole weights; take adamw")
 
     @property
+    def fresh(self) -> bool:
+        """Whether the policy before an update is what the update computes anyway, so that no pass of its own is needed:
+        it is the only one from its rollout, and what it does with a row depends on no other row's xi."""
+        if self.updates > 1 or self.mismatch == MismatchConfig():
+            return self.updates == 1
+        counted = self.count_rejected and self.loss.count_rejected and self.loss.kind != "dapo"
+        return counted and not self.mismatch.rollout_is_batch_normalize
+
+    @property
     def length(self) -> int:
         """The most tokens of a row, without what closing thoughts adds."""
         return self.rollout.max_prompt + self.rollout.max_new

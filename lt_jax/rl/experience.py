@@ -263,4 +263,4 @@ class Experience:
 
 def row_length(longest: int, most: int) -> int:
     """The first of 256, 384, 512, 768 ... that has `longest` tokens, but none beyond what a row may come to."""
-    return min(size_for(longest), -(-most // 128) * 128)
+    return min(size_for(longest), -(-most // 64) * 64)

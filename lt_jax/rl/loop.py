@@ -115,13 +115,14 @@ def read_model(config: RlConfig, mesh: Mesh) -> tuple[dict, Model]:
     params, sizes = loaded
     if config.lora:
         params, sizes = lora.add(params, sizes, config.lora, jax.random.key(config.train.seed))
+    params = jax.device_put(params, meshes.param_shardings(mesh, sizes))  # where training will have them
     return params, dataclasses.replace(model, params={}, config=sizes, split=meshes.split(mesh))
 
 
 def views(config: RlConfig, model: Model, params: dict, never: tuple[int, ...], mesh: Mesh) -> dict[str, Callable]:
-    """What is known of a rollout's tokens before it is learned from: log-probs by the old policy, and by the reference
-    where a KL to it is part of the loss."""
-    found = {"logp_old": make_logps(model.config, config, never, mesh)}
+    """What is known of a rollout's tokens before it is learned from: log-probs by the old policy, unless the update
+    computes them (`RlConfig.fresh`), and by the reference where a KL to it is part of the loss."""
+    found = {} if config.fresh else {"logp_old": make_logps(model.config, config, never, mesh)}
     if config.loss.kl_weight:
         other, sizes = reference(config, model.config, params)
         of = make_logps(sizes, config, never, mesh)

@@ -139,6 +139,8 @@ def abstract_batch(config: RlConfig, length: int, record: tuple[int, int] | None
     kinds |= {"response": bool, "logp_sampler": np.float32, "logp_old": np.float32}
     if config.loss.kl_weight:
         kinds["logp_reference"] = np.float32
+    if config.fresh:
+        del kinds["logp_old"]
     if config.dense_kl:
         kinds["dense_death"] = np.int32
     shapes = {name: ((rows, length), kind) for name, kind in kinds.items()}

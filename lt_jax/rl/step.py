@@ -4,9 +4,9 @@ What differs: the release corrects, normalises and divides within what one devic
 into updates, and an update into microbatches, without changing any of its numbers but by rounding. Advantages are made
 from the whole rollout.
 
-A batch is what `batch_of` makes, one response per row, with group [B] int32, rewards [B] float32, logp_old and, where
-it is part of the loss, logp_reference [B, S]. With `dense_kl` there is dense_death [B, S], the deaths of the method
-alone.
+A batch is what `batch_of` makes, one response per row, with group [B] int32, rewards [B] float32, logp_old [B, S]
+(unless the update itself computes it, `RlConfig.fresh`) and, where it is part of the loss, logp_reference [B, S]. With
+`dense_kl` there is dense_death [B, S], the deaths of the method alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lt_jax.models.config import DecoderConfig
 from lt_jax.rl import losses, metrics
 from lt_jax.rl.advantages import ADVANTAGES, signal
 from lt_jax.rl.config import RlConfig
-from lt_jax.rl.mismatch import correct
+from lt_jax.rl.mismatch import Correction, correct
 from lt_jax.training import mesh as meshes
 from lt_jax.training import score as scoring
 from lt_jax.training import state as states
@@ -41,7 +41,7 @@ def logps(
     """
     pieces = steps.cut(batch, config.updates * config.train.accumulate)
     found = jax.lax.map(lambda piece: _seen(params, model, config, never, piece, mesh)[0], pieces)
-    return found.swapaxes(0, 1).reshape(batch["tokens"].shape)
+    return _joined(found)
 
 
 def make_logps(model: DecoderConfig, config: RlConfig, never: tuple[int, ...], mesh: Mesh) -> Callable:
@@ -64,22 +64,24 @@ def make_step(config: RlConfig, never: tuple[int, ...]) -> Callable:
 
     def make(model: DecoderConfig, train: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, state: TrainState):
         def step(state: TrainState, frozen: dict, batch: dict) -> tuple[TrainState, dict]:
-            correction = correct(config.mismatch, batch["logp_old"], batch["logp_sampler"], batch["response"])
-            counted = jnp.ones_like(correction.accepted) if config.count_rejected else correction.accepted
+            counted = jnp.ones(batch["rewards"].shape, bool)
+            if not config.count_rejected:
+                counted = _corrected(config, batch).accepted
             advantages = ADVANTAGES[config.advantage](batch["rewards"], batch["group"], counted)
-            found = watched(config, batch, correction, counted, advantages)
 
             def update(carry, part):
                 trained, opt_state = carry
-                grads, sums = gradients(trained, frozen, model, config, never, part, mesh)
+                grads, sums, logp_old = gradients(trained, frozen, model, config, never, part, mesh)
                 updates, opt_state = tx.update(grads, opt_state, trained)
                 values = metrics.update(sums) | {"grad_norm": optax.tree.norm(grads), "loss": sums["loss"]}
-                return (optax.apply_updates(trained, updates), opt_state), values
+                return (optax.apply_updates(trained, updates), opt_state), (values, logp_old)
 
             parts = steps.cut(batch | {"advantages": advantages}, config.updates)
-            (trained, opt_state), values = jax.lax.scan(update, (state.trained, state.opt_state), parts)
+            (trained, opt_state), (values, logp_old) = jax.lax.scan(update, (state.trained, state.opt_state), parts)
             values = jax.tree.map(jnp.mean, values) | {"tokens_learned": jnp.sum(values["tokens"])}
             del values["tokens"]
+            seen = {"logp_old": batch.get("logp_old", _joined(logp_old))}
+            found = watched(config, batch | seen, counted, advantages)
             return TrainState(state.step + 1, trained, opt_state, state.key), found | values
 
         where = jax.tree.map(lambda x: x.sharding, state)
@@ -88,11 +90,12 @@ def make_step(config: RlConfig, never: tuple[int, ...]) -> Callable:
     return make
 
 
-def watched(config: RlConfig, batch: dict, correction, counted, advantages) -> dict:
-    """Metrics of a rollout before it is learned from, float32 scalars."""
+def watched(config: RlConfig, batch: dict, counted: jax.Array, advantages: jax.Array) -> dict:
+    """Metrics of a rollout as it was before it was learned from, float32 scalars. Weights are normalised over all of
+    it; each update does that over its own rows."""
     given = batch["logp_old"], batch["logp_sampler"], batch["response"]
     heard = signal(batch["rewards"], batch["group"], counted)
-    return metrics.mismatch(config.mismatch, correction, *given) | {
+    return metrics.mismatch(config.mismatch, _corrected(config, batch), *given) | {
         "reward": jnp.mean(batch["rewards"]),
         "reward_std": jnp.std(batch["rewards"]),
         "without_signal": jnp.mean(~heard),
@@ -103,22 +106,30 @@ def watched(config: RlConfig, batch: dict, correction, counted, advantages) -> d
 
 def gradients(
     trained: dict, frozen: dict, model: DecoderConfig, config: RlConfig, never: tuple[int, ...], batch: dict, mesh: Mesh
-) -> tuple[dict, dict]:
-    """The gradient of an update's loss to the trained leaves, in float32, and the sums of `losses.policy_loss`, with
-    the whole "loss" and, where it is part of it, "dense_kl" and "sum_dense_kl".
+) -> tuple[dict, dict, jax.Array]:
+    """The gradient of an update's loss to the trained leaves, in float32, the sums of `losses.policy_loss`, with the
+    whole "loss" and, where it is part of it, "dense_kl" and "sum_dense_kl", and the log-probs [B, S] before the update.
 
     Args:
-        batch: the rows of the update, with their `advantages`.
+        batch: the rows of the update, with their `advantages`. Without logp_old these are the log-probs that the update
+            itself computes (`RlConfig.fresh`).
     """
     trained = states.computed(trained, model, config.train.params_dtype)
     response = batch["response"]
-    correction = correct(config.mismatch, batch["logp_old"], batch["logp_sampler"], response)
-    every = jnp.ones_like(correction.accepted)  # a response without tokens, of broken logits, counts too
+    every = jnp.ones(batch["rewards"].shape, bool)  # a response without tokens, of broken logits, counts too
+    if "logp_old" in batch:
+        correction = _corrected(config, batch)
+        batch = batch | {"correction": correction}
+    else:
+        correction = Correction(response.astype(jnp.float32), response, every, every.astype(jnp.float32))
     denominator = losses.denominator(config.loss, response, correction, every)
 
     def objective(trained, piece):
         params = states.merge(trained, frozen)
         logp, entropy, x = _seen(params, model, config, never, piece, mesh)
+        if "correction" not in piece:
+            piece = piece | {"logp_old": jax.lax.stop_gradient(logp)}
+            piece = piece | {"correction": _corrected(config, piece)}
         loss, sums = losses.policy_loss(
             config.loss, logp, piece["logp_old"], piece["advantages"], piece["response"], piece["correction"],
             denominator, piece.get("logp_reference"), entropy,
@@ -130,21 +141,31 @@ def gradients(
             learned = piece["response"] & piece["correction"].learned
             part, summed = losses.added(config.loss, config.dense_kl, apart, learned, denominator)
             loss, sums = loss + part, sums | {"dense_kl": part, "sum_dense_kl": summed}
-        return loss, sums | {"loss": loss}
+        return loss, (sums | {"loss": loss}, piece["logp_old"])
 
     grad = jax.grad(objective, has_aux=True)
-    whole = batch | {"correction": correction}
     if config.train.accumulate == 1:
-        grads, sums = grad(trained, whole)
-        return jax.tree.map(lambda g: g.astype(jnp.float32), grads), jax.lax.stop_gradient(sums)
-    pieces = steps.cut(whole, config.train.accumulate)
+        grads, (sums, logp_old) = grad(trained, batch)
+        return jax.tree.map(lambda g: g.astype(jnp.float32), grads), sums, logp_old
+    pieces = steps.cut(batch, config.train.accumulate)
 
     def body(total, piece):
-        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, grad(trained, piece)), None
+        grads, (sums, logp_old) = grad(trained, piece)
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (grads, sums)), logp_old
 
-    first = jax.eval_shape(grad, trained, jax.tree.map(lambda x: x[0], pieces))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), first)
-    return jax.lax.scan(body, zeros, pieces)[0]
+    grads, (sums, _) = jax.eval_shape(grad, trained, jax.tree.map(lambda x: x[0], pieces))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (grads, sums))
+    (grads, sums), logp_old = jax.lax.scan(body, zeros, pieces)
+    return grads, sums, _joined(logp_old)
+
+
+def _corrected(config: RlConfig, batch: dict) -> Correction:
+    return correct(config.mismatch, batch["logp_old"], batch["logp_sampler"], batch["response"])
+
+
+def _joined(pieces: jax.Array) -> jax.Array:
+    """[pieces, rows, S] as `training.step.cut` cuts -> [pieces x rows, S]."""
+    return pieces.swapaxes(0, 1).reshape(-1, pieces.shape[-1])
 
 
 def hidden(params: dict, model: DecoderConfig, config: RlConfig, batch: dict, mesh: Mesh) -> jax.Array:
