@@ -9,10 +9,8 @@ takes hours on two cores and may be stopped at any time; the same command goes o
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,8 +32,7 @@ def curves(folder: Path) -> dict[str, list[float]]:
     lines = [line for line in lines if "reward" in line]
     mean = lambda values: round(sum(values) / len(values), 5)
     cut = lambda name: [mean([line[name] for line in lines[i : i + WINDOW]]) for i in range(0, len(lines), WINDOW)]
-    seconds = {f"seconds_{name}": round(sum(line[f"seconds_{name}"] for line in lines), 1)
-               for name in ("rollout", "logps", "update")}  # fmt: skip
+    seconds = {"seconds": round(sum(line["seconds"] for line in lines))}
     sizes = {name: lines[-1][name] for name in ("cache_bytes", "cache_bytes_dense")}
     return {name: cut(name) for name in CURVES} | seconds | sizes
 
@@ -62,14 +59,16 @@ def main() -> None:
     compile_cache(config.run.compile_cache)
     from lt_jax import rl_demo
 
-    began = time.monotonic()
     found = rl_demo.compare(arms_config(config))
+    if found is None:
+        sys.exit(3)
     print(table([row(name, each) for name, each in found.items()]))
-    arms = {name: dataclasses.asdict(each) for name, each in found.items()}
+    arms = {name: row(name, each) | dict(dense=vars(each.share("dense")), sparse=vars(each.share("sparse")))
+            for name, each in found.items()}  # fmt: skip
     for name in arms.keys() - {"start"}:
         arms[name] |= curves(Path(options.out) / name)
-    seconds = round(time.monotonic() - began)
-    write(options.results, provenance(2, ("jax", "jaxlib")) | dict(seconds_of_last_call=seconds, arms=arms))
+    seconds = sum(arm.get("seconds", 0) for arm in arms.values())
+    write(options.results, provenance(2, ("jax", "jaxlib")) | dict(seconds=seconds, arms=arms))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def get_config() -> ConfigDict:
     for name in ("rollout_is_batch_normalize", "veto", "band", "tail"):
         config.mismatch[name] = FieldReference("", field_type=object)
     config.dense_kl = 0.0  # with replay: the weight of KL(dense || replay), which keeps the model good without a budget
-    config.advantage = "grpo"  # or "dr_grpo", "rloo"
+    config.advantage = ""  # "grpo", "dr_grpo" or "rloo"; if empty, that of the loss's own paper
     config.count_rejected = True  # rejected responses are part of the mean of their group
     config.loss = ConfigDict({
         "kind": "grpo",  # or "dr_grpo", "dapo", "gspo", "rloo"

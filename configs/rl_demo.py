@@ -17,7 +17,7 @@ FAMILIES, STEPS = ("gcd",), (3, 4)
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.out = "runs/rl_demo"
-    # Or "release" and "adaptive"; a KV policy of its own may follow, as in "naive:snapkv".
+    # Or "release", "adaptive" and "replay_kl"; a KV policy of its own may follow, as in "naive:snapkv".
     config.arms = ("dense", "naive", "paper", "replay")
     config.seeds = (0,)
     config.problems = 250  # that each result is measured on; there are some 290 different ones
@@ -28,7 +28,8 @@ def get_config() -> ConfigDict:
     config.start.log.tensorboard = False
     config.run = sparse_rl_tiny.get_config()
     config.run.data.update(families=FAMILIES, steps=STEPS, held_out=0)
-    config.run.train.update(steps=80, eval_every=0, save_every=10)
+    config.run.train.update(steps=40, eval_every=0, save_every=10)
     # Of the arm "adaptive": the budgets to come, and the 5th percentile of agreement under which the next one is taken.
     config.adaptive = ConfigDict({"budgets": (128, 160, 224), "least_agreement": 0.98})
+    config.dense_kl = 0.05  # of the arm "replay_kl": the weight of KL(dense || replay)
     return config

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 from launch.main import compile_cache, resolved, run
 from launch.settings import arms_config
 
+STOPPED = 3  # the exit code of a script that was asked to stop, and saved
 CONFIG = config_flags.DEFINE_config_file("config", None, "the config of the demo: configs/rl_demo.py")
 
 
@@ -29,6 +30,8 @@ def main(argv) -> None:
 
     began = time.monotonic()
     found = rl_demo.compare(arms_config(config))
+    if found is None:
+        sys.exit(STOPPED)
     print("\n" + rl_demo.table(found))
     print(f"\nthe whole demo took {time.monotonic() - began:.0f} s; open {config.out}/report.html")
 

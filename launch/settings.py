@@ -55,7 +55,7 @@ def changed(preset, differs: dict):
     Where it turns the weights off, what the preset says of them (their threshold and normalisation) goes with them.
     """
     off = type(preset)()
-    differs = {name: getattr(off, name) if str(value).lower() == NONE else value for name, value in differs.items()}
+    differs = {name: getattr(off, name) if str(value).lower() in NONE else value for name, value in differs.items()}
     if "rollout_is" in differs and differs["rollout_is"] is None:
         of_weights = ("rollout_is_threshold", "rollout_is_batch_normalize")
         differs = {name: getattr(off, name) for name in of_weights} | differs
@@ -63,7 +63,7 @@ def changed(preset, differs: dict):
 
 
 EVICTION = ("window", "share")  # settings of rollout that go to the KV budget, beside kv, budget and buffer
-NONE = "none"
+NONE = ("none", "null")  # as Python and verl say it
 
 
 def rl_config(config):
@@ -78,6 +78,8 @@ def rl_config(config):
     problems = ProblemsConfig(several(data.pop("path")), **{**data, "format": data["format"] or None}, **around)
     rollout = dict(config.rollout)
     own = {name: value for name in EVICTION if (value := rollout.pop(name))}
+    if own and not rollout["kv"]:
+        raise UserError(f"rollout.{next(iter(own))} is given, but no KV policy, which it is for; set rollout.kv too")
     budget = {"policy": rollout.pop("kv"), "budget": rollout.pop("budget"), "buffer": rollout.pop("buffer")} | own
     rollout |= {"eviction": budget if budget["policy"] else None, "max_thought": rollout["max_thought"] or None}
     arm = preset(config.preset, RolloutConfig(**rollout))
@@ -89,7 +91,7 @@ def rl_config(config):
         lora=LoraConfig(**config.lora) if config.lora.rank else None,
         problems=problems,
         reward=RewardConfig(**config.reward),
-        advantage=config.advantage,
+        advantage=config.advantage or None,
         count_rejected=config.count_rejected,
         **arm | {"mismatch": changed(arm["mismatch"], given(config.mismatch))},
         dense_kl=config.dense_kl,
@@ -103,7 +105,11 @@ def rl_config(config):
 
 
 def arms_config(config):
-    """The `ArmsConfig` of a config file: every arm with every seed, "naive" or, with a KV policy, "naive:snapkv"."""
+    """The `ArmsConfig` of a config file: every arm with every seed.
+
+    An arm is "dense", a preset, "replay_kl" (replay with a weight for KL(dense || replay)), or one of these with a KV
+    policy of its own, as in "naive:snapkv".
+    """
     from lt_jax.rl_demo import ArmsConfig
 
     if not config.run.rollout.kv:
@@ -119,7 +125,10 @@ def arms_config(config):
             own.preset = "naive" if name == "dense" else name
             own.rollout.kv = "" if name == "dense" else policy or own.rollout.kv
             own.rollout.update(config.adaptive if name == "adaptive" else {})
+            if name == "replay_kl":
+                own.preset, own.dense_kl = "replay", config.dense_kl
             arms[label] = rl_config(own)
-    start, rollout = sft_config(config.start), config.run.rollout
-    measured = {"policy": rollout.kv, "budget": rollout.budget, "buffer": rollout.buffer}
-    return ArmsConfig(config.out, start, arms, config.problems, measured)
+    plain = config.run.copy_and_resolve_references()
+    plain.model.path = f"{config.start.folder}/final"
+    eviction = rl_config(plain).rollout.eviction
+    return ArmsConfig(config.out, sft_config(config.start), arms, config.problems, eviction)

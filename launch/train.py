@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ml_collections import config_flags
 
-from launch.main import resolved, run
+from launch.main import compile_cache, resolved, run
 from launch.settings import rl_config, sft_config
 from lt_jax.errors import UserError
 
@@ -36,8 +36,7 @@ def main(argv) -> None:
 
     import jax
 
-    if config.compile_cache:
-        jax.config.update("jax_compilation_cache_dir", str(Path(config.compile_cache).expanduser()))
+    compile_cache(config.compile_cache)
     if config.get("task") == "rl":
         from lt_jax.rl.loop import learn
 

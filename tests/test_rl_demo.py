@@ -3,9 +3,12 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from configs import rl_demo as demo_config
 from launch.settings import arms_config
 from lt_jax import rl_demo
+from lt_jax.errors import UserError
 from lt_jax.rl.config import preset
 from tests.rl_runs import BUDGET, replaced, settings
 from tests.tiny_folder import make
@@ -37,10 +40,13 @@ def test_what_was_trained_and_measured_is_not_done_again(tmp_path):
     )  # fmt: skip
     said = []
     found = rl_demo.compare(config, said.append)
-    assert list(found) == ["start", "dense", "naive"] and all(each.answers == 8 for each in found.values())
+    assert list(found) == ["start", "dense", "naive"] and all(len(each.dense) == 4 for each in found.values())
     assert sum(line.startswith("\narm") for line in said) == 2
     again = []
     assert rl_demo.compare(config, again.append) == found and not again
+    with pytest.raises(UserError, match="naive: there is a run of other settings"):
+        other = replaced(sparse, "rollout", max_new=12)
+        rl_demo.compare(dataclasses.replace(config, arms={"naive": other}), again.append)
     text = rl_demo.table(found)
     assert [line.split()[0] for line in text.splitlines()] == ["arm", "start", "dense", "naive"]
     page = (Path(tmp_path) / "report.html").read_text()

@@ -389,4 +389,3 @@ def test_rewards_of_length_and_format():
     lengths = np.array([0, 60, 80, 81, 90, 99, 100, 130])
     expected = [0, 0, 0, -0.05, -0.5, -0.95, -1, -1]
     np.testing.assert_allclose(advantages.overlong(lengths, 100, 20), expected, atol=1e-6)
-    np.testing.assert_allclose(advantages.with_format([1.0, 0.0], [True, False], 0.25), [1.25, 0])

@@ -32,7 +32,7 @@ class Suite:
 
 
 def from_files(paths, *, name: str, format: str | None = None, limit: int = 0, seed: int = 0, system: str = "",
-               prefix: str = "") -> Suite:  # fmt: skip
+               prefix: str = "", answers: bool = True) -> Suite:  # fmt: skip
     """A suite from JSONL or Parquet files, in the formats of training (`data.traces`); outputs may be missing.
 
     The right answer is the field `answer` (what follows "####", if that occurs in it), or else what the reference
@@ -47,12 +47,13 @@ def from_files(paths, *, name: str, format: str | None = None, limit: int = 0, s
         seed: of that draw.
         system: the system message of records that have none.
         prefix: text before every question, such as "Return your final response within \\boxed{}. ".
+        answers: a record without an answer is refused; False lets it have none, where something else judges.
 
     Raises:
         UserError: with file and line for a broken record or one without an answer.
     """
     problems = [
-        _problem(trace, where, system, prefix) for where, trace in read_placed(paths, format, evaluation=True)
+        _problem(trace, where, system, prefix, answers) for where, trace in read_placed(paths, format, evaluation=True)
     ]
     return Suite(name, limited(problems, limit, seed))
 
@@ -130,18 +131,18 @@ def distinct(size: int, seed: int, steps: tuple[int, int], families: tuple[str, 
     return list(found.values())
 
 
-def _problem(trace: Trace, where: str, system: str, prefix: str) -> Problem:
+def _problem(trace: Trace, where: str, system: str, prefix: str, needed: bool = True) -> Problem:
     if trace.history or trace.between or trace.tools:
         raise UserError(f"{where}: a conversation of several exchanges, or with tools; a problem is one question")
     answer = trace.answer.strip()
     if not answer or "####" in answer:
         answer = answers.extract(answer or trace.response) or ""
-    if not answer:
+    if not answer and needed:
         raise UserError(f"{where}: no answer to judge by; it needs a field 'answer', or a \\boxed{{}} in its output")
     choices = trace.extra.get("choices")
     if choices is not None:
         choices = tuple(choices)
-        if answers.choice(answer, choices) is None:
+        if answer and answers.choice(answer, choices) is None:
             raise UserError(f"{where}: the answer {answer!r} is none of the {len(choices)} choices")
     metadata = trace.extra.get("metadata")
     metadata = metadata if isinstance(metadata, Mapping) else None

@@ -89,9 +89,8 @@ class Engine:
         if weights is None:
             self.load(params)
         self.state = self.spread.state(self._settings([Request(())] * config.rows), config.top_logps)
-        self.cache = self.spread.empty(functools.partial(empty_cache, model, config, self.rules, 0))
+        self.renew()
         self.programs = self.spread.programs(self.rules, config, self.cache)
-        self.rows.slots = self.cache.capacity - self.rules.longest
         self.waiting: collections.deque[Record] = collections.deque()
         self.said: list[Event] = []  # refusals and cancellations, told at the next step
         self.sent: tuple | None = None  # records by row, log, most probable tokens, lines written
@@ -111,6 +110,14 @@ class Engine:
     def forget(self) -> None:
         """Lets go of what finished rows hold, and what those under way will: the prompts to come are read whole."""
         self.rows.forget()
+
+    def renew(self) -> None:
+        """Begins anew with an empty cache of the least size, as a new engine would; what it grew to is given back.
+        Nothing may be under way."""
+        self.cache = self.spread.empty(functools.partial(empty_cache, self.model, self.config, self.rules, 0))
+        self.rows.forget()
+        self.rows.spoilt.clear()
+        self.rows.slots = self.cache.capacity - self.rules.longest
 
     def reserve(self, keys: int) -> None:
         """Gives every row room for so many keys now, where it would otherwise come when one needs it."""

@@ -3,7 +3,7 @@
 What differs: paper and release know `grpo` alone, over groups of equal size. A group of one and a group whose rewards
 are all equal get advantages of exactly 0 here; the release gets NaN for the first, and for the second what rounding
 leaves, divided by 1e-6. In the release every response counts in its group's mean, those rejected later too, and so it
-does here unless `counted` says otherwise. `overlong` is DAPO's and `with_format` a choice of ours; neither is in them.
+does here unless `counted` says otherwise. `overlong` is DAPO's.
 """
 
 from __future__ import annotations
@@ -77,11 +77,6 @@ def overlong(lengths: jax.Array, longest: int, buffer: int) -> jax.Array:
     """
     over = (jnp.asarray(lengths) - (longest - buffer)).astype(jnp.float32) / buffer
     return -jnp.clip(over, 0.0, 1.0)
-
-
-def with_format(rewards: jax.Array, formatted: jax.Array, weight: float) -> jax.Array:
-    """Rewards with `weight` added where a response has the wanted form; `formatted` is bool like `rewards`."""
-    return jnp.asarray(rewards, jnp.float32) + weight * jnp.asarray(formatted, jnp.float32)
 
 
 def _flat(rewards, group, counted):

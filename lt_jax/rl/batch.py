@@ -33,7 +33,7 @@ def batch_of(
         response [B, S] bool: it was sampled; not so the prompt, what was forced, and padding.
         logp_sampler [B, S] float32: `Completion.logp`, 0 outside the response.
         death: [B, S] int32 numpy like all of these; [B, Lr, Kr, S] on the device where evictions were recorded, which
-        never leave it.
+        never leave it. dense_death [B, S] is then what it would be without them.
 
     Raises:
         UserError: a completion is longer than `length`, or there are more than `rows`; they are not of one engine; keys
@@ -55,6 +55,7 @@ def batch_of(
     batch = packing.finish(joined, segment, pad)
     batch |= {"response": joined["trained"] > 0, "logp_sampler": logp}
     if replay and completions and completions[0].record is not None:
+        batch["dense_death"] = batch["death"]
         batch["death"] = _recorded(tuple(c.record for c in completions), batch["death"])
     return batch
 

@@ -161,7 +161,7 @@ class RlConfig:
         model: the checkpoint folder that training starts from.
         method: how it writes; None is as it was trained, see `lt_jax.load`.
         problems, rollout, reward, mismatch, loss, train: see each. `train.steps` are rollouts, each with its updates.
-        advantage: a key of `advantages.ADVANTAGES`.
+        advantage: a key of `advantages.ADVANTAGES`; None is that of the loss's own paper.
         count_rejected: whether rejected responses are part of their group when advantages are made, as in the release.
         replay: the learner sees what the sampler saw: its log-probs are computed under the recorded deaths. Otherwise
             it sees all that the method keeps.
@@ -176,7 +176,7 @@ class RlConfig:
     problems: ProblemsConfig
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig = RewardConfig()
-    advantage: str = "grpo"
+    advantage: str | None = None
     count_rejected: bool = True
     mismatch: MismatchConfig = MismatchConfig()
     replay: bool = False
@@ -196,6 +196,9 @@ class RlConfig:
             raise UserError("model.path is empty; give a checkpoint folder, --config.model.path=DIR")
         if not self.folder:
             raise UserError("folder is empty; give the run a folder, --config.folder=runs/NAME")
+        if self.advantage is None:
+            own = self.loss.kind if self.loss.kind in ADVANTAGES else "grpo"
+            object.__setattr__(self, "advantage", own)
         if self.advantage not in ADVANTAGES:
             raise UserError(f"advantage is {self.advantage!r}; it is one of {', '.join(ADVANTAGES)}")
         if self.train.epochs or not self.train.steps:
@@ -215,9 +218,12 @@ class RlConfig:
                 f"rollout.budgets is {self.rollout.budgets} and rollout.least_agreement is "
                 f"{self.rollout.least_agreement}; give both, or neither, or take preset 'adaptive'"
             )
+        if self.replay and self.rollout.budgets:
+            raise UserError("rollout.budgets are for a learner that sees more than the sampler: under preset 'replay' "
+                            "the two agree, and the budget would never grow")  # fmt: skip
         if self.replay and self.rollout.eviction is None:
             raise UserError("replay is set, but without a KV budget the sampler sees what the learner sees; set "
-                            "rollout.kv, or leave replay out")  # fmt: skip
+                            "rollout.kv, or take another preset")  # fmt: skip
         if not 0 <= self.dense_kl < float("inf") or (self.dense_kl and not self.replay):
             raise UserError(f"dense_kl is {self.dense_kl}; it must be a number, 0 or more, and is for replay only")
         if self.train.eval_every and not self.problems.held_out:
@@ -235,11 +241,6 @@ class RlConfig:
             return self.updates == 1
         counted = self.count_rejected and self.loss.count_rejected and self.loss.kind != "dapo"
         return counted and not self.mismatch.rollout_is_batch_normalize
-
-    @property
-    def length(self) -> int:
-        """The most tokens of a row, without what closing thoughts adds."""
-        return self.rollout.max_prompt + self.rollout.max_new
 
 
 PRESETS = (*CORRECTIONS, "replay", "adaptive")

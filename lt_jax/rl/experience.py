@@ -4,15 +4,17 @@ What differs: with `resample`, problems whose responses all got the same reward 
 the paper's release does with them is nothing. Prompts that are too long are left out and counted.
 
 What a rollout is follows from the weights, the budget, and how many problems were asked before; these are kept in the
-run's checkpoints, so that a run that goes on from one makes the rollouts that it would have made.
+run's checkpoints, so that a run that goes on from one makes the rollouts that it would have made. (But a reward that is
+given in time by one machine and too late by another is 0 there.)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -32,7 +34,12 @@ from lt_jax.rl.rewards import RewardPool, Rewards
 from lt_jax.rl.rollout import Sampler
 from lt_jax.training import mesh as meshes
 
-WARN_TRUNCATED = 0.5  # share of responses cut off at a limit above which a rollout is told of
+WARN_ABOVE = 0.5  # the share of responses above which these are told, once
+WARNINGS = {
+    "truncation_rate": "were cut off at rollout.max_new or where rows end, where they can hardly be right; raise "
+    "rollout.max_new",
+    "repetition_rate": "mostly repeat themselves; the policy may have collapsed: look at the curves of its mismatch",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +60,8 @@ class Group:
 
     @property
     def signal(self) -> bool:
-        """Whether there is anything to learn from: rewards differ."""
-        return bool((self.rewards != self.rewards[0]).any())
+        """Whether there is anything to learn from: rewards differ by more than length takes away."""
+        return bool((self.given.rewards != self.given.rewards[0]).any())
 
 
 class Experience:
@@ -71,10 +78,12 @@ class Experience:
         self.problems, self.pool = problems, pool
         self.views: dict[str, Callable[[dict, dict], jax.Array]] = {}  # name -> log-probs of (params, batch)
         self.asked = self.left_out = 0
+        self.stream = sys.stderr  # where a person sees how far a rollout is
         self.told: list[dict[str, float]] = []
         self.params: dict | None = None
-        self._mark, self._warned = time.perf_counter(), False
+        self._mark, self._warned = time.perf_counter(), set()
         self.resampled = 0  # groups of the last rollout that others were asked for
+        self.sampled = self.seconds = 0.0  # tokens of it, and the time they took
 
     # Hooks of `training.run.Made`.
 
@@ -104,14 +113,16 @@ class Experience:
         return self
 
     def __next__(self) -> dict:
+        self.sampled = self.seconds = 0.0
         groups = self._groups()
-        sampled = self._lap()
+        rewarded = self._lap() - self.seconds
         batch = meshes.place_batch(self.mesh, self._batch(groups))
         for name, view in self.views.items():
             batch[name] = view(self.params, batch)
         jax.block_until_ready(batch)
         scored = self._lap()
-        found = self._said(groups, sampled) | {"seconds_rollout": sampled, "seconds_logps": scored}
+        clocks = {"seconds_rollout": self.seconds, "seconds_reward": rewarded, "seconds_logps": scored}
+        found = self._said(groups) | clocks
         self.told.append(found)
         self._warn(found)
         return batch
@@ -166,14 +177,20 @@ class Experience:
         def done(place: int, group: list[Completion]) -> None:
             texts = [self.model.text(each.tokens[each.written]) for each in group]
             waiting[place] = self.pool.submit([problems[place]] * len(group), texts)
+            if self.stream.isatty():
+                self.stream.write(f"\r\033[Krollout: {len(waiting)} of {count} groups are sampled")
+                self.stream.flush()
 
+        began = time.perf_counter()
         groups = self.sampler.sample(prompts, numbers, done)
+        self.seconds += time.perf_counter() - began
+        self.sampled += sum((~each.forced).sum() for group in groups for each in group)
         return [self._group(number, groups[place], waiting[place]()) for place, number in enumerate(numbers)]
 
     def _prompts(self, count: int) -> tuple[list[int], list[Row]]:
         """Numbers and prompts of the next problems whose prompts are not too long."""
         numbers, prompts, missed = [], [], 0
-        most = self.config.rollout.max_prompt
+        most = min(self.config.rollout.max_prompt, self.sampler.length - 1)
         while len(numbers) < count:
             problem = self.problems[self.asked]
             prompt = self.model.ask(problem.text, problem.system)
@@ -184,8 +201,8 @@ class Experience:
                 self.left_out, missed = self.left_out + 1, missed + 1
                 if missed == len(self.problems.problems):
                     raise UserError(
-                        f"the prompts of all {missed} problems are longer than rollout.max_prompt ({most} tokens); the "
-                        f"last one has {len(prompt)}"
+                        f"the prompts of all {missed} problems are longer than rollout.max_prompt and the model's "
+                        f"positions allow ({most} tokens); the last one has {len(prompt)}"
                     )
             self.asked += 1
         return numbers, prompts
@@ -206,21 +223,17 @@ class Experience:
         each = len(rows) // updates
         rows = [rows[update * each + place] for place in range(each) for update in range(updates)]
         completions = [completion for _, completion, _ in rows]
-        pad, replay = self.model.special.pad, self.config.replay
-        batch = batch_of(completions, self._length(completions), pad, replay=replay)
+        length = row_length(max(len(each.row) for each in completions), self.sampler.length)
+        batch = batch_of(completions, length, self.model.special.pad, replay=self.config.replay)
+        if not self.config.dense_kl:
+            batch.pop("dense_death", None)
         batch["group"] = np.asarray([group for group, _, _ in rows], np.int32)
         batch["rewards"] = np.asarray([reward for _, _, reward in rows], np.float32)
-        if self.config.dense_kl:
-            batch["dense_death"] = batch_of(completions, batch["tokens"].shape[1], pad, replay=False)["death"]
         return batch
-
-    def _length(self, completions: Sequence[Completion]) -> int:
-        """Tokens of the rows of a batch: one of few sizes, as a step is compiled for each."""
-        return row_length(max(len(each.row) for each in completions), self.sampler.length)
 
     # What is told.
 
-    def _said(self, groups: list[Group], seconds: float) -> dict[str, float]:
+    def _said(self, groups: list[Group]) -> dict[str, float]:
         """What there is to say of a rollout, {name: value}."""
         completions = [each for group in groups for each in group.completions]
         lengths = np.asarray([(~each.forced).sum() for each in completions])
@@ -234,7 +247,9 @@ class Experience:
             "response_longest": float(lengths.max()),
             "truncation_rate": metrics.truncation_rate([each.finish for each in completions]),
             "repetition_rate": metrics.repetition_rate([each.tokens for each in completions]),
+            "broken_responses": float(sum(each.finish == "nan" for each in completions)),
             "reward_failures": float(sum(group.given.failed.sum() for group in groups)),
+            "rewards_late": float(sum(sum(group.given.timed_out.values()) for group in groups)),
             "resampled": float(self.resampled),
             "problems_asked": float(self.asked),
             "prompts_left_out": float(self.left_out),
@@ -242,17 +257,21 @@ class Experience:
             "budget": float(self.sampler.budget),
             "cache_bytes": float(real),
             "cache_bytes_dense": float(dense),
-            "rollout_tokens_per_second": float(lengths.sum()) * (1 + self.resampled / len(groups)) / seconds,
+            "record_bytes": float(self.sampler.record_bytes()),
+            "rollout_tokens_per_second": float(self.sampled) / max(self.seconds, 1e-9),
         }
 
     def _warn(self, found: dict[str, float]) -> None:
-        """Says once in a run what is likely to be a mistake in its settings."""
-        if found["truncation_rate"] > WARN_TRUNCATED and not self._warned:
-            self._warned = True
+        """Says once in a run what is likely to be a mistake in its settings, and every time that logits are broken."""
+        if found["broken_responses"]:
             self.say(
-                f"warning: {100 * found['truncation_rate']:.0f} % of the responses of a rollout were cut off at "
-                "rollout.max_new or at the model's last position, where they can hardly be right; raise rollout.max_new"
+                f"warning: {found['broken_responses']:.0f} responses of a rollout ended where the model's logits were "
+                "NaN or infinite; the weights may be broken, or their dtype too narrow"
             )
+        for name, line in WARNINGS.items():
+            if found[name] > WARN_ABOVE and name not in self._warned:
+                self._warned.add(name)
+                self.say(f"warning: {100 * found[name]:.0f} % of the responses of a rollout {line}")
 
     def _lap(self) -> float:
         """Seconds since the last time this was asked."""

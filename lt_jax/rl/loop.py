@@ -30,6 +30,7 @@ from lt_jax.rl import memory
 from lt_jax.rl.config import RlConfig
 from lt_jax.rl.experience import Experience
 from lt_jax.rl.problems import Order, open_problems
+from lt_jax.rl.reward_worker import KINDS
 from lt_jax.rl.rewards import RewardPool
 from lt_jax.rl.rollout import Sampler
 from lt_jax.rl.step import make_logps, make_step
@@ -53,7 +54,8 @@ def learn(config: RlConfig, say: Callable[[str], None] = print) -> Path | None:
         raise UserError("reinforcement learning runs in one process, over all of its devices; start one")
     mesh = meshes.make(config.train.mesh)
     check_rows(config, mesh)
-    problems, held_out, named = open_problems(config.problems)
+    judged = any(kind in KINDS and kind != "format" for kind, _ in config.reward.kinds)
+    problems, held_out, named = open_problems(config.problems, judged)
     params, model = read_model(config, mesh)
     folder = Path(config.folder)
     train = dataclasses.replace(config.train, gist_rule=model.scheme.gist_rule)
@@ -70,7 +72,7 @@ def learn(config: RlConfig, say: Callable[[str], None] = print) -> Path | None:
         made = run.Made(make_step(config, never), config.updates, functools.partial(summary, data),
                         data.before, data.after)  # fmt: skip
         say(memory.estimate(config, model, sampler, never, mesh).describe())
-        validation = Validation(model, sampler, held_out, pool) if held_out else None
+        validation = Validation(model, sampler, held_out, pool, say) if held_out else None
         result = run.train(
             train, model.config, params, data, evaluate=validation, folder=folder / "checkpoints", mesh=mesh,
             writers=lambda step: writers(config, folder, step), resolved=resolved, say=say, made=made,
@@ -96,6 +98,8 @@ def check_rows(config: RlConfig, mesh: Mesh) -> None:
             f"mesh: data x fsdp = {parts} does not divide the {piece} responses of a microbatch, which are "
             "rollout.prompts x rollout.group / updates / train.accumulate"
         )
+    if config.rollout.rows % parts:
+        raise UserError(f"mesh: data x fsdp = {parts} does not divide rollout.rows ({config.rollout.rows})")
     if meshes.ways(mesh, "tokens") > 1:
         raise UserError(
             "mesh.context must be 1: a response is sampled token by token, on one device or `tensor` of them"
@@ -164,15 +168,26 @@ def summary(data: Experience, window: list[dict], last: int, seconds: float) -> 
                 "choose a correction that bounds its weights (mismatch)"
             )
     found = [dict(values) | told for values, told in zip(window, data.told[-len(window) :], strict=True)]
-    mean = {name: float(np.mean([values[name] for values in found])) for name in found[0]}
-    parts = [mean[f"seconds_{name}"] for name in ("rollout", "logps", "update")]
+    mean = {name: float(_over(name)([values[name] for values in found])) for name in found[0]}
+    parts = [mean[f"seconds_{name}"] for name in ("rollout", "reward", "logps", "update")]
     tokens = sum(float(values["tokens"]) for values in window)
     return mean | {
         "seconds": sum(parts),
         "share_rollout": parts[0] / max(sum(parts), 1e-9),
-        "update_tokens_per_second": tokens / len(window) / max(parts[1] + parts[2], 1e-9),
+        "update_tokens_per_second": tokens / len(window) / max(parts[2] + parts[3], 1e-9),
         "tokens_per_second": tokens / max(seconds, 1e-9),
     }
+
+
+LAST = ("problems_asked", "prompts_left_out", "budget", "cache_bytes", "cache_bytes_dense", "record_bytes")
+ALL = ("reward_failures", "rewards_late", "broken_responses")
+
+
+def _over(name: str) -> Callable:
+    """What a metric of several rollouts is: their mean, but the last of what is counted on, and the sum of failures."""
+    if name == "response_longest":
+        return np.max
+    return np.sum if name in ALL else (lambda values: values[-1]) if name in LAST else np.mean
 
 
 def writers(config: RlConfig, folder: Path, step: int) -> list[metrics.MetricWriter]:

@@ -35,8 +35,10 @@ class Estimate:
         state: trained and frozen parameters, and the optimizer's.
         reference: the model that the KL is to, where it is another copy.
         sampler: the weights in the form that the sampler reads.
-        cache, cache_dense: of the rollout, and what it would be without a budget.
-        rollout, logps, update: what each program needs beside what it is given.
+        cache, cache_dense: of the rollout, with the record of deaths, and what it would be without a budget. Where the
+            budget may grow it is the largest.
+        batch: a rollout as it is learned from.
+        rollout, logps, update: what each program needs beside all that.
     """
 
     state: int
@@ -44,6 +46,7 @@ class Estimate:
     sampler: int
     cache: int
     cache_dense: int
+    batch: int
     rollout: int
     logps: int
     update: int
@@ -56,7 +59,7 @@ class Estimate:
     @property
     def most(self) -> int:
         """At once."""
-        return self.held + max(self.rollout, self.logps, self.update)
+        return self.held + max(self.rollout, self.batch + max(self.logps, self.update))
 
     def describe(self) -> str:
         """Lines for the terminal."""
@@ -66,7 +69,8 @@ class Estimate:
         return (
             f"memory per device, GiB: {gib(self.most)} at most. Held: weights and optimizer {gib(self.state)}{other}, "
             f"weights of the sampler {gib(self.sampler)}, cache {gib(self.cache)}{saved}\n"
-            f"beside that, GiB: rollout {gib(self.rollout)}, log-probs {gib(self.logps)}, update {gib(self.update)}"
+            f"beside that, GiB: rollout {gib(self.rollout)}, log-probs {gib(self.logps)}, update {gib(self.update)}; "
+            f"and for these two a batch of {gib(self.batch)}"
         )
 
 
@@ -82,22 +86,24 @@ def estimate(config: RlConfig, model: Model, sampler: Sampler, never: tuple[int,
         state=learner.state,
         reference=learner.reference,
         sampler=_sizes(engine.weights),
-        cache=sampler.cache_bytes() // ways,
+        cache=(sampler.cache_bytes(level=len(config.rollout.budgets)) + sampler.record_bytes()) // ways,
         cache_dense=sampler.cache_bytes(evicts=False) // ways,
-        rollout=block.memory_analysis().temp_size_in_bytes,
-        logps=learner.logps.memory_analysis().temp_size_in_bytes,
-        update=learner.update.memory_analysis().temp_size_in_bytes,
+        batch=learner.batch,
+        rollout=_more(block),
+        logps=_more(learner.logps),
+        update=_more(learner.update),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Learning:
-    """The learner's programs, compiled; `state` and `reference` are as in `Estimate`."""
+    """The learner's programs, compiled; `state`, `reference` and `batch` are as in `Estimate`."""
 
     logps: jax.stages.Compiled
     update: jax.stages.Compiled
     state: int
     reference: int
+    batch: int
 
 
 def learning(config: RlConfig, model: DecoderConfig, never: tuple[int, ...], length: int,
@@ -122,12 +128,14 @@ def learning(config: RlConfig, model: DecoderConfig, never: tuple[int, ...], len
     batch = abstract_batch(config, length, record, mesh)
     given = {name: x for name, x in batch.items() if name not in ("logp_old", "logp_reference")}
     copied = config.loss.kl_weight and not model.lora
-    seen = jnp.dtype(config.train.params_dtype).itemsize
+    other = jax.eval_shape(lambda: states.computed(trained, model, config.train.params_dtype)) if copied else {}
+    share = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(other)) / max(1, 4 * parameters.count(model))
     return Learning(
         make_logps(model, config, never, mesh).lower(states.merge(trained, frozen), given).compile(),
         make_step(config, never)(model, config.train, tx, mesh, state).lower(state, frozen, batch).compile(),
         state=_sizes((trained, frozen, opt_state)),
-        reference=_sizes(trained) * seen // 4 if copied else 0,
+        reference=round(_sizes(trained) * share),
+        batch=_sizes(batch),
     )
 
 
@@ -155,6 +163,12 @@ def abstract_batch(config: RlConfig, length: int, record: tuple[int, int] | None
 
 def _shape(x, where, dtype=None) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=where)
+
+
+def _more(program: jax.stages.Compiled) -> int:
+    """Bytes that a program takes beside its arguments: temporaries, and outputs that reuse no argument."""
+    found = program.memory_analysis()
+    return found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
 
 
 def _sizes(tree) -> int:

@@ -20,8 +20,14 @@ TOLD_BY = 16  # embedded problems whose texts tell them from those of another ve
 MIXED = 0  # seed of the order in which the problems of files are held out
 
 
-def open_problems(config: ProblemsConfig) -> tuple[Sequence[Problem], Sequence[Problem], dict]:
+def open_problems(
+    config: ProblemsConfig, answers: bool = True
+) -> tuple[Sequence[Problem], Sequence[Problem], dict]:
     """Problems to learn from, those held out, and what tells the first from all others, see `checkpoint.describe`.
+
+    Args:
+        answers: whether something needs the right answers; where a function of the user's alone judges, records may
+            have none.
 
     Raises:
         UserError: with file and line for a broken record or one without an answer; too few problems.
@@ -34,8 +40,8 @@ def open_problems(config: ProblemsConfig) -> tuple[Sequence[Problem], Sequence[P
         held_out = ()
         if config.held_out:
             held_out = suites.embedded(config.held_out, steps=tuple(config.steps), families=families).problems
-        return problems, held_out, {"problems": hashlib.sha256(told.encode()).hexdigest()}
-    found = suites.from_files(config.paths, name="problems", format=config.format).problems
+        return problems, held_out, {"told_by": hashlib.sha256(told.encode()).hexdigest()}
+    found = suites.from_files(config.paths, name="problems", format=config.format, answers=answers).problems
     mixed = [found[place] for place in np.random.default_rng(MIXED).permutation(len(found))]
     training, held_out = hold_out(mixed, config.held_out)
     files = [[digest, str(file)] for digest, file in by_content(trace_files(config.paths))]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from lt_jax.cache.policies import Eviction
 from lt_jax.decode import Completion, DecodeConfig, Engine, Request, Sampling
 from lt_jax.decode.request import sample_seed
 from lt_jax.decode.setup import cache_bytes
@@ -33,25 +34,42 @@ class Sampler:
         self.model, self.config, self.level = model, config, 0
         self.length = longest(model, config)
         self.engine: Engine | None = None
-        self.params: dict | None = None
-        model.check(self.decode_config(), [], config.rollout.max_new)
+        self.params: dict | None = None  # from which the engine is made, where there is none
+        self._evictions: dict[int, Eviction] = {}
+        try:
+            model.check(self.decode_config(), [], config.rollout.max_new)
+        except UserError as error:
+            raise UserError(_as_rollout(str(error))) from None
 
-    def decode_config(self, evicts: bool = True) -> DecodeConfig:
-        """The engine's settings; without eviction where it is not wanted."""
+    def decode_config(self, evicts: bool = True, level: int | None = None) -> DecodeConfig:
+        """The engine's settings; without eviction where it is not wanted; `level` None is the present one."""
         rollout = self.config.rollout
-        settings = rollout.eviction if evicts else None
-        if settings is not None and self.level:
-            settings = {**settings, "budget": rollout.budgets[self.level - 1]}
-        eviction = None if settings is None else self.model.eviction(**settings)
+        eviction = self._eviction(self.level if level is None else level) if evicts else None
         return DecodeConfig(
             rows=rollout.rows or rollout.responses,
-            capacity=self.length + 1,
+            capacity=rollout.max_prompt + rollout.max_new + self.closing + 1,
             block_steps=rollout.block_steps,
             sampling=Sampling(rollout.temperature),
             max_thought=rollout.max_thought,
             eviction=eviction,
             horizon=self.length + 1 if eviction is not None and self.config.replay else 0,
         )
+
+    def _eviction(self, level: int) -> Eviction | None:
+        """The KV budget of a level; made once, as SepLLM looks through the vocabulary for its separators."""
+        settings = self.config.rollout.eviction
+        if settings is None:
+            return None
+        if level not in self._evictions:
+            budget = self.config.rollout.budgets[level - 1] if level else settings["budget"]
+            self._evictions[level] = self.model.eviction(**{**settings, "budget": budget})
+        return self._evictions[level]
+
+    @property
+    def closing(self) -> int:
+        """Tokens that closing a thought adds, the trigger not among them."""
+        rule = closing(self.model.scheme, self.model.special, self.model.tokenize)
+        return 0 if rule is None else len(rule)
 
     @property
     def budget(self) -> int:
@@ -61,8 +79,11 @@ class Sampler:
 
     def load(self, params: dict) -> None:
         """Takes new weights; the sampler computes with what a step computes with."""
-        self.params = params = states.computed(params, self.model.config, self.config.train.params_dtype)
-        if self.engine is not None:
+        self.params = None
+        params = states.computed(params, self.model.config, self.config.train.params_dtype)
+        if self.engine is None:
+            self.params = params
+        else:
             self.engine.load(params)
 
     def grow(self) -> None:
@@ -91,35 +112,56 @@ class Sampler:
             Request(prompt, rollout.max_new, seed_of(self.config.train.seed, number), place, rollout.group)
             for place, (prompt, number) in enumerate(zip(prompts, numbers, strict=True))
         ]
-        for completion in self.ready().run(requests):
+        engine = self.ready()
+        for completion in engine.run(requests):
             if completion.finish == "refused":
-                raise UserError(f"a prompt of the rollout cannot be answered: {completion.why}")
+                raise UserError(f"problem {numbers[completion.id]} of the run cannot be asked: {completion.why}")
             groups[completion.id].append(completion)
             if len(groups[completion.id]) == rollout.group:
                 groups[completion.id].sort(key=lambda each: each.sample)
                 done(completion.id, groups[completion.id])
+        engine.renew()
         return groups
 
     def ready(self) -> Engine:
-        """The engine, made if need be. Its cache has all that it will ever need from the start, so that what was
-        sampled before, or was not because the run was resumed, changes no rounding."""
+        """The engine, made if need be. It begins every rollout with an empty cache, so that what was sampled before,
+        or was not because the run was resumed, changes no rounding. Where no thoughts are put away it has room for the
+        longest row at once, as every row may become that long."""
         if self.engine is None:
             self.engine = dataclasses.replace(self.model, params=self.params).engine(self.decode_config())
+            self.params = None
+        if not self.model.scheme.has_gists:
             self.engine.reserve(self.length)
         return self.engine
 
-    def cache_bytes(self, evicts: bool = True) -> int:
-        """Of all rows, from the shapes of the arrays, as they are or as they would be without a budget."""
-        config = self.decode_config(evicts)
+    def cache_bytes(self, evicts: bool = True, level: int | None = None) -> int:
+        """Of all rows, from the shapes of the arrays at their largest; as they are, or as they would be for rows of
+        this length with every key kept. Without the record of deaths, see `record_bytes`."""
+        config = self.decode_config(evicts, level)
         return round(config.rows * cache_bytes(self.model.config, config, self.model.rules(config)))
+
+    def record_bytes(self) -> int:
+        """Of the record of deaths of all rows, as the engine keeps it."""
+        engine = self.ready()
+        return 0 if engine.cache.record is None else engine.cache.record.nbytes
 
 
 def longest(model: Model, config: RlConfig) -> int:
-    """Tokens of the longest row that a rollout may come to: any sampled token may close a thought."""
+    """Tokens of the longest row that a rollout may come to. Where thoughts are closed, what that adds may be as much as
+    what is sampled: thoughts are as long as what closes them, on average at least. A row beyond that is cut off."""
     rule = closing(model.scheme, model.special, model.tokenize)
     rollout = config.rollout
-    need = rollout.max_prompt + rollout.max_new * (1 if rule is None else 1 + len(rule))
+    need = rollout.max_prompt + (rollout.max_new if rule is None else 2 * rollout.max_new + len(rule))
     return min(need, model.config.max_positions)
+
+
+def _as_rollout(line: str) -> str:
+    """A complaint of the engine's in the words of a config for rollouts."""
+    words = {"decode.rows": "rollout.rows", "decode.capacity": "rollout.max_prompt + rollout.max_new",
+             "eviction.buffer": "rollout.buffer"}  # fmt: skip
+    for old, new in words.items():
+        line = line.replace(old, new)
+    return line
 
 
 def seed_of(seed: int, number: int) -> int:

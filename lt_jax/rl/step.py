@@ -65,7 +65,7 @@ def make_step(config: RlConfig, never: tuple[int, ...]) -> Callable:
     def make(model: DecoderConfig, train: TrainConfig, tx: optax.GradientTransformation, mesh: Mesh, state: TrainState):
         def step(state: TrainState, frozen: dict, batch: dict) -> tuple[TrainState, dict]:
             counted = jnp.ones(batch["rewards"].shape, bool)
-            if not config.count_rejected:
+            if not config.count_rejected and not config.fresh:  # fresh: nothing that is rejected matters, or nothing is
                 counted = _corrected(config, batch).accepted
             advantages = ADVANTAGES[config.advantage](batch["rewards"], batch["group"], counted)
 
