@@ -1,8 +1,8 @@
 """lt_jax's side of `benchmarks/rl_step.py`: the loop of `lt_jax.rl.loop.learn`, whole, with its log.
 
 Settings are those of the library but for the sizes and `kl_weight=0`, which needs no reference; the update is cut into
-pieces, which fit the processor's cache better. Unlike its peers the loop computes the log-probs of the policy before
-the update in a pass of their own, as it always does; they are part of its time.
+pieces, which fit the processor's cache better. As with its peers, the only update of a rollout computes the log-probs
+before it by itself.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Timed(Experience):
 
 
 def endless(config, mesh):
-    """The folder's model, which no token ends."""
-    model = loop_model(config, mesh)
+    """The folder's parameters and model, which no token ends."""
+    params, model = loop_model(config, mesh)
     special = dataclasses.replace(model.special, eos=-1)
-    return dataclasses.replace(model, card=dataclasses.replace(model.card, special=special))
+    return params, dataclasses.replace(model, card=dataclasses.replace(model.card, special=special))
 
 
 loop_model = loop.read_model
