@@ -146,7 +146,7 @@ def test_presets():
     own = preset("adaptive", dataclasses.replace(BUDGET, budgets=(80, 100)))["rollout"]
     assert (own.budgets, own.least_agreement) == ((80, 100), rl.LEAST_AGREEMENT)
     own = preset("adaptive", dataclasses.replace(BUDGET, least_agreement=0.86))["rollout"]
-    assert (own.budgets, own.least_agreement) == ((96, 128, 192, 256), 0.86)
+    assert (own.budgets, own.least_agreement) == ((144, 192, 288, 384), 0.86)
     for name in rl.PRESETS:
         of(**preset(name, BUDGET))
 
@@ -176,7 +176,7 @@ def test_the_tiny_config():
     found = rl_config(sparse_rl_tiny.get_config())
     assert found == command_line()
     assert found.mismatch == PRESETS["paper"] and not found.replay and found.lora is None
-    assert found.rollout.eviction == KV and found.problems.embedded and found.problems.paths == ()
+    assert found.rollout.eviction == KV | {"budget": 96} and found.problems.embedded and found.problems.paths == ()
     assert found.loss.clip is None and found.loss.length is None and found.train.attention is None
     assert found.method is found.wandb is found.export_dtype is found.rollout.max_thought is None
 
@@ -218,7 +218,7 @@ def test_corrections_of_a_command_line(options, expected):
     (["mismatch.rollout_is=none", "mismatch.rollout_is_threshold=2"], "mismatch.rollout_is_threshold is 2, but"),
     (["preset=replay", "rollout.kv="], "preset 'replay' is for a KV budget; set rollout.kv, or take another preset"),
     (["rollout.least_agreement=0.8"], "rollout.budgets is () and rollout.least_agreement is 0.8; give both"),
-    (["rollout.window=70"], "rollout.budget 64 leaves no room beside the window (70)"),
+    (["rollout.window=100"], "rollout.budget 96 leaves no room beside the window (100)"),
     (["data.path=problems.jsonl"], "both data.path and data.embedded are given"),
     (["loss.kind=dr_grpo"], "loss.length is None and loss.kind is 'dr_grpo'; dr_grpo needs a length above 0"),
 ])  # fmt: skip
@@ -232,10 +232,10 @@ def test_settings_of_the_kv_budget():
     find = lambda *options: command_line(*(f"rollout.{option}" for option in options)).rollout
     assert find("kv=").eviction is None
     assert find("kv=snapkv", "budget=32").eviction == {"policy": "snapkv", "budget": 32, "buffer": 16}
-    assert find("window=4", "share=layers").eviction == KV | {"window": 4, "share": "layers"}
+    assert find("window=4", "share=layers").eviction == KV | {"budget": 96, "window": 4, "share": "layers"}
     assert find("max_thought=50").max_thought == 50
     adaptive = command_line("preset=adaptive", "rollout.least_agreement=0.86").rollout
-    assert (adaptive.budgets, adaptive.least_agreement) == ((96, 128, 192, 256), 0.86)
+    assert (adaptive.budgets, adaptive.least_agreement) == ((144, 192, 288, 384), 0.86)
     adaptive = command_line("preset=adaptive", "rollout.budgets=80,").rollout
     assert (adaptive.budgets, adaptive.least_agreement) == ((80,), rl.LEAST_AGREEMENT)
 
@@ -270,3 +270,21 @@ def test_the_script_ends_with_one_line(option, line):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
+
+
+def test_settings_without_what_they_are_for_are_refused():
+    for options, why in (
+        (["rollout.kv=", "rollout.window=4"], "rollout.window is given, but no KV policy"),
+        (["preset=replay", "rollout.budgets=(128,)", "rollout.least_agreement=0.9"], "the budget would never grow"),
+        (["preset=replay", "rollout.kv="], "set rollout.kv, or take another preset"),
+    ):
+        with pytest.raises(UserError) as caught:
+            command_line(*options)
+        assert why in str(caught.value)
+
+
+def test_the_advantage_is_that_of_the_paper_of_the_loss():
+    for kind, own in {"grpo": "grpo", "dr_grpo": "dr_grpo", "rloo": "rloo", "dapo": "grpo", "gspo": "grpo"}.items():
+        length = ["loss.length=330"] if kind == "dr_grpo" else []
+        assert command_line(f"loss.kind={kind}", *length).advantage == own
+    assert command_line("loss.kind=rloo", "advantage=grpo").advantage == "grpo"

@@ -14,8 +14,9 @@ from lt_jax.layout.scheme import Scheme
 from lt_jax.models import huggingface
 from lt_jax.models.config import LoraConfig
 from lt_jax.rl import loop
-from lt_jax.rl.config import preset
+from lt_jax.rl.config import ProblemsConfig, preset
 from lt_jax.rl.losses import LossConfig
+from lt_jax.rl.rewards import RewardConfig
 from lt_jax.training.config import OptimizerConfig
 from tests.rl_runs import BUDGET, history, replaced, rewarded, settings, without_clock, write_problems
 from tests.tiny_folder import make
@@ -188,6 +189,39 @@ def test_prompts_that_are_too_long_are_left_out(base, tmp_path):
     path.write_text('{"question": "' + "word " * 50 + '", "answer": "1"}\n')
     with pytest.raises(UserError, match="longer than rollout.max_prompt"):
         loop.learn(dataclasses.replace(config, folder=str(tmp_path / "long")), QUIET)
-    path.write_text('{"question": "What?"}\n')
-    with pytest.raises(UserError, match="mixed.jsonl:1: no answer"):
-        loop.learn(dataclasses.replace(config, folder=str(tmp_path / "none")), QUIET)
+
+
+def test_a_budget_that_grew_is_gone_on_with(base, problems, tmp_path):
+    """The agreement of a random model is far below 1, so that the budget grows after each of the first rollouts."""
+    rollout = {"eviction": BUDGET, "budgets": (32, 48), "least_agreement": 0.9999, "resample": 1, "rows": 8}
+    config = settings(tmp_path / "whole", base, problems, rollout=rollout, train={"save_every": 1, "steps": 4})
+    said = []
+    assert loop.learn(config, said.append)
+    assert [line["budget"] for line in history(config.folder)] == [24, 32, 48, 48]
+    assert sum("the budget grows from" in line for line in said) == 2
+    again = dataclasses.replace(config, folder=str(tmp_path / "again"))
+    for steps in (1, 4):
+        assert loop.learn(replaced(again, "train", steps=steps), QUIET)
+    assert without_clock(history(again.folder)) == without_clock(history(config.folder))
+    same(weights(tmp_path / "whole" / "final"), weights(tmp_path / "again" / "final"))
+
+
+def test_a_changed_number_of_problems_is_another_run(base, tmp_path):
+    config = settings(tmp_path / "run", base, tmp_path, train={"steps": 1}, loss=LossConfig(kl_weight=0.0))
+    embedded = dataclasses.replace(config, problems=ProblemsConfig(embedded=50, families=("gcd",), prefix=""))
+    embedded = replaced(embedded, "rollout", max_prompt=48, max_new=8)
+    assert loop.learn(embedded, QUIET)
+    with pytest.raises(UserError, match="problems.embedded is 50 there and 40 here"):
+        loop.learn(replaced(embedded, "problems", embedded=40), QUIET)
+
+
+def test_a_function_of_ones_own_needs_no_answers(base, tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(f'{{"question": "What is {i}?"}}\n' for i in range(8)))
+    config = settings(tmp_path / "run", base, path, train={"steps": 1}, count_rejected=False,
+                      loss=LossConfig(kl_weight=0.0, count_rejected=False))  # fmt: skip
+    assert loop.learn(config, QUIET)
+    assert history(config.folder)[0]["reward"] > 0
+    with pytest.raises(UserError, match="questions.jsonl:1: no answer"):
+        math = dataclasses.replace(config, folder=str(tmp_path / "math"), reward=RewardConfig(workers=1))
+        loop.learn(math, QUIET)
