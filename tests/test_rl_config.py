@@ -236,8 +236,8 @@ def test_settings_of_the_kv_budget():
     assert find("max_thought=50").max_thought == 50
     adaptive = command_line("preset=adaptive", "rollout.least_agreement=0.86").rollout
     assert (adaptive.budgets, adaptive.least_agreement) == ((144, 192, 288, 384), 0.86)
-    adaptive = command_line("preset=adaptive", "rollout.budgets=80,").rollout
-    assert (adaptive.budgets, adaptive.least_agreement) == ((80,), rl.LEAST_AGREEMENT)
+    adaptive = command_line("preset=adaptive", "rollout.budgets=120,").rollout
+    assert (adaptive.budgets, adaptive.least_agreement) == ((120,), rl.LEAST_AGREEMENT)
 
 
 def test_a_dash_is_what_the_folder_says_and_an_empty_text_is_empty():
