@@ -146,7 +146,7 @@ def test_presets():
     own = preset("adaptive", dataclasses.replace(BUDGET, budgets=(80, 100)))["rollout"]
     assert (own.budgets, own.least_agreement) == ((80, 100), rl.LEAST_AGREEMENT)
     own = preset("adaptive", dataclasses.replace(BUDGET, least_agreement=0.86))["rollout"]
-    assert (own.budgets, own.least_agreement) == ((144, 192, 288, 384), 0.86)
+    assert (own.budgets, own.least_agreement) == ((96, 128, 192, 256), 0.86)
     for name in rl.PRESETS:
         of(**preset(name, BUDGET))
 

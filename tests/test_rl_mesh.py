@@ -18,7 +18,7 @@ config = asked(*sys.argv[1:5], mesh=MeshConfig(data=2, fsdp=2, tensor=2))
 assert loop.learn(config, lambda line: None)
 '''
 # Adam's eps is large, so that gradients that are zero but for rounding make no steps of full size.
-STEADY = OptimizerConfig(learning_rate=3e-2, warmup=0.0, end_fraction=1.0, eps=1e-2)
+STEADY = OptimizerConfig(learning_rate=3e-3, warmup=0.0, end_fraction=1.0, eps=1e-2)
 
 
 def asked(folder, model, problems, learner, mesh):
