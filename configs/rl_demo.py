@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.start.log.tensorboard = False
     config.run = sparse_rl_tiny.get_config()
     config.run.data.update(families=FAMILIES, steps=STEPS, held_out=0)
+    config.run.rollout.update(max_new=330, temperature=1.0)
     config.run.train.update(steps=40, eval_every=0, save_every=10)
     # Of the arm "adaptive": the budgets to come, and the 5th percentile of agreement under which the next one is taken.
     config.adaptive = ConfigDict({"budgets": (128, 160, 224), "least_agreement": 0.98})

@@ -165,6 +165,7 @@ def test_presets_that_are_refused():
 def command_line(*options):
     """The `RlConfig` of a command line, by the parser of the scripts."""
     values = flags.FlagValues()
+    options = ("preset=paper", *options)  # what most of these tests change something of
     argv = ["train.py", f"--config={ROOT}/configs/sparse_rl_tiny.py", *(f"--config.{option}" for option in options)]
     with mock.patch.object(sys, "argv", argv):  # where config_flags looks for what is overridden
         config_flags.DEFINE_config_file("config", None, flag_values=values)
@@ -174,8 +175,8 @@ def command_line(*options):
 
 def test_the_tiny_config():
     found = rl_config(sparse_rl_tiny.get_config())
-    assert found == command_line()
-    assert found.mismatch == PRESETS["paper"] and not found.replay and found.lora is None
+    assert found == command_line("preset=replay")
+    assert found.mismatch == PRESETS["naive"] and found.replay and found.lora is None
     assert found.rollout.eviction == KV | {"budget": 96} and found.problems.embedded and found.problems.paths == ()
     assert found.loss.clip is None and found.loss.length is None and found.train.attention is None
     assert found.method is found.wandb is found.export_dtype is found.rollout.max_thought is None
