@@ -4,8 +4,7 @@
 
 A step is all that a trainer's loop does from one step to the next: 8 responses of exactly 128 tokens to each of 8
 prompts of 64, sampled at temperature 1, their rewards, and one update of all weights by AdamW, in float32 and without a
-reference. lt_jax also computes the log-probs before the update, which the others leave out where there is one update of
-a rollout. Every side loads the same random model, the small one of `decode.py`, and asks the same problems. Each runs
+reference. Every side loads the same random model, the small one of `decode.py`, and asks the same problems. Each runs
 in a process of its own with the same number of threads, a peer in a virtual environment of its own in build/peers,
 which is made by the first run and kept. The sides take turns, step by step; the first steps, in which things are
 compiled, are left out, and the median of the others counts. What was chosen for a peer stands in benchmarks/peers. A

@@ -24,6 +24,7 @@ from lt_jax.errors import UserError
 # `layout.scheme.METHODS` and `cache.policies.POLICIES`, without the seconds JAX takes
 METHODS = ("lightthinker", "vanilla", "anllm", "memento")
 POLICIES = ("full", "streaming", "h2o", "tova", "knorm", "keydiff", "snapkv", "rkv", "sepllm", "random")
+STOPPED = 3  # the exit code of a script that was asked to stop, and saved
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 INSTALLED = ROOT.parts[-2:] == ("lt_jax", "commands")  # of a wheel, see lt_jax/commands; else a clone

@@ -16,10 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ml_collections import config_flags
 
-from launch.main import compile_cache, resolved, run
+from launch.main import STOPPED, compile_cache, resolved, run
 from launch.settings import arms_config
 
-STOPPED = 3  # the exit code of a script that was asked to stop, and saved
 CONFIG = config_flags.DEFINE_config_file("config", None, "the config of the demo: configs/rl_demo.py")
 
 

@@ -23,12 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ml_collections import config_flags
 
-from launch.main import compile_cache, resolved, run
+from launch.main import STOPPED, compile_cache, resolved, run
 from launch.settings import rl_config, sft_config
 from lt_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the config of a run, such as configs/lightthinker_qwen.py")
-STOPPED = 3
 
 
 def main(argv) -> None:

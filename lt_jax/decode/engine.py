@@ -114,6 +114,7 @@ class Engine:
     def renew(self) -> None:
         """Begins anew with an empty cache of the least size, as a new engine would; what it grew to is given back.
         Nothing may be under way."""
+        self.cache = None  # never two at once
         self.cache = self.spread.empty(functools.partial(empty_cache, self.model, self.config, self.rules, 0))
         self.rows.forget()
         self.rows.spoilt.clear()

@@ -123,7 +123,7 @@ GROUPS: dict[str, tuple[Chart, ...]] = {
         Chart("tokens_per_second", "tokens/s of the whole step"),
         Chart("seconds", "s a step"),
         _seconds("rollout", "rollout"),
-        _seconds("reward", "waiting for rewards"),
+        _seconds("reward", "waiting for rewards, and metrics"),
         _seconds("logps", "log-probs"),
         _seconds("update", "update"),
         _share("share_rollout", "the time of a step"),

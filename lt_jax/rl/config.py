@@ -19,7 +19,7 @@ from lt_jax.rl.losses import LossConfig
 from lt_jax.rl.mismatch_config import PRESETS as CORRECTIONS
 from lt_jax.rl.mismatch_config import MismatchConfig
 from lt_jax.rl.rewards import RewardConfig
-from lt_jax.training.config import TrainConfig
+from lt_jax.training.config import TrainConfig, check_run
 
 GROWTH = (1.0, 1.5, 2.0, 3.0, 4.0)  # the budgets of `adaptive`, as multiples of the first
 LEAST_AGREEMENT = 0.5  # of `adaptive`, unless said otherwise
@@ -192,10 +192,7 @@ class RlConfig:
     export_dtype: str | None = None
 
     def __post_init__(self):
-        if not self.model:
-            raise UserError("model.path is empty; give a checkpoint folder, --config.model.path=DIR")
-        if not self.folder:
-            raise UserError("folder is empty; give the run a folder, --config.folder=runs/NAME")
+        check_run(self.folder, self.model, self.lora is not None, self.train.optim)
         if self.advantage is None:
             own = self.loss.kind if self.loss.kind in ADVANTAGES else "grpo"
             object.__setattr__(self, "advantage", own)
@@ -230,8 +227,6 @@ class RlConfig:
             raise UserError(
                 f"train.eval_every is {self.train.eval_every} and data.held_out is 0: there is nothing to evaluate on"
             )
-        if self.train.optim.name == "muon" and self.lora:
-            raise UserError("optim.name is 'muon' and lora.rank is above 0: Muon is for whole weights; take adamw")
 
     @property
     def fresh(self) -> bool:

@@ -115,6 +115,7 @@ class Experience:
     def __next__(self) -> dict:
         self.sampled = self.seconds = 0.0
         groups = self._groups()
+        found = self._said(groups)
         rewarded = self._lap() - self.seconds
         batch = meshes.place_batch(self.mesh, self._batch(groups))
         for name, view in self.views.items():
@@ -122,8 +123,7 @@ class Experience:
         jax.block_until_ready(batch)
         scored = self._lap()
         clocks = {"seconds_rollout": self.seconds, "seconds_reward": rewarded, "seconds_logps": scored}
-        found = self._said(groups) | clocks
-        self.told.append(found)
+        self.told.append(found := found | clocks)
         self._warn(found)
         return batch
 

@@ -1,4 +1,4 @@
-"""How much memory a run takes, before it begins: of its three programs, for the longest rows there can be.
+"""How much memory the programs of a run take, before it begins, for the longest rows there can be.
 
 The compiler says of each program what it needs beside what is held between them.
 """
@@ -90,16 +90,17 @@ def estimate(config: RlConfig, model: Model, sampler: Sampler, never: tuple[int,
         cache_dense=sampler.cache_bytes(evicts=False) // ways,
         batch=learner.batch,
         rollout=_more(block),
-        logps=_more(learner.logps),
+        logps=0 if learner.logps is None else _more(learner.logps),
         update=_more(learner.update),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Learning:
-    """The learner's programs, compiled; `state`, `reference` and `batch` are as in `Estimate`."""
+    """The learner's programs, compiled; `state`, `reference` and `batch` are as in `Estimate`. `logps` is None where
+    the update alone needs log-probs (`RlConfig.fresh`, no KL)."""
 
-    logps: jax.stages.Compiled
+    logps: jax.stages.Compiled | None
     update: jax.stages.Compiled
     state: int
     reference: int
@@ -128,13 +129,16 @@ def learning(config: RlConfig, model: DecoderConfig, never: tuple[int, ...], len
     batch = abstract_batch(config, length, record, mesh)
     given = {name: x for name, x in batch.items() if name not in ("logp_old", "logp_reference")}
     copied = config.loss.kl_weight and not model.lora
-    other = jax.eval_shape(lambda: states.computed(trained, model, config.train.params_dtype)) if copied else {}
-    share = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(other)) / max(1, 4 * parameters.count(model))
+    seen = jax.eval_shape(lambda: states.computed(trained, model, config.train.params_dtype))
+    other = jax.tree.map(lambda x, like: _shape(x, like.sharding), seen, trained)
+    logps = None
+    if config.loss.kl_weight or not config.fresh:
+        logps = make_logps(model, config, never, mesh).lower(states.merge(trained, frozen), given).compile()
     return Learning(
-        make_logps(model, config, never, mesh).lower(states.merge(trained, frozen), given).compile(),
+        logps,
         make_step(config, never)(model, config.train, tx, mesh, state).lower(state, frozen, batch).compile(),
         state=_sizes((trained, frozen, opt_state)),
-        reference=round(_sizes(trained) * share),
+        reference=_sizes(other) if copied else 0,
         batch=_sizes(batch),
     )
 

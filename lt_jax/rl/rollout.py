@@ -32,10 +32,13 @@ class Sampler:
     def __init__(self, model: Model, config: RlConfig):
         """Raises UserError if model, method and budget do not go together."""
         self.model, self.config, self.level = model, config, 0
-        self.length = longest(model, config)
+        rule = closing(model.scheme, model.special, model.tokenize)
+        self.closing = 0 if rule is None else len(rule)  # tokens that closing a thought adds
+        self.length = longest(config, self.closing, model.config.max_positions)
         self.engine: Engine | None = None
         self.params: dict | None = None  # from which the engine is made, where there is none
         self._evictions: dict[int, Eviction] = {}
+        self._bytes: dict[tuple, int] = {}
         try:
             model.check(self.decode_config(), [], config.rollout.max_new)
         except UserError as error:
@@ -64,12 +67,6 @@ class Sampler:
             budget = self.config.rollout.budgets[level - 1] if level else settings["budget"]
             self._evictions[level] = self.model.eviction(**{**settings, "budget": budget})
         return self._evictions[level]
-
-    @property
-    def closing(self) -> int:
-        """Tokens that closing a thought adds, the trigger not among them."""
-        rule = closing(self.model.scheme, self.model.special, self.model.tokenize)
-        return 0 if rule is None else len(rule)
 
     @property
     def budget(self) -> int:
@@ -138,21 +135,26 @@ class Sampler:
         """Of all rows, from the shapes of the arrays at their largest; as they are, or as they would be for rows of
         this length with every key kept. Without the record of deaths, see `record_bytes`."""
         config = self.decode_config(evicts, level)
-        return round(config.rows * cache_bytes(self.model.config, config, self.model.rules(config)))
+        if (key := (evicts, level, self.level)) not in self._bytes:
+            each = cache_bytes(self.model.config, config, self.model.rules(config))
+            self._bytes[key] = round(config.rows * each)
+        return self._bytes[key]
 
     def record_bytes(self) -> int:
-        """Of the record of deaths of all rows, as the engine keeps it."""
-        engine = self.ready()
-        return 0 if engine.cache.record is None else engine.cache.record.nbytes
+        """Of the record of deaths of all rows, as the engine keeps it; 0 where there is no engine."""
+        record = None if self.engine is None else self.engine.cache.record
+        return 0 if record is None else record.nbytes
 
 
-def longest(model: Model, config: RlConfig) -> int:
+def longest(config: RlConfig, closing: int, positions: int) -> int:
     """Tokens of the longest row that a rollout may come to. Where thoughts are closed, what that adds may be as much as
-    what is sampled: thoughts are as long as what closes them, on average at least. A row beyond that is cut off."""
-    rule = closing(model.scheme, model.special, model.tokenize)
+    what is sampled: thoughts are as long as what closes them, on average at least. A row beyond that is cut off.
+
+    Args:
+        closing: tokens that closing a thought adds; 0 where none is closed. positions: the most of the model.
+    """
     rollout = config.rollout
-    need = rollout.max_prompt + (rollout.max_new if rule is None else 2 * rollout.max_new + len(rule))
-    return min(need, model.config.max_positions)
+    return min(rollout.max_prompt + (2 if closing else 1) * rollout.max_new + closing, positions)
 
 
 def _as_rollout(line: str) -> str:

@@ -46,6 +46,19 @@ class OptimizerConfig:
             raise UserError(f"optim.adam_rate is {self.adam_rate}; it must be above 0, and is for muon only")
 
 
+def check_run(folder: str, model: str, adapters: bool, optim: OptimizerConfig) -> None:
+    """Raises UserError if a run has no folder or no model, or an optimizer that is not for what it trains."""
+    if not model:
+        raise UserError("model.path is empty; give a checkpoint folder, --config.model.path=DIR")
+    if not folder:
+        raise UserError("folder is empty; give the run a folder, --config.folder=runs/NAME")
+    if adapters and optim.name == "muon":
+        raise UserError(
+            "optim.name is 'muon' and lora.rank is above 0: Muon is for whole weights, of which adapters have none; "
+            "take adamw"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """How many devices each mesh axis has; -1, on one axis at most, takes all devices that are left.

@@ -10,7 +10,7 @@ from lt_jax.errors import UserError
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
 from lt_jax.models.config import LoraConfig
-from lt_jax.training.config import TrainConfig
+from lt_jax.training.config import TrainConfig, check_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +116,7 @@ class SftConfig:
     export_dtype: str | None = None
 
     def __post_init__(self):
-        if not self.model:
-            raise UserError("model.path is empty; give a checkpoint folder, --config.model.path=DIR")
-        if not self.folder:
-            raise UserError("folder is empty; give the run a folder, --config.folder=runs/NAME")
+        check_run(self.folder, self.model, self.lora is not None, self.train.optim)
         scheme, source = self.scheme, self.source
         check_cutting(scheme, source.segment, source.minimum, source.maximum)
         if self.tokens.trigger is not None and not scheme.has_trigger:
@@ -138,11 +135,6 @@ class SftConfig:
         if self.train.eval_every and not source.held_out:
             raise UserError(
                 f"train.eval_every is {self.train.eval_every} and data.held_out is 0: there is nothing to evaluate on"
-            )
-        if self.lora and self.train.optim.name == "muon":
-            raise UserError(
-                "optim.name is 'muon' and lora.rank is above 0: Muon is for whole weights, of which adapters have "
-                "none; take adamw"
             )
 
 
