@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -33,11 +34,14 @@ def start(*arguments) -> subprocess.Popen:
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
 
 
-def killed(run: subprocess.Popen, seconds: float) -> bool:
-    """Kills a run so many seconds after the first step of its own; False if it was over before."""
+def killed(run: subprocess.Popen, seconds: float, saved: Path | None = None) -> bool:
+    """Kills a run so many seconds after the first step of its own, or after the first whole checkpoint in a folder;
+    False if it was over before."""
     for line in run.stdout:
         if line.startswith("step "):
             break
+    while saved and run.poll() is None and not any(each.name.isdigit() for each in saved.iterdir()):
+        time.sleep(0.01)
     try:
         run.wait(seconds)
         return False
@@ -59,8 +63,10 @@ def test_a_run_that_is_killed_again_and_again_ends_like_one_that_was_not(tmp_pat
     assert whole.returncode == 0, text[-2000:]
     seconds = np.mean([line["seconds"] for line in history(tmp_path / "whole")[1:]])
     draw = random.Random(3)
-    for _ in range(KILLS):  # in its rollouts, its updates and its saves
-        assert killed(start(tmp_path / "killed", model, problems), seconds * draw.uniform(0, 3)), "it was over before"
+    for left in reversed(range(KILLS)):  # in its rollouts, its updates and its saves
+        saved = None if left else tmp_path / "killed/checkpoints"  # so that there is one to go on from
+        run = start(tmp_path / "killed", model, problems)
+        assert killed(run, seconds * draw.uniform(0, 3), saved), "it was over before"
     text = start(tmp_path / "killed", model, problems).communicate()[0]
     assert "exported to" in text and "going on from the checkpoint of step" in text, text[-2000:]
     jax.tree.map(np.testing.assert_array_equal, weights(tmp_path / "whole"), weights(tmp_path / "killed"))
