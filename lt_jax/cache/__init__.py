@@ -12,11 +12,12 @@ from lt_jax.cache.kv_cache import (
     drop,
     empty,
     grown,
+    redated,
     truncated,
     visible,
 )
 
 __all__ = [
     "KVCache", "append", "attend", "cleared", "close", "compact", "copied", "drop", "empty", "empty_evicting", "evict",
-    "grown", "truncated", "visible",
+    "grown", "redated", "truncated", "visible",
 ]  # fmt: skip

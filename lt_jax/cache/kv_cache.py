@@ -168,6 +168,24 @@ def copied(cache: KVCache, origin, rows, count) -> KVCache:
     return dataclasses.replace(cache, **lax.fori_loop(0, count, one, arrays))
 
 
+def redated(cache: KVCache, rows, death) -> KVCache:
+    """The keys of the given rows die when `death` says of their births; what is not of these rows stays as it is.
+
+        slot    0 1 2 3                                  0 1 2 3
+        birth   0 1 4 5    death [- 6 - - 6 -]   death   - 6 6 -
+
+    For caches in which all layers and heads agree on who lives.
+
+    Args:
+        rows: [R] int32. death: [R, N] int32 by birth; keys born at N and later keep their deaths.
+    """
+    birth, old = cache.birth[:, rows], cache.death[:, rows]
+    given = jnp.take_along_axis(jnp.broadcast_to(death[None, :, None], (*birth.shape[:3], death.shape[1])),
+                                jnp.clip(birth, 0, death.shape[1] - 1), 3)  # fmt: skip
+    named = (birth >= 0) & (birth < death.shape[1])
+    return replaced(cache, rows, death=jnp.where(named, given, old))
+
+
 def cleared(cache: KVCache, rows) -> KVCache:
     """Zeros for what the given rows [R] left in their slots: where that was NaN, no mask would hide it."""
     zero = lambda x: None if x is None else x.at[:, rows].set(0)

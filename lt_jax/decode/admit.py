@@ -7,7 +7,7 @@ import numpy as np
 from lt_jax.decode.block import slack
 from lt_jax.decode.config import DecodeConfig
 from lt_jax.decode.control import Rules
-from lt_jax.decode.pieces import living, pieces
+from lt_jax.decode.pieces import keys_kept, living, pieces
 from lt_jax.decode.record import as_row
 from lt_jax.decode.request import Request
 from lt_jax.decode.sample import Sampling
@@ -70,10 +70,11 @@ def _check_prompt(name: str, prompt: Row, model: DecoderConfig, config: DecodeCo
         raise UserError(f"{name}: a prompt of {length} tokens leaves no room for a response within the {what}")
     if rules.eviction is not None:
         _check_budget(name, prompt, rules)
-    elif length + 1 > room:
+    elif (most := int(keys_kept(prompt).max())) + 1 > room:
+        held = "" if most == length else f", of which {most} are seen at once,"
         raise UserError(
-            f"{name}: a prompt of {length} tokens does not fit; the capacity is {room} keys, and the response needs at "
-            "least one"
+            f"{name}: a prompt of {length} tokens{held} does not fit; the capacity is {room} keys, and the response "
+            "needs at least one"
         )
     pieces(prompt, room + slack(rules), config)  # its gist blocks fit
 

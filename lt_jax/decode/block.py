@@ -238,7 +238,8 @@ def prefill(
 
     Args:
         left, seed, how: [R] of the requests.
-        final: this was the last piece: drop the prompt's dead keys (`compress`) and choose the first token.
+        final: this was the last piece: choose the first token.
+        compress: free what has died. Under an eviction that is done after the last piece only.
         evict: cut rows that are over their budget down to it after this piece.
     """
     rows = feed.rows
@@ -246,7 +247,7 @@ def prefill(
     rule = rules.gist_rule if feed.gist is not None else "causal"
     logits, cache, _, _ = run(weights, model, cache, feed, gist_rule=rule, form=rules.attention, axis=rules.axis)
     index = feed.first + feed.count
-    if final and compress:
+    if compress and (final or rules.eviction is None):
         cache = slots.compact(cache, index, rows, rules.apart)
     if evict:
         budgets = jnp.asarray(rules.eviction.budgets(model.layers))[:, None]

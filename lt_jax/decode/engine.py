@@ -32,17 +32,30 @@ from lt_jax.decode.block import slack
 from lt_jax.decode.completion import Completion, refused
 from lt_jax.decode.config import DecodeConfig
 from lt_jax.decode.event import Event, Usage
-from lt_jax.decode.pieces import PIECES, TOGETHER, Piece, alike, feed_of, last_apart, living, most_held, pieces, powers
+from lt_jax.decode.pieces import (
+    PIECES,
+    TOGETHER,
+    Piece,
+    alike,
+    feed_of,
+    keys_kept,
+    last_apart,
+    living,
+    most_held,
+    pieces,
+    powers,
+)
 from lt_jax.decode.placing import Rows, Start
 from lt_jax.decode.record import Record
 from lt_jax.decode.request import Request, sample_seed
 from lt_jax.decode.sample import Settings
-from lt_jax.decode.setup import capacity, check, empty_cache, products, rules_of, settings_of
+from lt_jax.decode.setup import capacity, check, empty_cache, products, rules_of, settings_of, size_for
 from lt_jax.decode.spread import Spread
 from lt_jax.errors import UserError
 from lt_jax.layout.row import Row
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
+from lt_jax.lifetimes import NEVER
 from lt_jax.models.config import DecoderConfig
 
 
@@ -262,7 +275,8 @@ class Engine:
 
     def cut(self, prompt: Row, begin: int = 0) -> list[Piece]:
         """The pieces in which a prompt is fed, from the token `begin` on, when there is room for it."""
-        room = capacity(self.config, self.rules, len(prompt) + PIECES[0] + self.rules.longest + slack(self.rules))
+        most = int(keys_kept(prompt).max())
+        room = capacity(self.config, self.rules, most + PIECES[0] + self.rules.longest + slack(self.rules))
         return pieces(prompt, max(room, self.cache.capacity), self.config, begin)
 
     def _check_owner(self, owner) -> None:
@@ -283,7 +297,7 @@ class Engine:
         budgets = () if self.rules.eviction is None else self.rules.eviction.budgets(self.model.layers)
         for sample in range(request.n):
             record = Record(request, name, handle, sample, sample_seed(seed, sample), self.rules)
-            record.prompt_held = most_held(self.cut(record.prompt_row), budgets)
+            record.prompt_held = most_held(self.cut(record.prompt_row), record.prompt_row, budgets)
             self.waiting.append(record)
         return handle
 
@@ -354,13 +368,14 @@ class Engine:
     def _fill(self) -> None:
         """Feeds waiting prompts into free rows, wave by wave."""
         while self.waiting and (wave := self.rows.wave(self.waiting)):
-            self._make_room(max(len(start.record.prompt) for start in wave) + PIECES[0])
+            self._make_room(max(int(keys_kept(start.record.prompt_row).max()) for start in wave) + PIECES[0])
             new = [row for start in wave for row, _ in start.members]
             # A weight of zero does not hide a value of NaN from the next request.
             if spoilt := sorted(self.rows.spoilt.intersection(new)):
                 self.cache = self.programs.clear(self.cache, jnp.asarray(spoilt))
                 self.rows.spoilt -= set(spoilt)
             self._copy([(start.origin, start.row) for start in wave if start.origin not in (None, start.row)])
+            self._redate([start for start in wave if start.redated])
             cuts = [self.cut(start.record.prompt_row, start.begin) for start in wave]
             cuts = [last_apart(cut) if start.twins else cut for cut, start in zip(cuts, wave, strict=True)]
             kinds = [living(start.record.prompt_row) for start in wave]
@@ -381,6 +396,15 @@ class Engine:
                 moves[:, part, :n] = np.transpose(own[part][:n]) % spread.own if n else 0
                 own[part] = own[part][n:]
             self.cache = self.programs.copy(self.cache, *moves.reshape(2, -1), count)
+
+    def _redate(self, starts: list[Start]) -> None:
+        """Lets the keys that these rows took over die when their own prompts say."""
+        for some in powers(starts, TOGETHER):
+            death = np.full((len(some), size_for(max(start.begin for start in some))), NEVER, np.int32)
+            for line, start in zip(death, some, strict=True):
+                line[: start.begin] = start.record.prompt_row.death[: start.begin]
+            rows = np.asarray([start.row for start in some], np.int32)
+            self.cache = self.programs.redate(self.cache, rows, death)
 
     def _feed(self, group: list[Start], cuts: list[list[Piece]]) -> None:
         """Prefills rows whose prompts are cut alike; twins join in for the last token."""

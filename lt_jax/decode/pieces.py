@@ -34,14 +34,16 @@ class Piece:
 def pieces(prompt: Row, room: int, config: DecodeConfig, begin: int = 0) -> list[Piece]:
     """Cuts a prompt into pieces that are padded to `PIECES`, never through a gist block.
 
-    Under an eviction the row is cut down whenever it is full, and at the end if it is over its budget.
+    Under an eviction the row is cut down whenever it is full, and at the end if it is over its budget. Without one,
+    what has died is freed after every piece.
 
     Args:
         room: slots of a row.
         begin: tokens at the start that the row has already; nothing has been evicted of them.
     """
     how = config.evicts
-    out, start, held, top = [], begin, begin, begin  # held by the layer of the smallest budget, and at most by any
+    kept = keys_kept(prompt) if how is None else np.arange(len(prompt) + 1)
+    out, start, held, top = [], begin, begin, int(kept[begin])  # held by the layer of the least budget; at most by any
     while start < len(prompt):
         rest = len(prompt) - start
         take = rest if how is None else min(rest, how.least + how.buffer - held)
@@ -51,7 +53,7 @@ def pieces(prompt: Row, room: int, config: DecodeConfig, begin: int = 0) -> list
         while take and start + take < len(prompt) and _inside(prompt, start + take):
             take -= 1
         if take:
-            start, held, top = start + take, held + take, top + take
+            start, held, top = start + take, held + take, int(kept[start + take]) if how is None else top + take
             full = how is not None and held >= (how.least + how.buffer if start < len(prompt) else how.least + 1)
             out.append(Piece(take, padded, full))
         elif out and not out[-1].evict and how is not None and held > how.least:
@@ -76,11 +78,20 @@ def last_apart(cut: list[Piece]) -> list[Piece]:
     return [*before, Piece(last.take - 1, last.padded), Piece(1, 1, last.evict)]
 
 
-def most_held(cut: list[Piece], budgets: tuple[int, ...]) -> float:
-    """Most keys held while a prompt is read in these pieces: the mean over the layers, whose `budgets` these are."""
+def keys_kept(prompt: Row) -> np.ndarray:
+    """[N + 1] int: keys that are left when the first n tokens have been fed and what has died by then is freed."""
+    dead = np.bincount(np.minimum(prompt.death, len(prompt) + 1), minlength=len(prompt) + 2)[: len(prompt) + 1]
+    return np.arange(len(prompt) + 1) - np.cumsum(dead)
+
+
+def most_held(cut: list[Piece], prompt: Row, budgets: tuple[int, ...]) -> float:
+    """Most keys held while a whole prompt is read in these pieces: the mean over the layers, whose `budgets` these are,
+    if there are any."""
+    kept, at = keys_kept(prompt), 0
     held, most = np.zeros(max(len(budgets), 1)), 0.0
     for piece in cut:
-        held += piece.take
+        held = held + piece.take if budgets else np.asarray([kept[at] + piece.take])
+        at += piece.take
         most = max(most, float(held.mean()))
         if piece.evict:
             held = np.minimum(held, budgets)

@@ -7,7 +7,7 @@ import dataclasses
 
 from lt_jax.decode.control import Rules
 from lt_jax.decode.pieces import partable
-from lt_jax.decode.prefix import WORTH, Held, common, head, of_prompt, reusable
+from lt_jax.decode.prefix import WORTH, Held, common, head, of_prompt, redated, reusable
 from lt_jax.decode.record import Record
 
 
@@ -18,6 +18,7 @@ class Start:
     Attributes:
         row, record: where it goes, and what it is.
         begin: tokens taken over, from the row `origin`; that may be the row itself.
+        redated: some of them die at other moments than they did there.
         twins: rows and records of the same prompt. They take over all of it but the last token, once it is read here.
     """
 
@@ -25,6 +26,7 @@ class Start:
     record: Record
     begin: int = 0
     origin: int | None = None
+    redated: bool = False
     twins: list[tuple[int, Record]] = dataclasses.field(default_factory=list)
 
     @property
@@ -70,7 +72,7 @@ class Rows:
         held = record.held()
         if held is None or not (known or self.rules.eviction is None):
             return
-        held = held.until(min(self.slots, len(held)) if known else min(self.slots, len(record.prompt)))
+        held = (held if known else held.until(len(record.prompt))).within(self.slots)
         if held.most >= WORTH:
             self.past[row] = held
 
@@ -97,13 +99,13 @@ class Rows:
                 record.reused, record.read_again = len(record.prompt) - 1, 0
                 first.twins.append((self._claim(free, row, record, sources), record))
                 continue
-            begin, origin = self._best(record, sources, {row // self.own for row in free})
+            begin, origin, other = self._best(record, sources, {row // self.own for row in free})
             if origin is not None:
                 row = origin if origin in free else self._next(free, origin // self.own)
             if self._soon(starts, record, row // self.own) >= begin + WORTH:
                 later.append(record)
                 continue
-            start = Start(self._claim(free, row, record, sources), record, begin, origin)
+            start = Start(self._claim(free, row, record, sources), record, begin, origin, other)
             starts.append(start)
             if len(record.prompt) > WORTH and partable(record.prompt_row):
                 same[key, row // self.own] = start
@@ -140,18 +142,19 @@ class Rows:
                 found[record.head][row] = held
         return found
 
-    def _best(self, record: Record, sources: dict, parts: set[int]) -> tuple[int, int | None]:
-        """The most tokens that can be taken over, and the row that has them, in one of the parts where a row is free;
-        a free row before one under way."""
-        best, met = (0, False, None), 0
+    def _best(self, record: Record, sources: dict, parts: set[int]) -> tuple[int, int | None, bool]:
+        """The most tokens that can be taken over, the row that has them, in one of the parts where a row is free, and
+        whether they are redated; a free row before one under way."""
+        best, met = (0, False, None, False), 0
         for row, held in sources.get(record.head, {}).items():
             if row // self.own not in parts:
                 continue
             begin = reusable(held, record.prompt_row, self.rules)
-            best = max(best, (begin, row not in self.live, row), key=lambda found: found[:2])
+            other = redated(held, record.prompt_row, begin)
+            best = max(best, (begin, row not in self.live, row, other), key=lambda found: found[:2])
             met = max(met, common(held, record.prompt_row))
         record.reused, record.read_again = best[0], min(met, len(record.prompt)) - best[0]
-        return (best[0], best[2]) if best[0] else (0, None)
+        return (best[0], *best[2:]) if best[0] else (0, None, False)
 
     def _soon(self, starts: list[Start], record: Record, part: int) -> int:
         """The most tokens that could be taken over once the prompts of these starts are read, in the same part."""

@@ -6,7 +6,8 @@ lies behind is forgotten (`cache.truncated`), and only the rest is read. Samples
 a context rebuilt after an edit and a common system prompt are all this one thing.
 
 It must be exact: every key that a whole reading would have at that point must still be there, and nothing else. So
-there is no reuse where keys of the common part were evicted, or died when a thought was closed behind it.
+there is no reuse where keys of the common part were evicted, or died when a thought was closed behind it. That a key
+ends later than the common part does makes no difference to it: the new prompt says when its keys die (`redated`).
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ class Held:
         cut = {name: getattr(self, name)[:stop] for name in ("tokens", "death", "since", "gist")}
         return Held(**cut, most=min(self.most, stop))
 
+    def within(self, slots: int) -> Held:
+        """The same if only what lies in the first so many slots is still there: keys that died have none."""
+        seats = np.cumsum(self.death > len(self))
+        return dataclasses.replace(self, most=min(self.most, int(np.searchsorted(seats, slots, "right"))))
+
 
 def head(tokens: np.ndarray) -> bytes:
     """What two prompts have in common if they have enough in common."""
@@ -57,12 +63,20 @@ def of_prompt(prompt: Row) -> Held:
 
 
 def common(held: Held, prompt: Row) -> int:
-    """Tokens at the start of both that are the same and live under the same rules."""
+    """Tokens at the start of both that are the same and live under the same rules, as far as these tokens see: of a
+    token that dies at 7 in the one and at 9 in the other, 7 tokens can be the same and no more."""
     n = min(len(held), len(prompt))
     same = held.tokens[:n] == prompt.tokens[:n]
-    for name in ("death", "since", "gist"):
+    for name in ("since", "gist"):
         same &= getattr(held, name)[:n] == getattr(prompt, name)[:n]
-    return n if same.all() else int(same.argmin())
+    n = n if same.all() else int(same.argmin())
+    one, other = held.death[:n], prompt.death[:n]
+    return min(n, int(np.where(one == other, n, np.minimum(one, other)).min(initial=n)))
+
+
+def redated(held: Held, prompt: Row, begin: int) -> bool:
+    """Whether the first `begin` tokens die at other moments in the prompt than in the row that they are taken from."""
+    return bool((held.death[:begin] != prompt.death[:begin]).any())
 
 
 def reusable(held: Held, prompt: Row, rules: Rules) -> int:
@@ -76,10 +90,10 @@ def reusable(held: Held, prompt: Row, rules: Rules) -> int:
     """
     n = min(common(held, prompt), held.most, len(prompt) - 1)
     if rules.eviction is not None:
-        n = _under_budget(n, held, len(prompt), rules.eviction)
+        n = _under_budget(n, held, prompt, rules.eviction)
     while n > 0:
-        death = held.death[:n]
-        missing = (death > n) & (death <= len(held))  # freed by now, but the next token would still see them
+        # Freed by now, but the next token would still see them.
+        missing = (prompt.death[:n] > n) & (held.death[:n] <= len(held))
         if missing.any():
             n = int(missing.argmax())
         elif prompt.gist[n] >= 0 and prompt.gist[n] == prompt.gist[n - 1]:  # a gist block is fed in one pass
@@ -89,15 +103,16 @@ def reusable(held: Held, prompt: Row, rules: Rules) -> int:
     return n if n >= WORTH else 0
 
 
-def _under_budget(n: int, held: Held, prompt: int, how: Eviction) -> int:
+def _under_budget(n: int, held: Held, prompt: Row, how: Eviction) -> int:
     """`n`, cut down so that the first eviction comes when it would, and finds the books as a whole reading leaves them.
 
     Args:
         held: of a row that has not evicted yet.
-        prompt: tokens of the prompt.
     """
+    if redated(held, prompt, n):  # a row under a budget keeps no deaths that could be changed
+        n = int((held.death[:n] != prompt.death[:n]).argmax())
     if (held.death[:n] <= len(held)).any():  # those were freed, and count no longer towards a full row
         return 0
     if how.policy == "h2o":  # what keys received cannot be taken apart again by query
         return n if n == len(held) else 0
-    return min(n, min(prompt, how.least + how.buffer) - how.asks)  # the ring of queries is filled anew
+    return min(n, min(len(prompt), how.least + how.buffer) - how.asks)  # the ring of queries is filled anew

@@ -123,6 +123,7 @@ class Spread:
             prefill=jax.jit(prefill, static_argnames=("final", "compress", "evict"), donate_argnums=(1, 2)),
             copy=jax.jit(self._mapped(copy, (held, rows, rows, rows), held), donate_argnums=0),
             grow=jax.jit(slots.grown, static_argnums=1, out_shardings=self.placed(held)),
+            redate=jax.jit(slots.redated, donate_argnums=0, out_shardings=self.placed(held)),
             clear=jax.jit(slots.cleared, donate_argnums=0, out_shardings=self.placed(held)),
             silence=jax.jit(silent, donate_argnums=0, out_shardings=self.placed(state)),
         )
@@ -239,20 +240,22 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What the engine calls. Rows are numbered within their part, but for `clear` and `silence`.
+    """What the engine calls. Rows are numbered within their part, but for `redate`, `clear` and `silence`.
 
     Attributes:
         block: (weights, state, cache, enough [parts]) -> what `block.decode_block` returns.
         prefill: (weights, state, cache, feed, left, seed, how, there [parts]) -> state, cache; the arrays of rows are
             those of all parts one behind the other. A part that is not `there` has nothing to read.
         copy: (cache, origin [B], rows [B], count [parts]) -> cache, as `cache.copied` in each part.
-        grow, clear: as `cache.grown` and `cache.cleared`. silence: (state, rows) -> state, those rows not alive.
+        grow, redate, clear: as `cache.grown`, `cache.redated` and `cache.cleared`.
+        silence: (state, rows) -> state, those rows not alive.
     """
 
     block: Callable
     prefill: Callable
     copy: Callable
     grow: Callable
+    redate: Callable
     clear: Callable
     silence: Callable
 

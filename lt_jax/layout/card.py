@@ -77,5 +77,6 @@ def read_card(folder: str | Path, tokenizer) -> Card | None:
 
 
 def _ids(special: SpecialTokens) -> list[int]:
-    named = [special.eos, special.pad, special.trigger, special.output, *special.gists, *(special.memento or ())]
+    named = [special.eos, special.pad, special.trigger, special.output, *special.gists]
+    named += [*(special.memento or ()), *(special.memory or ())]
     return sorted({i for i in named if i is not None})

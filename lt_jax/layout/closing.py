@@ -64,7 +64,8 @@ class Closing:
 
 
 def closing(scheme: Scheme, special: SpecialTokens, tokenize: Callable | None = None) -> Closing | None:
-    """How `scheme` closes a thought; None for vanilla, which never does.
+    """How `scheme` closes a thought; None for vanilla, which never does, and for memory, where it
+    is done between two requests (`lt_jax.memory`).
 
     Args:
         tokenize: text -> ids; needed only for `scheme.instruction`.
@@ -73,7 +74,7 @@ def closing(scheme: Scheme, special: SpecialTokens, tokenize: Callable | None = 
         UserError: the table lacks a token of the scheme.
     """
     special.check(scheme)
-    if scheme.method == "vanilla":
+    if scheme.method in ("vanilla", "memory"):
         return None
     if scheme.method == "memento":
         start, end, _, summary_end = special.memento

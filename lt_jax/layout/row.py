@@ -36,7 +36,8 @@ class Row:
         tokens: [N] token ids.
         role: [N] int8, `Role`.
         trained: [N] bool, this token is a training target (LightThinker 3.2: thoughts, triggers, EOS).
-        position: [N] RoPE positions, 0..N-1; tokens that die go on counting.
+        position: [N] RoPE positions, 0..N-1; tokens that die go on counting. (Where a context is rebuilt they count
+            anew, see `memory.rows`.)
         death: [N] first index that no longer sees the token, `NEVER` if none.
         since: [N] oldest index that the token may attend to, 0 normally.
         gist: [N] id of the gist block for `gist_rule`, -1 outside; ids are below N.
@@ -82,12 +83,14 @@ class RowWriter:
     def __len__(self) -> int:
         return len(self.columns["tokens"])
 
-    def write(self, tokens, role, *, trained=False, thought=-1, death=NEVER, since=0, gist=-1) -> int:
-        """Appends `tokens`, all alike; returns the index of the first."""
+    def write(self, tokens, role, *, trained=False, thought=-1, death=NEVER, since=0, gist=-1, position=None) -> int:
+        """Appends `tokens`, all alike; returns the index of the first. Their positions go on from `position`, or are
+        their indices."""
         start = len(self)
         values = dict(role=role, trained=trained, thought=thought, death=death, since=since, gist=gist)
         self.columns["tokens"].extend(int(token) for token in tokens)
-        self.columns["position"].extend(range(start, len(self)))
+        first = start if position is None else position
+        self.columns["position"].extend(range(first, first + len(self) - start))
         for name, value in values.items():
             self.columns[name].extend([value] * (len(self) - start))
         return start

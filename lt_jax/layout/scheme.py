@@ -7,9 +7,10 @@ import dataclasses
 from lt_jax.errors import UserError
 from lt_jax.lifetimes import GIST_RULES
 
-METHODS = ("vanilla", "lightthinker", "anllm", "memento")
+METHODS = ("vanilla", "lightthinker", "anllm", "memento", "memory")
 LEVELS = ("thought", "token")
 PROMPTS = (None, "tokens", "sentences")
+SEMANTICS = ("rebuild", "lifetimes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Scheme:
 
     Attributes:
         method: "vanilla" (plain causal), "lightthinker", "anllm" (the anchor is sampled and trained, sees only its own
-            thought, and no trigger or output token is written) or "memento" (written summaries outlive their blocks).
+            thought, and no trigger or output token is written), "memento" (written summaries outlive their blocks) or
+            "memory" (LightThinker++: actions of the model say what is visible, see `lt_jax.memory`).
         level: "thought" (a trigger ends a thought) or "token" (every `step` tokens are one; lightthinker only).
         step: tokens of a chunk at token level; 1 at thought level.
         n_gist: gist tokens of a thought. None means the method's own: 9, or 1 for anllm, or 0 without gists; see
@@ -35,6 +37,9 @@ class Scheme:
             is plainly causal and the chunks die where the output begins.
         save_template: chat template pieces are never compressed and never die.
         instruction: text written, untrained, between the trigger and the gists; dies with the thought.
+        semantics: memory only: "rebuild" (the context is rebuilt as text after every action) or "lifetimes" (keys end
+            and are fed again, nothing is rebuilt). None means the method's own: "lifetimes" for memory. A model that
+            was trained with one cannot be decoded with the other.
     """
 
     method: str = "lightthinker"
@@ -49,12 +54,14 @@ class Scheme:
     prefill_compress: bool = True
     save_template: bool = True
     instruction: str = ""
+    semantics: str | None = None
 
     def __post_init__(self):
         _one_of("method", self.method, METHODS)
         _one_of("level", self.level, LEVELS)
         _one_of("gist_rule", self.gist_rule, GIST_RULES)
         _one_of("prompt", self.prompt, PROMPTS)
+        _one_of("semantics", self.semantics, (None, *SEMANTICS))
         _check_counts(self)
         _check_method(self)
 
@@ -71,7 +78,14 @@ class Scheme:
     @property
     def explicit(self) -> Scheme:
         """The same scheme with the method's own values written out: two that do the same are equal in this form."""
-        return dataclasses.replace(self, n_gist=self.gist_tokens, see_current=self.current_only)
+        return dataclasses.replace(
+            self, n_gist=self.gist_tokens, see_current=self.current_only, semantics=self.memory_semantics
+        )
+
+    @property
+    def memory_semantics(self) -> str | None:
+        """`semantics`, or what its None stands for; None for all methods but memory."""
+        return self.semantics or ("lifetimes" if self.method == "memory" else None)
 
     @property
     def has_gists(self) -> bool:
@@ -112,6 +126,8 @@ def _check_counts(scheme):
 
 def _check_method(scheme):
     method = scheme.method
+    if method != "memory" and scheme.semantics is not None:
+        raise UserError(f"scheme.semantics is {scheme.semantics!r}; method {method!r} has none")
     if method == "lightthinker" and scheme.gist_tokens < 1:
         raise UserError("scheme.n_gist is 0; lightthinker needs at least 1 gist token a thought")
     if method == "lightthinker":

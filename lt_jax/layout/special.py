@@ -23,6 +23,9 @@ from lt_jax.layout.encode import core
 
 TRIGGER, OUTPUT, GIST = "<|splitter|>", "<|continue|>", "<|o_{}|>"
 MEMENTO = ("<|block_start|>", "<|block_end|>", "<|summary_start|>", "<|summary_end|>")
+# Of LightThinker++: the actions, then what the environment says (`memory.syntax`).
+_NAMES = ("commit", "expand", "fold", "call", "final_answer", "memory")
+MEMORY = tuple(mark for name in _NAMES for mark in (f"<{name}>", f"</{name}>"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,7 @@ class SpecialTokens:
         output: `[o]`, follows the gists; the next thought's first token is predicted from it.
         gists: the gist tokens in order, at least `scheme.gist_tokens` of them; for anllm the anchor.
         memento: (block_start, block_end, summary_start, summary_end).
+        memory: pairs of marks of LightThinker++, opening and closing, in the order of `MEMORY`.
         ending: text between a thought and its trigger or anchor, in place of the thought's own trailing newlines;
             None leaves the text as it is. A native trigger such as "\\n\\n" is itself the newlines: "".
     """
@@ -46,6 +50,7 @@ class SpecialTokens:
     output: int | None = None
     gists: tuple[int, ...] = ()
     memento: tuple[int, int, int, int] | None = None
+    memory: tuple[int, ...] | None = None
     ending: str | None = "\n"
 
     def check(self, scheme) -> None:
@@ -59,6 +64,8 @@ class SpecialTokens:
             raise UserError(f"the token table has {len(self.gists)} gist tokens; scheme.n_gist is {wanted}")
         if scheme.method == "memento" and self.memento is None:
             raise UserError("the token table has no block and summary markers; memento needs the four of them")
+        if scheme.method == "memory" and self.memory is None:
+            raise UserError(f"the token table has no marks of a memory; method 'memory' needs {len(MEMORY)} of them")
 
     def to_dict(self) -> dict:
         """Plain values for JSON; `from_dict` reads them back."""
@@ -91,8 +98,9 @@ class Table:
 
 
 def default_table(
-    tokenizer, scheme, eos: str, pad: str | None = None, trigger: str | None = None, add: bool = True
-) -> Table:
+    tokenizer, scheme, eos: str, pad: str | None = None, trigger: str | None = None, add: bool = True,
+    memory: Sequence[str] = MEMORY,
+) -> Table:  # fmt: skip
     """The clean table: only what `scheme` needs, added to `tokenizer` in place where it is not yet there.
 
     Args:
@@ -102,6 +110,7 @@ def default_table(
         trigger: a native token to end thoughts with, such as "\\n\\n"; None adds `<|splitter|>`. A native trigger takes
             the place of a thought's trailing newlines (`SpecialTokens.ending` is "").
         add: False looks the tokens up only, for a checkpoint that should have them.
+        memory: the marks of method "memory", in the order of `MEMORY`.
 
     Raises:
         UserError: `eos`, `pad` or `trigger` is not one token, or a token is missing and `add` is False.
@@ -115,6 +124,9 @@ def default_table(
         wanted += [(GIST.format(i), f"compress output {i}") for i in range(scheme.gist_tokens)]
     if scheme.method == "memento":
         wanted += [(text, text[2:-2].replace("_", " ")) for text in MEMENTO]
+    if scheme.method == "memory":
+        described = lambda text, place: ("end " if place % 2 else "") + text.strip("</|>").replace("_", " ")
+        wanted += [(text, described(text, place)) for place, text in enumerate(memory)]
     eos_id = one_token(tokenizer, eos, "eos")
     pad_id = eos_id if pad is None else one_token(tokenizer, pad, "pad")
     native = None if trigger is None or not scheme.has_trigger else one_token(tokenizer, trigger, "trigger")
@@ -126,6 +138,7 @@ def default_table(
         output=ids.get(OUTPUT),
         gists=tuple(ids[GIST.format(i)] for i in range(scheme.gist_tokens)),
         memento=tuple(ids[text] for text in MEMENTO) if scheme.method == "memento" else None,
+        memory=tuple(ids[text] for text in memory) if scheme.method == "memory" else None,
         ending="\n" if native is None else "",
     )
     name_ends(tokenizer, eos_id, None if pad is None else pad_id)

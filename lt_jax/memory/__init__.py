@@ -1,0 +1,11 @@
+"""LightThinker++ (arXiv 2604.03679): a memory that the model manages by actions.
+
+    machine.py    entities and their visibility, a pure state
+    syntax.py     actions as tokens: special tokens, what the environment replies, a parser
+    rows.py       a trajectory as a training row, in either semantics
+
+The two semantics, which training and decoding must share:
+
+    rebuild       the context is rebuilt as text after every action (the paper's)
+    lifetimes     nothing is rebuilt: a commit ends the lifetimes of the step's keys, an expand feeds them again
+"""
