@@ -1,5 +1,6 @@
 """Trajectories from an engine: what is decoded is what is trained, in both semantics, with tools and with nonsense."""
 
+import json
 import time
 
 import jax
@@ -12,6 +13,7 @@ from lt_jax.decode import DecodeConfig, Engine, Sampling, control
 from lt_jax.errors import UserError
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import default_table
+from lt_jax.memory.log import from_json, log_of, row_of
 from lt_jax.memory.rows import ROWS
 from lt_jax.memory.syntax import syntax_of
 from lt_jax.memory.trajectories import FINISHES, Limits, Trajectories
@@ -125,6 +127,31 @@ def test_what_is_read_again_is_little_under_lifetimes(decoded):
             if semantics == "rebuild" and not before.why and kind == "Fold":
                 assert turn.again > 1
     assert one.usage.reused > one.usage.read
+
+
+def test_a_log_is_the_trajectory(decoded):
+    """Through JSON and back, as the same row and the same memory."""
+    semantics, syntax, found, _ = decoded
+    for each in found:
+        log = log_of(each, syntax, "x", gold="7")
+        assert from_json(json.loads(json.dumps(log.to_json()))) == log
+        again = row_of(log, syntax, syntax.ids(f"x {LONG}x"), semantics).row()
+        row = each.row.row()
+        np.testing.assert_array_equal(again.tokens, row.tokens)
+        np.testing.assert_array_equal(again.death, row.death)
+        np.testing.assert_array_equal(again.position, row.position)
+        assert log.answer == syntax.text(each.answer)
+        shown = [entity.shown for entity in log.states()[-1].entities]
+        assert len(shown) == len(each.memory.entities)
+    bad = log_of(found[0], syntax, "x").to_json()
+    bad["turns"][2]["number"] = 5
+    with pytest.raises(UserError, match="line 3: there is no entity 5; possible here: expand of 1, 2"):
+        from_json(bad, "line 3")
+    for change, said in (({"turn": []}, "unknown field 'turn'"), ({"finish": "won"}, "finish is 'won'"),
+                         ({"turns": [{"text": "a"}]}, "turn 1: a turn is an object with 'text' and 'action'"),
+                         ({"turns": [{"action": "think"}]}, "turn 1: action is 'think'")):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            from_json({"id": "1", "question": "x", "turns": [], **change})
 
 
 def test_the_other_semantics_is_refused(table, params):

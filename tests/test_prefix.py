@@ -131,8 +131,8 @@ def test_thoughts_that_were_closed_are_not_gone_on_from_as_text(logits):
     assert first.compressions >= 2
     plain = np.concatenate([first.row, QUESTIONS[1]])
     (again,) = one.complete([Request(plain, 9, seed=2)])
-    died = int(first.death.min())  # up to there a whole reading makes the same keys, but those of the thought are gone
-    assert again.reused == 72 and again.read_again == died - 72 > 0
+    gist = int((first.block >= 0).argmax())  # up to there all is the same, but the keys of the thought are gone
+    assert again.reused == 72 and again.read_again == gist - 72 > 0
     n, new = len(first.row), len(QUESTIONS[1])
     fill = lambda value, kind=np.int32: np.full(n + new, value, kind)
     own = lambda name, value: np.concatenate([getattr(first, name), np.full(new, value, np.int32)])

@@ -3,6 +3,8 @@
     machine.py    entities and their visibility, a pure state
     syntax.py     actions as tokens: special tokens, what the environment replies, a parser
     rows.py       a trajectory as a training row, in either semantics
+    trajectories.py   trajectories from an engine
+    log.py        a trajectory as text and JSON
 
 The two semantics, which training and decoding must share:
 

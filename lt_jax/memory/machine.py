@@ -103,6 +103,7 @@ class FinalAnswer(Generic[Content]):
 
 
 Action = Commit | Expand | Fold | Call | FinalAnswer
+NAMES = {Commit: "commit", Expand: "expand", Fold: "fold", Call: "call", FinalAnswer: "final_answer"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lt_jax.decode import Completion, Engine, Request, Sampling
 from lt_jax.decode.request import sample_seed
 from lt_jax.errors import UserError
 from lt_jax.layout.scheme import SEMANTICS
-from lt_jax.memory.machine import Call, Memory
+from lt_jax.memory.machine import NAMES, Call, Memory
 from lt_jax.memory.rows import ROWS, LifetimesRow, RebuiltRow
 from lt_jax.memory.syntax import Ids, Malformed, Syntax, Turn
 
@@ -138,15 +138,11 @@ class Trajectory:
     @property
     def counts(self) -> dict[str, int]:
         """How often each action was taken; `malformed` and `illegal` are turns that were not possible."""
-        found = dict.fromkeys(("commit", "expand", "fold", "call", "final_answer", "malformed", "illegal"), 0)
+        found = dict.fromkeys((*NAMES.values(), "malformed", "illegal"), 0)
         for each in self.turns:
-            kind = type(each.turn.action).__name__
-            name = "malformed" if kind == "Malformed" else "illegal" if each.why else _NAMES[kind]
-            found[name] += 1
+            name = NAMES.get(type(each.turn.action), "malformed")
+            found["illegal" if each.why and name != "malformed" else name] += 1
         return found
-
-
-_NAMES = {"Commit": "commit", "Expand": "expand", "Fold": "fold", "Call": "call", "FinalAnswer": "final_answer"}
 
 
 @dataclasses.dataclass
