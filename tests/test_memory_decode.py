@@ -145,7 +145,7 @@ def test_a_log_is_the_trajectory(decoded):
         assert len(shown) == len(each.memory.entities)
     bad = log_of(found[0], syntax, "x").to_json()
     bad["turns"][2]["number"] = 5
-    with pytest.raises(UserError, match="line 3: there is no entity 5; possible here: expand of 1, 2"):
+    with pytest.raises(UserError, match="line 3: there is no entity 5; possible here: commit, expand of 1, 2"):
         from_json(bad, "line 3")
     for change, said in (({"turn": []}, "unknown field 'turn'"), ({"finish": "won"}, "finish is 'won'"),
                          ({"turns": [{"text": "a"}]}, "turn 1: a turn is an object with 'text' and 'action'"),
