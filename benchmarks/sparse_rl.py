@@ -44,6 +44,23 @@ def row(name: str, found) -> dict:
             "tokens": found.dense_tokens}  # fmt: skip
 
 
+def over_seeds(found: dict) -> dict:
+    """Each arm over all of its seeds, {arm: Measured}: of each problem the mean over the seeds. So the intervals are
+    over the problems; how much seeds differ is seen from the arms one by one."""
+    seeds = {}
+    for name, each in found.items():
+        seeds.setdefault(name.rpartition("-")[0] or name, []).append(each)
+    mean = lambda rows: tuple(sum(values) / len(values) for values in zip(*rows, strict=True))
+    tokens = lambda sides: sum(sides) / len(sides)
+    return {
+        name: type(some[0])(
+            mean([each.dense for each in some]), mean([each.sparse for each in some]),
+            tokens([each.dense_tokens for each in some]), tokens([each.sparse_tokens for each in some]),
+        )
+        for name, some in seeds.items()
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", default=ARMS, help='with a KV policy of its own as in "naive:snapkv"')
@@ -63,12 +80,15 @@ def main() -> None:
     if found is None:
         sys.exit(3)
     print(table([row(name, each) for name, each in found.items()]))
-    arms = {name: row(name, each) | dict(dense=vars(each.share("dense")), sparse=vars(each.share("sparse")))
-            for name, each in found.items()}  # fmt: skip
+    pooled = over_seeds(found)
+    print("\nover the seeds\n" + table([row(name, each) for name, each in pooled.items()]))
+    shares = lambda each: dict(dense=vars(each.share("dense")), sparse=vars(each.share("sparse")))
+    arms = {name: row(name, each) | shares(each) for name, each in found.items()}
+    together = {name: row(name, each) | shares(each) for name, each in pooled.items()}
     for name in arms.keys() - {"start"}:
         arms[name] |= curves(Path(options.out) / name)
     seconds = sum(arm.get("seconds", 0) for arm in arms.values())
-    write(options.results, provenance(2, ("jax", "jaxlib")) | dict(seconds=seconds, arms=arms))
+    write(options.results, provenance(2, ("jax", "jaxlib")) | dict(seconds=seconds, over_seeds=together, arms=arms))
 
 
 if __name__ == "__main__":
