@@ -22,6 +22,7 @@ from lt_jax.training import mesh as meshes
 from lt_jax.training import state as states
 from lt_jax.training import step as steps
 from lt_jax.training.config import TrainConfig
+from tests.test_rl_step import QUICK
 from tests.test_score import MODEL, PARAMS, SPECIAL, UNSAID
 from tests.test_split import over_eight_devices
 
@@ -114,7 +115,7 @@ def test_every_token_sees_in_a_shared_row_what_it_sees_in_its_own(name):
     assert sizes.together == GROUP and len({len(c.row) for c in done}) > 3
     shared = sharing.batch(how, sizes, done, SPECIAL.pad)
     alone = sharing.batch(how, sharing.Sizes(1, sizes.length, sizes.length), done, SPECIAL.pad)
-    places = sharing._places(len(done), GROUP, 1)
+    places = sharing.places(len(done), GROUP, 1)
     for row, members in enumerate(places):
         mask = mask_of({key: shared[key][row : row + 1] for key in sharing.READ}, rule)
         seen = np.zeros_like(mask)
@@ -133,6 +134,10 @@ def test_every_token_sees_in_a_shared_row_what_it_sees_in_its_own(name):
         np.testing.assert_array_equal(shared[key], alone[key])
 
 
+def quickly(program, *given):
+    return program.lower(*given).compile(compiler_options=QUICK)(*given)
+
+
 def learned(how: RlConfig, sizes: sharing.Sizes, done, mesh) -> tuple[dict, dict, jax.Array]:
     """(parameters, metrics) of a step, and the log-probs before it."""
     tx = optax.sgd(0.1)
@@ -142,11 +147,11 @@ def learned(how: RlConfig, sizes: sharing.Sizes, done, mesh) -> tuple[dict, dict
     batch = meshes.place_batch(
         mesh, sharing.batch(how, sizes, done, SPECIAL.pad) | {"group": number, "rewards": rewards}
     )
-    old = rl_step.make_logps(MODEL, how, UNSAID, mesh)(PARAMS, batch)
+    old = quickly(rl_step.make_logps(MODEL, how, UNSAID, mesh), PARAMS, batch)
     batch["logp_reference"] = jnp.where(batch["response"], old - 0.3 * jnp.cos(jnp.arange(old.shape[1])), 0)
     if not how.fresh:
         batch["logp_old"] = old
-    state, found = rl_step.make_step(how, UNSAID)(MODEL, how.train, tx, mesh, state)(state, frozen, batch)
+    state, found = quickly(rl_step.make_step(how, UNSAID)(MODEL, how.train, tx, mesh, state), state, frozen, batch)
     return state.trained, found, old
 
 
@@ -172,7 +177,7 @@ def compare(how: RlConfig, name: str, ways: int, together: int, mesh):
 @pytest.mark.parametrize(
     "name, preset, updates, accumulate, together",
     [("keys live", "naive", 1, 1, 4), ("budget", "paper", 1, 4, 4), ("budget", "release", 2, 1, 4),
-     ("thoughts", "paper", 2, 2, 4), ("diagonal", "naive", 1, 8, 2), ("anllm", "release", 1, 2, 4)],
+     ("thoughts", "paper", 2, 2, 4), ("anllm", "naive", 1, 8, 2)],
 )  # fmt: skip
 def test_a_step_is_that_of_a_row_for_each_response(name, preset, updates, accumulate, together):
     mesh = meshes.make(TrainConfig().mesh, jax.devices()[:1])
@@ -187,7 +192,7 @@ def test_microbatches_have_whole_groups_and_updates_their_problems():
     for update, rows in enumerate(of):
         parts = steps.cut({"tokens": rows}, 2)["tokens"]
         np.testing.assert_array_equal(parts, [np.arange(4) + 8 * update, np.arange(4, 8) + 8 * update])
-    np.testing.assert_array_equal(np.sort(order[sharing._places(16, 4, 4)]), np.arange(16).reshape(4, 4)[[0, 2, 1, 3]])
+    np.testing.assert_array_equal(np.sort(order[sharing.places(16, 4, 4)]), np.arange(16).reshape(4, 4)[[0, 2, 1, 3]])
 
 
 def test_when_responses_share_a_row():
