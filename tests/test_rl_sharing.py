@@ -115,7 +115,7 @@ def test_every_token_sees_in_a_shared_row_what_it_sees_in_its_own(name):
     assert sizes.together == GROUP and len({len(c.row) for c in done}) > 3
     shared = sharing.batch(how, sizes, done, SPECIAL.pad)
     alone = sharing.batch(how, sharing.Sizes(1, sizes.length, sizes.length), done, SPECIAL.pad)
-    places = sharing.places(len(done), GROUP, 1)
+    places = sharing.sharers(len(done), GROUP, 1)
     for row, members in enumerate(places):
         mask = mask_of({key: shared[key][row : row + 1] for key in sharing.READ}, rule)
         seen = np.zeros_like(mask)
@@ -192,7 +192,7 @@ def test_microbatches_have_whole_groups_and_updates_their_problems():
     for update, rows in enumerate(of):
         parts = steps.cut({"tokens": rows}, 2)["tokens"]
         np.testing.assert_array_equal(parts, [np.arange(4) + 8 * update, np.arange(4, 8) + 8 * update])
-    np.testing.assert_array_equal(np.sort(order[sharing.places(16, 4, 4)]), np.arange(16).reshape(4, 4)[[0, 2, 1, 3]])
+    np.testing.assert_array_equal(np.sort(order[sharing.sharers(16, 4, 4)]), np.arange(16).reshape(4, 4)[[0, 2, 1, 3]])
 
 
 def test_when_responses_share_a_row():

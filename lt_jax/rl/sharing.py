@@ -92,7 +92,7 @@ def fitted(config: RlConfig, most: Sizes, completions: Sequence[Completion]) -> 
     row = row_length(max(len(each.row) for each in completions), most.length)
     if most.together == 1 or any(map(_ends_prompt, completions)):
         return Sizes(1, row, row)
-    shared = [[completions[i] for i in places] for places in places(len(completions), most.together, pieces(config))]
+    shared = [[completions[i] for i in places] for places in sharers(len(completions), most.together, pieces(config))]
     tokens = max(group[0].prompt_length + sum(len(each.tokens) for each in group) for group in shared)
     return dataclasses.replace(most, shared=min(shared_length(tokens, most.shared), most.together * row))
 
@@ -172,7 +172,7 @@ def _ends_prompt(completion: Completion) -> bool:
     return bool(((death > prompt) & (death < len(completion.row))).any())
 
 
-def places(responses: int, together: int, pieces: int) -> np.ndarray:
+def sharers(responses: int, together: int, pieces: int) -> np.ndarray:
     """[Q, together]: which responses of a batch share each row. Those of a microbatch are `pieces` apart, see `order`.
     """
     return np.arange(responses).reshape(-1, together, pieces).swapaxes(1, 2).reshape(-1, together)
@@ -185,7 +185,7 @@ def _shared(completions: Sequence[Completion], sizes: Sizes, responses: int, pie
     prompt = np.ones(rows, np.int32)
     at = np.full((responses, sizes.length), -1, np.int32)
     response, logp = np.zeros(at.shape, bool), np.zeros(at.shape, np.float32)
-    for row, places in enumerate(places(responses, sizes.together, pieces) if completions else ()):
+    for row, places in enumerate(sharers(responses, sizes.together, pieces) if completions else ()):
         first = completions[places[0]]
         end = prompt[row] = first.prompt_length
         for place in places:
