@@ -129,7 +129,7 @@ def learning(config: RlConfig, model: DecoderConfig, never: tuple[int, ...], siz
     batch = abstract_batch(config, sizes, record, mesh)
     given = {name: x for name, x in batch.items() if name not in ("logp_old", "logp_reference")}
     copied = config.loss.kl_weight and not model.lora
-    seen = jax.eval_shape(lambda: states.computed(trained, model, config.train.params_dtype))
+    seen = jax.eval_shape(lambda trained: states.computed(trained, model, config.train.params_dtype), trained)
     other = jax.tree.map(lambda x, like: _shape(x, like.sharding), seen, trained)
     logps = None
     if config.loss.kl_weight or not config.fresh:
