@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.peers.side import PINS, Failed, Side
 from benchmarks.peers.task import Task
 
-PIECES = "lt_jax=8,trl=1,tunix=4"  # the fastest of those tried (1, 8; also 4 but for trl)
+PIECES = "lt_jax=4,trl=1,tunix=4"  # the fastest of those tried (1, 8; also 4 but for trl, and 2 for lt_jax)
 
 
 def arguments():

@@ -62,11 +62,13 @@ def test_what_a_run_writes(whole):
     for line in steps:
         assert line["grad_norm"] > 0 and line["reward"] > 0 and line["cache_bytes"] < line["cache_bytes_dense"]
         assert 0 < line["agreement_q05"] <= 1 and line["seconds_rollout"] > 0 and line["budget"] == 24
+        assert line["responses_per_row"] == 4
         assert line["problems_asked"] == 4 * line["step"] and line["reward"] == pytest.approx(
             line["reward_tests.rl_rewards.vowels"], abs=1e-6
         )
     assert {"eval_dense_reward", "eval_sparse_reward"} <= set(measured)
     text = "\n".join(said)
+    assert "the learner reads a prompt once for 4 of its responses: rows of at most 256 tokens" in said
     assert "memory per device" in text and "beside that, GiB: rollout" in text and "exported to" in text
     assert lt_jax.load(f"{config.folder}/final").generate("Sum 1+1", max_new=2) is not None
 
@@ -121,6 +123,7 @@ def test_replay_is_the_policy_that_sampled(policy, base, problems, tmp_path):
     assert loop.learn(config, QUIET)
     (line,) = history(config.folder)
     assert abs(line["xi_q01"] - 1) < 1e-4 and abs(line["xi_q99"] - 1) < 1e-4 and line["logprob_abs_diff"] < 2e-5
+    assert line["responses_per_row"] == 1  # the keys of a prompt die at another time for each response
     if policy == "rkv":
         dense = dataclasses.replace(config, folder=str(tmp_path / "dense"), replay=False)
         assert loop.learn(dense, QUIET)

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from lt_jax.models.presets import PRESETS
-from lt_jax.rl import memory
+from lt_jax.rl import memory, sharing
 from lt_jax.rl.config import ProblemsConfig, RlConfig, RolloutConfig
 from lt_jax.training import mesh as meshes
 from lt_jax.training.config import MeshConfig, TrainConfig
@@ -29,7 +29,9 @@ def test_log_probs_and_updates_compile_for_a_mesh(topology, learner):
     config = RlConfig("runs/x", "DIR", ProblemsConfig(embedded=1), rollout, replay=learner == "replay", updates=2,
                       train=train)  # fmt: skip
     record = (model.layers, model.kv_heads) if config.replay else None
-    found = memory.learning(config, model, (0,), 2048, record, mesh)
+    sizes = sharing.longest(config, 2048, 1792, ways=2)
+    assert sizes == (sharing.Sizes(1, 2048, 2048) if config.replay else sharing.Sizes(4, 2048, 256 + 4 * 1792))
+    found = memory.learning(config, model, (0,), sizes, record, mesh)
     for each in (found.logps, found.update):
         assert "lt_attention" in each.as_text()
         assert each.memory_analysis().temp_size_in_bytes < 8 * GIB

@@ -127,7 +127,8 @@ GROUPS: dict[str, tuple[Chart, ...]] = {
         _seconds("logps", "log-probs"),
         _seconds("update", "update"),
         _share("share_rollout", "the time of a step"),
-        Chart("tokens", "tokens of a step"),
+        Chart("tokens", "tokens of a step, a prompt for each response"),
+        Chart("responses_per_row", "responses learned from behind one prompt"),
         Chart("trained_tokens", "tokens of a step with a target"),
     ),
 }

@@ -6,8 +6,9 @@
     rollout.py      responses from the engine           advantages.py       of responses, within their groups
     experience.py   rollouts as the data of a run       losses.py           GRPO, Dr.GRPO, DAPO, GSPO, RLOO; KL
     batch.py        completions as a batch              metrics.py          what is watched
-    rewards.py      rewards, from worker processes      memory.py           how much a run will take
-    workers.py, reward_worker.py   those processes      validation.py       held-out problems, greedily
+    sharing.py      ... a prompt with its responses     memory.py           how much a run will take
+    rewards.py      rewards, from worker processes      validation.py       held-out problems, greedily
+    workers.py, reward_worker.py   those processes
 """
 
 from lt_jax.rl.batch import batch_of

@@ -1,4 +1,7 @@
-"""Completions as a batch to learn from: what was sampled, and what its sampler saw."""
+"""Completions as a batch to learn from: what was sampled, and what its sampler saw.
+
+Here each has a row of its own, as recorded evictions need; see `sharing` for the responses of a group in one row.
+"""
 
 from __future__ import annotations
 

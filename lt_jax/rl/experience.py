@@ -21,13 +21,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lt_jax.decode import Completion
-from lt_jax.decode.setup import size_for
 from lt_jax.errors import UserError
 from lt_jax.layout.row import Row
 from lt_jax.model import Model
-from lt_jax.rl import metrics
+from lt_jax.rl import metrics, sharing
 from lt_jax.rl.advantages import overlong
-from lt_jax.rl.batch import batch_of
 from lt_jax.rl.config import RlConfig
 from lt_jax.rl.problems import Order
 from lt_jax.rl.rewards import RewardPool, Rewards
@@ -76,6 +74,8 @@ class Experience:
                  say: Callable[[str], None] = print):  # fmt: skip
         self.config, self.model, self.sampler, self.mesh, self.say = config, model, sampler, mesh, say
         self.problems, self.pool = problems, pool
+        self.longest = sharing.longest(config, sampler.length, sampler.new, meshes.ways(mesh, "rows"))
+        self.sizes = self.longest  # of the rows of the last batch
         self.views: dict[str, Callable[[dict, dict], jax.Array]] = {}  # name -> log-probs of (params, batch)
         self.asked = self.left_out = 0
         self.stream = sys.stderr  # where a person sees how far a rollout is
@@ -122,6 +122,7 @@ class Experience:
             batch[name] = view(self.params, batch)
         jax.block_until_ready(batch)
         scored = self._lap()
+        found["responses_per_row"] = float(self.sizes.together)
         clocks = {"seconds_rollout": self.seconds, "seconds_reward": rewarded, "seconds_logps": scored}
         self.told.append(found := found | clocks)
         self._warn(found)
@@ -215,21 +216,13 @@ class Experience:
         return Group(number, completions, rewards, given)
 
     def _batch(self, groups: list[Group]) -> dict:
-        """The batch of a rollout. Row i is of update i % updates, as `training.step.cut` cuts; so an update
-        has whole groups."""
-        updates = self.config.updates
+        """The batch of a rollout, whose updates have whole groups."""
         rows = [(place, each, reward) for place, group in enumerate(groups)
                 for each, reward in zip(group.completions, group.rewards, strict=True)]  # fmt: skip
-        each = len(rows) // updates
-        rows = [rows[update * each + place] for place in range(each) for update in range(updates)]
-        completions = [completion for _, completion, _ in rows]
-        length = row_length(max(len(each.row) for each in completions), self.sampler.length)
-        batch = batch_of(completions, length, self.model.special.pad, replay=self.config.replay)
-        if not self.config.dense_kl:
-            batch.pop("dense_death", None)
-        batch["group"] = np.asarray([group for group, _, _ in rows], np.int32)
-        batch["rewards"] = np.asarray([reward for _, _, reward in rows], np.float32)
-        return batch
+        number, completions, rewards = zip(*(rows[place] for place in sharing.order(self.config)), strict=True)
+        self.sizes = sharing.fitted(self.config, self.longest, completions)
+        batch = sharing.batch(self.config, self.sizes, completions, self.model.special.pad)
+        return batch | {"group": np.asarray(number, np.int32), "rewards": np.asarray(rewards, np.float32)}
 
     # What is told.
 
@@ -278,8 +271,3 @@ class Experience:
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
         return seconds
-
-
-def row_length(longest: int, most: int) -> int:
-    """The first of 256, 384, 512, 768 ... that has `longest` tokens, but none beyond what a row may come to."""
-    return min(size_for(longest), -(-most // 64) * 64)

@@ -26,7 +26,7 @@ from lt_jax.errors import UserError
 from lt_jax.model import Model, load
 from lt_jax.models import huggingface, lora
 from lt_jax.models.config import DecoderConfig
-from lt_jax.rl import memory
+from lt_jax.rl import memory, sharing
 from lt_jax.rl.config import RlConfig
 from lt_jax.rl.experience import Experience
 from lt_jax.rl.problems import Order, open_problems
@@ -69,6 +69,7 @@ def learn(config: RlConfig, say: Callable[[str], None] = print) -> Path | None:
         pool.check([problems[number] for number in range(min(len(problems), CHECKED))])
         data = Experience(config, model, sampler, Order(problems, train.seed), pool, mesh, say)
         data.views = views(config, model, params, never, mesh)
+        say(sharing_line(data.longest))
         made = run.Made(make_step(config, never), config.updates, functools.partial(summary, data),
                         data.before, data.after)  # fmt: skip
         say(memory.estimate(config, model, sampler, never, mesh).describe())
@@ -213,3 +214,10 @@ def front_line(model: Model, mesh: Mesh, config: RlConfig) -> str:
         f"{kept}; "
         f"{config.updates} update{'s' * (config.updates > 1)}"
     )
+
+
+def sharing_line(rows: sharing.Sizes) -> str:
+    """How a rollout will be learned from, for the terminal."""
+    if rows.together == 1:
+        return "the learner reads a prompt once for each of its responses"
+    return f"the learner reads a prompt once for {rows.together} of its responses: rows of at most {rows.shared} tokens"

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lt_jax.layout import packing
 from lt_jax.model import Model
 from lt_jax.models import params as parameters
 from lt_jax.models.config import DecoderConfig
+from lt_jax.rl import sharing
 from lt_jax.rl.config import RlConfig
-from lt_jax.rl.experience import row_length
 from lt_jax.rl.rollout import Sampler
 from lt_jax.rl.step import make_logps, make_step
 from lt_jax.training import mesh as meshes
@@ -78,7 +77,8 @@ def estimate(config: RlConfig, model: Model, sampler: Sampler, never: tuple[int,
     """Compiles the three programs for the longest rows, without running any of them."""
     engine = sampler.ready()
     record = engine.cache.record.shape[1:3] if config.replay else None
-    learner = learning(config, model.config, never, row_length(sampler.length, sampler.length), record, mesh)
+    longest = sharing.longest(config, sampler.length, sampler.new, meshes.ways(mesh, "rows"))
+    learner = learning(config, model.config, never, longest, record, mesh)
     enough = jax.ShapeDtypeStruct((engine.spread.parts,), jnp.int32)
     block = engine.programs.block.lower(engine.weights, engine.state, engine.cache, enough).compile()
     ways = engine.spread.parts * engine.spread.ways
@@ -107,12 +107,12 @@ class Learning:
     batch: int
 
 
-def learning(config: RlConfig, model: DecoderConfig, never: tuple[int, ...], length: int,
+def learning(config: RlConfig, model: DecoderConfig, never: tuple[int, ...], sizes: sharing.Sizes,
              record: tuple[int, int] | None, mesh: Mesh) -> Learning:  # fmt: skip
     """Compiles log-probs and update from shapes alone, for the devices of `mesh`, which need not be there.
 
     Args:
-        length: tokens of a row.
+        sizes: of the rows.
         record: layers and heads that deaths are recorded of, [Lr, Kr]; None where the learner does not see them.
     """
     tx = optimizer.make(config.train.optim, config.train.steps * config.updates)
@@ -126,10 +126,10 @@ def learning(config: RlConfig, model: DecoderConfig, never: tuple[int, ...], len
     scalar = meshes.sharding(mesh)
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=scalar)
     state = states.TrainState(_shape(np.zeros((), np.int32), scalar), trained, opt_state, key)
-    batch = abstract_batch(config, length, record, mesh)
+    batch = abstract_batch(config, sizes, record, mesh)
     given = {name: x for name, x in batch.items() if name not in ("logp_old", "logp_reference")}
     copied = config.loss.kl_weight and not model.lora
-    seen = jax.eval_shape(lambda: states.computed(trained, model, config.train.params_dtype))
+    seen = jax.eval_shape(lambda trained: states.computed(trained, model, config.train.params_dtype), trained)
     other = jax.tree.map(lambda x, like: _shape(x, like.sharding), seen, trained)
     logps = None
     if config.loss.kl_weight or not config.fresh:
@@ -143,22 +143,20 @@ def learning(config: RlConfig, model: DecoderConfig, never: tuple[int, ...], len
     )
 
 
-def abstract_batch(config: RlConfig, length: int, record: tuple[int, int] | None, mesh: Mesh) -> dict:
-    """The shapes of a batch of rows of `length` tokens, with their shardings; `record` as of `learning`."""
+def abstract_batch(config: RlConfig, sizes: sharing.Sizes, record: tuple[int, int] | None, mesh: Mesh) -> dict:
+    """The shapes of a batch with rows of these sizes, with their shardings; `record` as of `learning`."""
+    empty = sharing.batch(config, sizes, (), pad=0)
+    shapes = {name: (x.shape, x.dtype) for name, x in empty.items()}
     rows = config.rollout.responses
-    one = {name: np.zeros((1, length), np.int32) for name in packing.FEATURES}
-    kinds = {name: x.dtype for name, x in packing.finish(one, np.zeros((1, length), np.int32), 0).items()}
-    kinds |= {"response": bool, "logp_sampler": np.float32, "logp_old": np.float32}
-    if config.loss.kl_weight:
-        kinds["logp_reference"] = np.float32
-    if config.fresh:
-        del kinds["logp_old"]
-    if config.dense_kl:
-        kinds["dense_death"] = np.int32
-    shapes = {name: ((rows, length), kind) for name, kind in kinds.items()}
     shapes |= {"group": ((rows,), np.int32), "rewards": ((rows,), np.float32)}
+    if not config.fresh:
+        shapes["logp_old"] = shapes["logp_sampler"]
+    if config.loss.kl_weight:
+        shapes["logp_reference"] = shapes["logp_sampler"]
+    if config.dense_kl:
+        shapes["dense_death"] = shapes["death"]
     if record is not None:
-        shapes["death"] = ((rows, *record, length), np.int32)
+        shapes["death"] = ((rows, *record, sizes.length), np.int32)
     placed = lambda shape, kind: jax.ShapeDtypeStruct(
         shape, kind, sharding=meshes.sharding(mesh, *meshes.batch_axes(jax.ShapeDtypeStruct(shape, kind)))
     )

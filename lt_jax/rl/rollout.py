@@ -27,6 +27,7 @@ class Sampler:
 
     Attributes:
         level: which of the budgets is used: 0 is the first, `rollout.budgets` follow.
+        new, length: most tokens of a response, and of a row, see `most_new`.
     """
 
     def __init__(self, model: Model, config: RlConfig):
@@ -34,7 +35,8 @@ class Sampler:
         self.model, self.config, self.level = model, config, 0
         rule = closing(model.scheme, model.special, model.tokenize)
         self.closing = 0 if rule is None else len(rule)  # tokens that closing a thought adds
-        self.length = longest(config, self.closing, model.config.max_positions)
+        self.new = most_new(config, self.closing)
+        self.length = min(config.rollout.max_prompt + self.new, model.config.max_positions)
         self.engine: Engine | None = None
         self.params: dict | None = None  # from which the engine is made, where there is none
         self._evictions: dict[int, Eviction] = {}
@@ -146,15 +148,15 @@ class Sampler:
         return 0 if record is None else record.nbytes
 
 
-def longest(config: RlConfig, closing: int, positions: int) -> int:
-    """Tokens of the longest row that a rollout may come to. Where thoughts are closed, what that adds may be as much as
-    what is sampled: thoughts are as long as what closes them, on average at least. A row beyond that is cut off.
+def most_new(config: RlConfig, closing: int) -> int:
+    """Tokens of the longest response that a rollout may come to. Where thoughts are closed, what that adds may be as
+    much as what is sampled: thoughts are as long as what closes them, on average at least. A row beyond that is cut
+    off.
 
     Args:
-        closing: tokens that closing a thought adds; 0 where none is closed. positions: the most of the model.
+        closing: tokens that closing a thought adds; 0 where none is closed.
     """
-    rollout = config.rollout
-    return min(rollout.max_prompt + (2 if closing else 1) * rollout.max_new + closing, positions)
+    return (2 if closing else 1) * config.rollout.max_new + closing
 
 
 def _as_rollout(line: str) -> str:

@@ -4,9 +4,10 @@ What differs: the release corrects, normalises and divides within what one devic
 into updates, and an update into microbatches, without changing any of its numbers but by rounding. Advantages are made
 from the whole rollout.
 
-A batch is what `batch_of` makes, one response per row, with group [B] int32, rewards [B] float32, logp_old [B, S]
-(unless the update itself computes it, `RlConfig.fresh`) and, where it is part of the loss, logp_reference [B, S]. With
-`dense_kl` there is dense_death [B, S], the deaths of the method alone.
+A batch is what `sharing.batch` makes, with group [B] int32, rewards [B] float32, logp_old [B, S] (unless the update
+itself computes it, `RlConfig.fresh`) and, where it is part of the loss, logp_reference [B, S]. With `dense_kl` there is
+dense_death [B, S], the deaths of the method alone. B and S are those of a row for each response, even where the
+responses of a group share the rows that the model reads: only `_seen` knows of these.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import optax
 from jax.sharding import Mesh
 
 from lt_jax.models.config import DecoderConfig
-from lt_jax.rl import losses, metrics
+from lt_jax.rl import losses, metrics, sharing
 from lt_jax.rl.advantages import ADVANTAGES, signal
 from lt_jax.rl.config import RlConfig
 from lt_jax.rl.mismatch import Correction, correct
@@ -92,7 +93,7 @@ def make_step(config: RlConfig, never: tuple[int, ...]) -> Callable:
 
 def watched(config: RlConfig, batch: dict, counted: jax.Array, advantages: jax.Array) -> dict:
     """Metrics of a rollout as it was before it was learned from, float32 scalars. Weights are normalised over all of
-    it; each update does that over its own rows."""
+    it; each update does that over its own rows. tokens: of prompts and responses, a prompt for each response."""
     given = batch["logp_old"], batch["logp_sampler"], batch["response"]
     heard = signal(batch["rewards"], batch["group"], counted)
     return metrics.mismatch(config.mismatch, _corrected(config, batch), *given) | {
@@ -100,7 +101,7 @@ def watched(config: RlConfig, batch: dict, counted: jax.Array, advantages: jax.A
         "reward_std": jnp.std(batch["rewards"]),
         "without_signal": jnp.mean(~heard),
         "advantage_abs": jnp.mean(jnp.abs(advantages)),
-        "tokens": jnp.sum(~steps.padding(batch)).astype(jnp.float32),
+        "tokens": jnp.sum(sharing.real(batch)).astype(jnp.float32),
     }
 
 
@@ -169,7 +170,7 @@ def _joined(pieces: jax.Array) -> jax.Array:
 
 
 def hidden(params: dict, model: DecoderConfig, config: RlConfig, batch: dict, mesh: Mesh) -> jax.Array:
-    """Hidden states [B, S, E] of the rows of a batch under its lifetimes."""
+    """Hidden states of the rows of a batch under its lifetimes, [B, S, E] or those of shared rows, [Q, T, E]."""
     train = config.train
     return scoring.hidden(
         params, model, batch["tokens"], steps.lifetimes(batch, train.gist_rule), batch["positions"], train.attention,
@@ -178,7 +179,10 @@ def hidden(params: dict, model: DecoderConfig, config: RlConfig, batch: dict, me
 
 
 def _seen(params, model, config, never, batch, mesh) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """logp [B, S], entropy [B, S] and hidden states of the rows of a batch."""
+    """logp [B, S], entropy [B, S] and hidden states, see `hidden`, of the rows of a batch."""
     x = hidden(params, model, config, batch, mesh)
     how = dict(temperature=config.rollout.temperature, never=never, chunk=config.train.loss_chunk)
-    return *scoring.logps_of(params, model, x, batch["tokens"], **how), x
+    if "at" not in batch:
+        return *scoring.logps_of(params, model, x, batch["tokens"], **how), x
+    found = scoring.logps_of(params, model, sharing.followed(x, batch), batch["tokens"], **how)
+    return *(sharing.apart(values, batch) for values in found), x

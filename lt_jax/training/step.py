@@ -61,11 +61,12 @@ def sums(
 
 
 def cut(batch: dict, pieces: int) -> dict:
-    """[B, ...] -> [pieces, B / pieces, ...]; row i goes to piece i % pieces, so that a sharded B stays where it is."""
+    """[B, ...] -> [pieces, B / pieces, ...]; row i goes to piece i % pieces, so that a sharded B stays where it is. Not
+    all arrays need have the same number of rows."""
     rows = batch["tokens"].shape[0]
     if rows % pieces:
         raise UserError(f"train.accumulate is {pieces}, which does not divide the {rows} rows of a batch")
-    return jax.tree.map(lambda a: a.reshape(rows // pieces, pieces, *a.shape[1:]).swapaxes(0, 1), batch)
+    return jax.tree.map(lambda a: a.reshape(len(a) // pieces, pieces, *a.shape[1:]).swapaxes(0, 1), batch)
 
 
 def gradients(
