@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from lt_jax.decode import Engine
 from lt_jax.layout import packing
 from lt_jax.model import Model
 from lt_jax.models import params as parameters
@@ -38,7 +39,10 @@ class Estimate:
         cache, cache_dense: of the rollout, with the record of deaths, and what it would be without a budget. Where the
             budget may grow it is the largest.
         batch: a rollout as it is learned from.
-        rollout, logps, update: what each program needs beside all that.
+        making: what it takes beside all that to make the sampler's weights: a copy of the trained ones in the dtype of
+            a step, where that is another, and what the compiler needs for the largest part.
+        prefill, rollout, logps, update: what each program needs beside what is held: the widest pass over prompts, the
+            decode block, and the learner's two.
     """
 
     state: int
@@ -47,6 +51,8 @@ class Estimate:
     cache: int
     cache_dense: int
     batch: int
+    making: int
+    prefill: int
     rollout: int
     logps: int
     update: int
@@ -59,7 +65,7 @@ class Estimate:
     @property
     def most(self) -> int:
         """At once."""
-        return self.held + max(self.rollout, self.batch + max(self.logps, self.update))
+        return self.held + max(self.making, self.prefill, self.rollout, self.batch + max(self.logps, self.update))
 
     def describe(self) -> str:
         """Lines for the terminal."""
@@ -69,30 +75,47 @@ class Estimate:
         return (
             f"memory per device, GiB: {gib(self.most)} at most. Held: weights and optimizer {gib(self.state)}{other}, "
             f"weights of the sampler {gib(self.sampler)}, cache {gib(self.cache)}{saved}\n"
-            f"beside that, GiB: rollout {gib(self.rollout)}, log-probs {gib(self.logps)}, update {gib(self.update)}; "
-            f"and for these two a batch of {gib(self.batch)}"
+            f"beside that, GiB: rollout {gib(self.rollout)}, its prompts {gib(self.prefill)}, making the sampler's "
+            f"weights {gib(self.making)}, log-probs {gib(self.logps)}, update {gib(self.update)}; and for the last two "
+            f"a batch of {gib(self.batch)}"
         )
 
 
 def estimate(config: RlConfig, model: Model, sampler: Sampler, never: tuple[int, ...], mesh: Mesh) -> Estimate:
-    """Compiles the three programs for the longest rows, without running any of them."""
-    engine = sampler.ready()
+    """Compiles the programs for the longest rows, without running any of them."""
+    engine, rollout = sampler.ready(), config.rollout
     record = engine.cache.record.shape[1:3] if config.replay else None
     learner = learning(config, model.config, never, row_length(sampler.length, sampler.length), record, mesh)
-    enough = jax.ShapeDtypeStruct((engine.spread.parts,), jnp.int32)
-    block = engine.programs.block.lower(engine.weights, engine.state, engine.cache, enough).compile()
+    prompt = min(rollout.max_prompt, sampler.length - 1)
+    block, prefill = engine.lowered(prompt, min(rollout.prompts, engine.config.rows), rollout.group > 1)
     ways = engine.spread.parts * engine.spread.ways
     return Estimate(
         state=learner.state,
         reference=learner.reference,
         sampler=_sizes(engine.weights),
-        cache=(sampler.cache_bytes(level=len(config.rollout.budgets)) + sampler.record_bytes()) // ways,
+        cache=(sampler.cache_bytes(level=len(rollout.budgets)) + sampler.record_bytes()) // ways,
         cache_dense=sampler.cache_bytes(evicts=False) // ways,
         batch=learner.batch,
-        rollout=_more(block),
+        making=_making(config, model.config, engine, mesh),
+        prefill=_more(prefill.compile()),
+        rollout=_more(block.compile()),
         logps=0 if learner.logps is None else _more(learner.logps),
         update=_more(learner.update),
     )
+
+
+def _making(config: RlConfig, model: DecoderConfig, engine: Engine, mesh: Mesh) -> int:
+    """Bytes that `Sampler.load` takes beside the weights that it makes."""
+    trained, frozen = abstract_params(config, model, mesh)
+    seen = _seen(config, model, trained)
+    params = states.merge(seen, frozen)
+    tables, layer = engine.spread.making
+    made = (
+        tables.lower({name: x for name, x in params.items() if name != "layers"}, engine.form),
+        layer.lower(params["layers"], jax.ShapeDtypeStruct((), jnp.int32), engine.form),
+    )
+    copied = 0 if model.lora or config.train.params_dtype == "float32" else _sizes(seen)
+    return copied + max(each.compile().memory_analysis().temp_size_in_bytes for each in made)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,12 +139,9 @@ def learning(config: RlConfig, model: DecoderConfig, never: tuple[int, ...], len
         record: layers and heads that deaths are recorded of, [Lr, Kr]; None where the learner does not see them.
     """
     tx = optimizer.make(config.train.optim, config.train.steps * config.updates)
-    shardings = meshes.param_shardings(mesh, model)
-    stored = jnp.dtype(config.train.params_dtype if model.lora else "float32")
-    params = jax.tree.map(_shape, parameters.abstract(model, stored), shardings)
-    trained, frozen = states.split(params, states.trainable_mask(model))
-    trained = jax.tree.map(lambda x: _shape(x, x.sharding, jnp.dtype("float32")), trained)
+    trained, frozen = abstract_params(config, model, mesh)
     opt_state = jax.eval_shape(tx.init, trained)
+    shardings = meshes.param_shardings(mesh, model)
     opt_state = jax.tree.map(_shape, opt_state, meshes.like_params(mesh, opt_state, shardings))
     scalar = meshes.sharding(mesh)
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=scalar)
@@ -129,8 +149,6 @@ def learning(config: RlConfig, model: DecoderConfig, never: tuple[int, ...], len
     batch = abstract_batch(config, length, record, mesh)
     given = {name: x for name, x in batch.items() if name not in ("logp_old", "logp_reference")}
     copied = config.loss.kl_weight and not model.lora
-    seen = jax.eval_shape(lambda: states.computed(trained, model, config.train.params_dtype))
-    other = jax.tree.map(lambda x, like: _shape(x, like.sharding), seen, trained)
     logps = None
     if config.loss.kl_weight or not config.fresh:
         logps = make_logps(model, config, never, mesh).lower(states.merge(trained, frozen), given).compile()
@@ -138,9 +156,23 @@ def learning(config: RlConfig, model: DecoderConfig, never: tuple[int, ...], len
         logps,
         make_step(config, never)(model, config.train, tx, mesh, state).lower(state, frozen, batch).compile(),
         state=_sizes((trained, frozen, opt_state)),
-        reference=_sizes(other) if copied else 0,
+        reference=_sizes(_seen(config, model, trained)) if copied else 0,
         batch=_sizes(batch),
     )
+
+
+def abstract_params(config: RlConfig, model: DecoderConfig, mesh: Mesh) -> tuple[dict, dict]:
+    """The shapes of trained and frozen parameters, with their shardings."""
+    stored = jnp.dtype(config.train.params_dtype if model.lora else "float32")
+    params = jax.tree.map(_shape, parameters.abstract(model, stored), meshes.param_shardings(mesh, model))
+    trained, frozen = states.split(params, states.trainable_mask(model))
+    return jax.tree.map(lambda x: _shape(x, x.sharding, jnp.dtype("float32")), trained), frozen
+
+
+def _seen(config: RlConfig, model: DecoderConfig, trained: dict) -> dict:
+    """The shapes of what a step computes with, in place of `trained`."""
+    seen = jax.eval_shape(lambda: states.computed(trained, model, config.train.params_dtype))
+    return jax.tree.map(lambda x, like: _shape(x, like.sharding), seen, trained)
 
 
 def abstract_batch(config: RlConfig, length: int, record: tuple[int, int] | None, mesh: Mesh) -> dict:

@@ -53,6 +53,8 @@ class Made:
         summary: as the function of that name: the metrics of the steps of a window, as they are logged.
         before: called with the parameters, as they are by then, before each batch is asked for.
         after: called with the metrics of each step before anything is saved, so that what follows from them is saved.
+        until: called once with a function that tells whether the run is asked to stop. The data may then raise
+            `Stopped` in place of a batch; its state must be the one before that batch.
     """
 
     make_step: Callable = step.make_step
@@ -60,6 +62,11 @@ class Made:
     summary: Callable | None = None
     before: Callable[[dict], None] | None = None
     after: Callable[[dict], None] | None = None
+    until: Callable[[Callable[[], bool]], None] | None = None
+
+
+class Stopped(Exception):
+    """The data gave up a batch, because the run is asked to stop."""
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -172,8 +179,16 @@ class _Loop:
     def run(self, asked: threading.Event) -> bool:
         """Steps to the end, or until a stop is asked for; True if the end was reached."""
         last = self.config.steps
+        if self.made.until is not None:
+            self.made.until(asked.is_set)
         while self.done < last:
-            self.step()
+            try:
+                self.step()
+            except Stopped:
+                if self.saving and self.done:
+                    self.log()
+                    self.saving.save(self.state)
+                return False
             if due(self.done, self.config.log_every, last):
                 self.log()
             if due(self.done, self.config.eval_every, last):
