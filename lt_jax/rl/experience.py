@@ -32,6 +32,7 @@ from lt_jax.rl.config import RlConfig
 from lt_jax.rl.problems import Order
 from lt_jax.rl.rewards import RewardPool, Rewards
 from lt_jax.rl.rollout import Sampler
+from lt_jax.training import heap
 from lt_jax.training import mesh as meshes
 from lt_jax.training.run import Stopped
 
@@ -129,6 +130,8 @@ class Experience:
             self.asked, self.left_out = before
             raise
         found = self._said(groups)
+        if self.compiled() > self._compiled:
+            heap.give_back()
         rewarded = self._lap() - self.seconds
         batch = meshes.place_batch(self.mesh, self._batch(groups))
         for name, view in self.views.items():

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lt_jax.decode import Engine
+from lt_jax.decode.spread import Spread
 from lt_jax.layout import packing
 from lt_jax.model import Model
 from lt_jax.models import params as parameters
@@ -21,8 +21,8 @@ from lt_jax.rl.config import RlConfig
 from lt_jax.rl.experience import row_length
 from lt_jax.rl.rollout import Sampler
 from lt_jax.rl.step import make_logps, make_step
+from lt_jax.training import heap, optimizer
 from lt_jax.training import mesh as meshes
-from lt_jax.training import optimizer
 from lt_jax.training import state as states
 
 GIB = 2**30
@@ -89,32 +89,34 @@ def estimate(config: RlConfig, model: Model, sampler: Sampler, never: tuple[int,
     prompt = min(rollout.max_prompt, sampler.length - 1)
     block, prefill = engine.lowered(prompt, min(rollout.prompts, engine.config.rows), rollout.group > 1)
     ways = engine.spread.parts * engine.spread.ways
-    return Estimate(
+    found = Estimate(
         state=learner.state,
         reference=learner.reference,
-        sampler=_sizes(engine.weights),
+        sampler=sizes(engine.weights),
         cache=(sampler.cache_bytes(level=len(rollout.budgets)) + sampler.record_bytes()) // ways,
         cache_dense=sampler.cache_bytes(evicts=False) // ways,
         batch=learner.batch,
-        making=_making(config, model.config, engine, mesh),
-        prefill=_more(prefill.compile()),
-        rollout=_more(block.compile()),
-        logps=0 if learner.logps is None else _more(learner.logps),
-        update=_more(learner.update),
+        making=making(config, model.config, engine.spread, engine.form, mesh),
+        prefill=more(prefill.compile()),
+        rollout=more(block.compile()),
+        logps=0 if learner.logps is None else more(learner.logps),
+        update=more(learner.update),
     )
+    heap.give_back()
+    return found
 
 
-def _making(config: RlConfig, model: DecoderConfig, engine: Engine, mesh: Mesh) -> int:
-    """Bytes that `Sampler.load` takes beside the weights that it makes."""
+def making(config: RlConfig, model: DecoderConfig, spread: Spread, form: str, mesh: Mesh) -> int:
+    """Bytes that `Sampler.load` takes beside the weights that it makes, from shapes alone."""
     trained, frozen = abstract_params(config, model, mesh)
     seen = _seen(config, model, trained)
     params = states.merge(seen, frozen)
-    tables, layer = engine.spread.making
+    tables, layer = spread.making
     made = (
-        tables.lower({name: x for name, x in params.items() if name != "layers"}, engine.form),
-        layer.lower(params["layers"], jax.ShapeDtypeStruct((), jnp.int32), engine.form),
+        tables.lower({name: x for name, x in params.items() if name != "layers"}, form),
+        layer.lower(params["layers"], jax.ShapeDtypeStruct((), jnp.int32), form),
     )
-    copied = 0 if model.lora or config.train.params_dtype == "float32" else _sizes(seen)
+    copied = 0 if model.lora or config.train.params_dtype == "float32" else sizes(seen)
     return copied + max(each.compile().memory_analysis().temp_size_in_bytes for each in made)
 
 
@@ -155,9 +157,9 @@ def learning(config: RlConfig, model: DecoderConfig, never: tuple[int, ...], len
     return Learning(
         logps,
         make_step(config, never)(model, config.train, tx, mesh, state).lower(state, frozen, batch).compile(),
-        state=_sizes((trained, frozen, opt_state)),
-        reference=_sizes(_seen(config, model, trained)) if copied else 0,
-        batch=_sizes(batch),
+        state=sizes((trained, frozen, opt_state)),
+        reference=sizes(_seen(config, model, trained)) if copied else 0,
+        batch=sizes(batch),
     )
 
 
@@ -201,13 +203,13 @@ def _shape(x, where, dtype=None) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=where)
 
 
-def _more(program: jax.stages.Compiled) -> int:
+def more(program: jax.stages.Compiled) -> int:
     """Bytes that a program takes beside its arguments: temporaries, and outputs that reuse no argument."""
     found = program.memory_analysis()
     return found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
 
 
-def _sizes(tree) -> int:
+def sizes(tree) -> int:
     """Bytes of arrays, or of their shapes, on a single device."""
     local = lambda x: x.shape if getattr(x, "sharding", None) is None else x.sharding.shard_shape(x.shape)
     leaves = jax.tree.leaves(tree)

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 
 from lt_jax.errors import UserError
 from lt_jax.models.config import DecoderConfig
+from lt_jax.training import heap, optimizer, step
 from lt_jax.training import mesh as meshes
-from lt_jax.training import optimizer, step
 from lt_jax.training import state as states
 from lt_jax.training.checkpoint import Checkpoints, describe
 from lt_jax.training.config import TrainConfig
@@ -222,6 +222,7 @@ class _Loop:
     def compile(self, batch: dict):
         """Compiles the step for the shapes of a batch, and says what it needs before it is run."""
         compiled = self.jitted.lower(self.state, self.frozen, batch).compile()
+        heap.give_back()
         if (memory := compiled.memory_analysis()) is not None:
             held, more = memory.argument_size_in_bytes / 2**30, memory.temp_size_in_bytes / 2**30
             self.say(f"memory of a step, per device: {held:.2f} GiB of state and batch, {more:.2f} GiB more")
