@@ -44,6 +44,7 @@ CASES = {  # the config: model, chips
     "qwen2_5_3b": ("qwen2.5-3b", "v5p:2x2x1", 95e9 / 2**30),
     "qwen2_5_7b": ("qwen2.5-7b", "v5p:2x2x2", 95e9 / 2**30),
 }
+ABSENT = ("validation", "prefill")  # the recipes hold no problems out; see above
 
 
 def estimated(config, model, mesh) -> memory.Estimate:
@@ -61,7 +62,8 @@ def estimated(config, model, mesh) -> memory.Estimate:
     learner = memory.learning(config, model, (1,), row_length(length, length), None, mesh)
     return memory.Estimate(
         state=learner.state, reference=learner.reference, sampler=memory.sizes(weights), cache=memory.sizes(cache),
-        cache_dense=memory.sizes(dense), batch=learner.batch, prefill=0, rollout=memory.more(block.compile()),
+        cache_dense=memory.sizes(dense), batch=learner.batch, validation=0, prefill=0,
+        rollout=memory.more(block.compile()),
         making=memory.making(config, model, Spread(split, decoding.rows, model), "plain", mesh),
         logps=0 if learner.logps is None else memory.more(learner.logps), update=memory.more(learner.update),
     )  # fmt: skip
@@ -78,7 +80,7 @@ def measure(name: str) -> dict:
     began = time.perf_counter()
     found = estimated(config, PRESETS[preset].replace(dtype=config.dtype), mesh)
     print(found.describe(), flush=True)
-    parts = {name: size / 2**30 for name, size in dataclasses.asdict(found).items() if name != "prefill"}
+    parts = {name: size / 2**30 for name, size in dataclasses.asdict(found).items() if name not in ABSENT}
     most = found.most / 2**30
     return dict(config=name, chips=topology, room=room, **parts, most=most, fits="yes" if most < room else "no",
                 **{"compile s": time.perf_counter() - began})  # fmt: skip

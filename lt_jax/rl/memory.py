@@ -21,6 +21,7 @@ from lt_jax.rl.config import RlConfig
 from lt_jax.rl.experience import row_length
 from lt_jax.rl.rollout import Sampler
 from lt_jax.rl.step import make_logps, make_step
+from lt_jax.rl.validation import rows_of
 from lt_jax.training import heap, optimizer
 from lt_jax.training import mesh as meshes
 from lt_jax.training import state as states
@@ -41,6 +42,7 @@ class Estimate:
         batch: a rollout as it is learned from.
         making: what it takes beside all that to make the sampler's weights: a copy of the trained ones in the dtype of
             a step, where that is another, and what the compiler needs for the largest part.
+        validation: the cache of held-out problems that are answered with every key kept; 0 where there are none.
         prefill, rollout, logps, update: what each program needs beside what is held: the widest pass over prompts, the
             decode block, and the learner's two.
     """
@@ -52,6 +54,7 @@ class Estimate:
     cache_dense: int
     batch: int
     making: int
+    validation: int
     prefill: int
     rollout: int
     logps: int
@@ -65,19 +68,21 @@ class Estimate:
     @property
     def most(self) -> int:
         """At once."""
-        return self.held + max(self.making, self.prefill, self.rollout, self.batch + max(self.logps, self.update))
+        sampled = self.validation + max(self.prefill, self.rollout)
+        return self.held + max(self.making, sampled, self.batch + max(self.logps, self.update))
 
     def describe(self) -> str:
         """Lines for the terminal."""
         gib = lambda size: f"{size / GIB:.2f}"
         saved = "" if self.cache == self.cache_dense else f" ({gib(self.cache_dense)} without the budget)"
         other = f", reference {gib(self.reference)}" if self.reference else ""
+        measured = f", cache of the validation {gib(self.validation)}" if self.validation else ""
         return (
             f"memory per device, GiB: {gib(self.most)} at most. Held: weights and optimizer {gib(self.state)}{other}, "
             f"weights of the sampler {gib(self.sampler)}, cache {gib(self.cache)}{saved}\n"
             f"beside that, GiB: rollout {gib(self.rollout)}, its prompts {gib(self.prefill)}, making the sampler's "
-            f"weights {gib(self.making)}, log-probs {gib(self.logps)}, update {gib(self.update)}; and for the last two "
-            f"a batch of {gib(self.batch)}"
+            f"weights {gib(self.making)}{measured}, log-probs {gib(self.logps)}, update {gib(self.update)}; and for "
+            f"the last two a batch of {gib(self.batch)}"
         )
 
 
@@ -89,14 +94,17 @@ def estimate(config: RlConfig, model: Model, sampler: Sampler, never: tuple[int,
     prompt = min(rollout.max_prompt, sampler.length - 1)
     block, prefill = engine.lowered(prompt, min(rollout.prompts, engine.config.rows), rollout.group > 1)
     ways = engine.spread.parts * engine.spread.ways
+    dense = sampler.cache_bytes(evicts=False) // ways
+    own = rows_of(engine.config.rows, config.problems.held_out, engine.spread.parts) / engine.config.rows
     found = Estimate(
         state=learner.state,
         reference=learner.reference,
         sampler=sizes(engine.weights),
         cache=(sampler.cache_bytes(level=len(rollout.budgets)) + sampler.record_bytes()) // ways,
-        cache_dense=sampler.cache_bytes(evicts=False) // ways,
+        cache_dense=dense,
         batch=learner.batch,
         making=making(config, model.config, engine.spread, engine.form, mesh),
+        validation=round(own * dense) if config.problems.held_out else 0,
         prefill=more(prefill.compile()),
         rollout=more(block.compile()),
         logps=0 if learner.logps is None else more(learner.logps),

@@ -85,6 +85,11 @@ class Sampler:
         else:
             self.engine.load(params)
 
+    def drop(self) -> None:
+        """Lets go of the weights; others must be loaded before anything is sampled."""
+        if self.engine is not None:
+            self.engine.weights = None
+
     def grow(self) -> None:
         """Goes on to the next larger budget, if there is one."""
         if self.level < len(self.config.rollout.budgets):
