@@ -189,7 +189,7 @@ def test_replay_is_the_policy_that_sampled(policy, base, problems, tmp_path):
         assert history(dense.folder)[0]["logprob_abs_diff"] > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["thoughts", "thoughts in a budget", "lora", "dense kl"])
+@pytest.mark.parametrize("kind", ["thoughts", "thoughts in a budget", "lora", "dense kl", "bfloat16"])
 def test_other_runs(kind, base, problems, tmp_path):
     more, rollout, model = {}, {"eviction": BUDGET}, base
     if kind.startswith("thoughts"):
@@ -200,7 +200,8 @@ def test_other_runs(kind, base, problems, tmp_path):
         more = {"lora": LoraConfig(rank=2)}
     if kind == "dense kl":
         more = {"replay": True, "dense_kl": 0.1}
-    config = settings(tmp_path / "run", model, problems, rollout=rollout, train={"steps": 2}, **more)
+    train = {"steps": 2} | ({"params_dtype": "bfloat16"} if kind == "bfloat16" else {})
+    config = settings(tmp_path / "run", model, problems, rollout=rollout, train=train, **more)
     assert loop.learn(config, QUIET)
     first, last = history(config.folder)
     assert last["grad_norm"] > 0

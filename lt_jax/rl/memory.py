@@ -181,7 +181,7 @@ def abstract_params(config: RlConfig, model: DecoderConfig, mesh: Mesh) -> tuple
 
 def _seen(config: RlConfig, model: DecoderConfig, trained: dict) -> dict:
     """The shapes of what a step computes with, in place of `trained`."""
-    seen = jax.eval_shape(lambda: states.computed(trained, model, config.train.params_dtype))
+    seen = jax.eval_shape(lambda trained: states.computed(trained, model, config.train.params_dtype), trained)
     return jax.tree.map(lambda x, like: _shape(x, like.sharding), seen, trained)
 
 
