@@ -9,9 +9,9 @@ On problems, by reinforcement learning from its own responses, which are sampled
 Several files or folders are separated by commas: --config.data.path=a.jsonl,b.parquet
 
 RUN is --config.folder. It also holds config.json, metrics.jsonl, checkpoints and the prepared data. The same command
-continues the run from its newest checkpoint. SIGTERM saves a checkpoint and ends the script with exit code 3; where a
-run has several processes (--config.distributed.processes), any of them may get the signal, and all end after the same
-step.
+continues the run from its newest checkpoint. SIGTERM saves a checkpoint and ends the script with exit code 3; a rollout
+that is under way then is given up, and made again when the run goes on. Where a run has several processes
+(--config.distributed.processes), any of them may get the signal, and all end after the same step.
 """
 
 from __future__ import annotations

@@ -215,6 +215,17 @@ def test_frozen_fingerprints_see_every_bit_and_no_sharding():
     assert int(checkpoint.fingerprint({"a": tree["b"], "b": tree["a"]})) != number
     assert int(checkpoint.fingerprint(dict(tree, a=tree["a"][jnp.array([1, 0, *range(2, 8)])]))) != number
     assert int(checkpoint.fingerprint(jax.device_put(tree))) == number
+    sums = [
+        (2 * i + 1) * int((bits.reshape(-1) * (2 * np.arange(bits.size) + 1)).sum())
+        for i, x in enumerate(jax.tree.leaves(tree))
+        for bits in [np.asarray(x).view(f"u{x.dtype.itemsize}").astype(np.int64)]
+    ]
+    assert number == sum(sums) % 2**32, "checkpoints of before would not be known again"
+
+
+def test_a_fingerprint_takes_no_memory():
+    x = jax.ShapeDtypeStruct((2048, 512), jnp.float32)
+    assert checkpoint.fingerprint.lower({"a": x}).compile().memory_analysis().temp_size_in_bytes < 2**16
 
 
 def test_mesh_that_does_not_divide_names_the_parameter():

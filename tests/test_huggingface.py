@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +68,24 @@ def test_our_format_is_the_format(tmp_path):
     same(library.load_file(tmp_path / "x"), values)
     library.save_file(values, tmp_path / "y")
     same(safetensors.read(tmp_path / "y"), values)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_pages_of_a_file_that_was_read_are_let_go_of(tmp_path):
+    value = np.arange(2**20, dtype=np.float32).reshape(1024, 1024)
+    safetensors.write(tmp_path / "x", [("a", value.shape, value.dtype, lambda: value)])
+    read = safetensors.read(tmp_path / "x")["a"]
+
+    def resident():
+        lines = (Path("/proc/self/smaps").read_text().split(str(tmp_path / "x"))[1]).splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
+
+    for view in (read, read.T, read[3:].T):
+        assert view.sum(dtype=np.float64) > 0 and resident() >= 4000
+        safetensors.release(view)
+        assert resident() == 0
+    np.testing.assert_array_equal(read, value)
+    safetensors.release(value)  # no file's, and left alone
 
 
 def test_vocabulary_is_unpadded_and_dtype_converted(folder, tmp_path):

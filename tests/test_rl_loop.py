@@ -3,20 +3,24 @@
 import dataclasses
 import signal
 import threading
+import time
 
 import jax
 import numpy as np
 import pytest
 
 import lt_jax
+from lt_jax.decode import Engine
 from lt_jax.errors import UserError
 from lt_jax.layout.scheme import Scheme
 from lt_jax.models import huggingface
 from lt_jax.models.config import LoraConfig
 from lt_jax.rl import loop
+from lt_jax.rl.clock import compiling
 from lt_jax.rl.config import ProblemsConfig, preset
 from lt_jax.rl.losses import LossConfig
 from lt_jax.rl.rewards import RewardConfig
+from lt_jax.rl.rollout import Sampler
 from lt_jax.training.config import OptimizerConfig
 from tests.rl_runs import BUDGET, history, replaced, rewarded, settings, without_clock, write_problems
 from tests.tiny_folder import make
@@ -99,6 +103,64 @@ def test_a_signal_stops_after_a_rollout_and_another_run_is_refused(whole, tmp_pa
     assert loop.learn(replaced(config, "train", steps=2), QUIET)
 
 
+def test_a_signal_gives_up_a_rollout_after_a_block_and_the_run_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
+    config, _ = whole
+    config = replaced(dataclasses.replace(config, folder=str(tmp_path / "stopped")), "train", save_every=0)
+    sample, step, rounds = Sampler.sample, Engine._step, []
+
+    def signalled(*given):
+        rounds.append(0)
+        if len(rounds) == 3:  # two steps are done, and none of them is saved yet
+            signal.raise_signal(signal.SIGTERM)
+        return sample(*given)
+
+    def counted(engine):
+        if rounds:
+            rounds[-1] += 1
+        return step(engine)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "sample", signalled)
+        patch.setattr(Engine, "_step", counted)
+        assert loop.learn(config, QUIET) is None
+    assert rounds[2] == 1 < rounds[0], "not after the first block"
+    assert [line["step"] for line in history(config.folder)] == [1, 2]
+    assert loop.learn(config, QUIET)
+    assert without_clock(history(config.folder)) == without_clock(history(whole[0].folder))
+    same(weights(f"{whole[0].folder}/final"), weights(f"{config.folder}/final"))
+
+
+def test_a_signal_in_the_first_rollout_saves_nothing_and_loses_nothing(whole, tmp_path, monkeypatch):
+    config = dataclasses.replace(whole[0], folder=str(tmp_path / "stopped"))
+    sample = Sampler.sample
+
+    def signalled(*given):
+        signal.raise_signal(signal.SIGTERM)
+        return sample(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "sample", signalled)
+        assert loop.learn(config, QUIET) is None
+    assert not history(config.folder)
+    assert loop.learn(replaced(config, "train", steps=1, eval_every=0), QUIET)
+    assert without_clock(history(config.folder))[0] == without_clock(history(whole[0].folder))[0]
+
+
+def test_compiling_is_no_time_of_a_rollout(whole):
+    first, *later = history(whole[0].folder)[:3]
+    parts = [first[f"seconds_{name}"] for name in ("rollout", "reward", "logps", "update")]
+    assert first["seconds_compile"] > 0.1 and first["seconds"] == pytest.approx(sum(parts))
+    assert all(line["seconds_compile"] < first["seconds_compile"] / 2 for line in later)
+    nested = lambda x: x
+    for _ in range(20):  # each is traced inside of the next
+        nested = jax.jit(lambda x, inner=nested: inner(x) + 1)
+    with compiling() as spent:
+        assert spent() == 0
+        began = time.perf_counter()
+        nested(np.float32(3))
+        assert 0 < spent() <= time.perf_counter() - began, "what is inside of another counts twice"
+
+
 def test_with_room_for_all_keys_every_arm_makes_the_same_update(base, problems, tmp_path):
     steady = OptimizerConfig(learning_rate=3e-2, warmup=0.0, end_fraction=1.0, eps=1e-2)  # Adam's makes noise of zeros
     train = {"steps": 2, "optim": steady}
@@ -130,7 +192,7 @@ def test_replay_is_the_policy_that_sampled(policy, base, problems, tmp_path):
         assert history(dense.folder)[0]["logprob_abs_diff"] > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["thoughts", "thoughts in a budget", "lora", "dense kl"])
+@pytest.mark.parametrize("kind", ["thoughts", "thoughts in a budget", "lora", "dense kl", "bfloat16"])
 def test_other_runs(kind, base, problems, tmp_path):
     more, rollout, model = {}, {"eviction": BUDGET}, base
     if kind.startswith("thoughts"):
@@ -141,7 +203,8 @@ def test_other_runs(kind, base, problems, tmp_path):
         more = {"lora": LoraConfig(rank=2)}
     if kind == "dense kl":
         more = {"replay": True, "dense_kl": 0.1}
-    config = settings(tmp_path / "run", model, problems, rollout=rollout, train={"steps": 2}, **more)
+    train = {"steps": 2} | ({"params_dtype": "bfloat16"} if kind == "bfloat16" else {})
+    config = settings(tmp_path / "run", model, problems, rollout=rollout, train=train, **more)
     assert loop.learn(config, QUIET)
     first, last = history(config.folder)
     assert last["grad_norm"] > 0

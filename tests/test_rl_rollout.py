@@ -3,8 +3,10 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
+from lt_jax.decode.record import as_row
 from lt_jax.model import load
 from lt_jax.rl.rollout import Sampler, seed_of
 from tests.rl_runs import settings
@@ -45,6 +47,25 @@ def test_a_rollout_begins_with_the_least_cache(model):
     engine.renew()
     assert made.record_bytes() == 0 and made.cache_bytes() > 0  # which are asked for between rollouts, and make no room
     assert engine.cache.nbytes < grown / 2 and made.ready().cache.nbytes == grown
+
+
+def test_the_programs_that_are_estimated_are_those_that_run(model):
+    """Three prompts are read two together at most, in passes of 64 tokens where they have 33 to 64."""
+    made = sampler(model, max_prompt=40, max_new=8, group=2)
+    block, prefill = made.ready().lowered(40, 3, twins=True)
+    shapes = {x.shape for x in jax.tree.leaves(prefill.in_avals)}
+    assert (2, 64) in shapes and (3, 64) not in shapes
+    block.compile(), prefill.compile()
+    compiled = []
+    heard = lambda name, seconds, fun_name="", **_: compiled.append((name.split("/")[-1], fun_name))
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        made.sample([as_row(np.arange(40) % 90 + number) for number in range(2)], [0, 1], lambda *_: None)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+    again = [name for what, name in compiled if what == "backend_compile_duration"]
+    assert sum("prefill" in name for name in again) == 1, "the last tokens, of all samples; the rest was compiled"
+    assert not any("decode_block" in name for name in again), again
 
 
 def test_every_problem_of_a_run_has_draws_of_its_own():

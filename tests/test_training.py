@@ -1,9 +1,11 @@
 """The loss, the step and the loop."""
 
+import ctypes
 import dataclasses
 import io
 import itertools
 import json
+import mmap
 import sys
 import types
 
@@ -20,9 +22,9 @@ from lt_jax.lifetimes import NEVER
 from lt_jax.models import decoder, lora
 from lt_jax.models import params as parameters
 from lt_jax.models.config import LoraConfig
+from lt_jax.training import heap, metrics, optimizer, run, step
 from lt_jax.training import loss as losses
 from lt_jax.training import mesh as meshes
-from lt_jax.training import metrics, optimizer, run, step
 from lt_jax.training import state as states
 from tests.training_tools import LENGTH, MODEL, ROWS, batch, config, data
 
@@ -407,3 +409,25 @@ def test_a_warmup_without_end_is_refused():
 def test_accumulation_must_divide_the_batch():
     with pytest.raises(UserError, match="train.accumulate is 3, which does not divide the 8 rows"):
         run.train(config(accumulate=3), MODEL, PARAMS, data(), mesh=one_device())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_what_compiling_freed_is_given_back():
+    """Many blocks that are freed below one that is not: as a compiler leaves the heap."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "malloc_trim"):
+        pytest.skip("another C library")
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    size = 100_000
+    blocks = [libc.malloc(size) for _ in range(1500)]
+    for block in blocks:
+        ctypes.memset(block, 1, size)
+    for block in blocks[:-1]:
+        libc.free(block)
+    resident = lambda: int(open("/proc/self/statm").read().split()[1]) * mmap.PAGESIZE
+    before = resident()
+    heap.give_back()
+    after = resident()
+    libc.free(blocks[-1])
+    assert before - after > 1000 * size

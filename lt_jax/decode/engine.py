@@ -279,6 +279,24 @@ class Engine:
         room = capacity(self.config, self.rules, most + PIECES[0] + self.rules.longest + slack(self.rules))
         return pieces(prompt, max(room, self.cache.capacity), self.config, begin)
 
+    def lowered(self, length: int, count: int, twins: bool) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+        """The block, and the widest pass in which `count` different prompts of `length` tokens are read; not run.
+
+        Args:
+            twins: whether several samples of each are asked for.
+        """
+        enough = jnp.zeros(self.spread.parts, jnp.int32)
+        block = self.programs.block.lower(self.weights, self.state, self.cache, enough)
+        record = Record(Request(np.zeros(length, np.int32), 1), 0, 0, 0, 0, self.rules)
+        cut = self.cut(record.prompt_row)
+        cut = last_apart(cut) if twins else cut
+        piece = max(cut, key=lambda piece: piece.padded)
+        own = -(-count // self.spread.parts)  # rows of each part, as in `powers`
+        own = min(1 << (own.bit_length() - 1), max(1, TOGETHER // piece.padded))
+        rows = (part * self.spread.own + row for part in range(self.spread.parts) for row in range(own))
+        given, how = self._given([(row, record, 0, piece.take) for row in rows], piece, piece is cut[-1])
+        return block, self.programs.prefill.lower(self.weights, self.state, self.cache, *given, **how)
+
     def _check_owner(self, owner) -> None:
         if self.closed:
             raise UserError("the engine is closed")
@@ -423,6 +441,11 @@ class Engine:
 
     def _pass(self, members: list[tuple[int, Record, int, int]], piece: Piece, final: bool) -> None:
         """One pass of prefill: tokens a..b-1 of the prompts of (row, record, a, b), as many in each part or none."""
+        given, how = self._given(members, piece, final)
+        self.state, self.cache = self.programs.prefill(self.weights, self.state, self.cache, *given, **how)
+
+    def _given(self, members: list[tuple[int, Record, int, int]], piece: Piece, final: bool) -> tuple[tuple, dict]:
+        """What the program of a pass is given besides weights, state and cache."""
         places, there = self.spread.lined([row for row, *_ in members])
         members = [members[place or 0] for place in places]  # where a part has none, anything
         rows, records, starts, stops = zip(*members, strict=True)
@@ -432,10 +455,7 @@ class Engine:
         feed = feed_of(prompts, rows, starts, stops, piece.padded, self.rules)
         left = np.asarray([record.request.max_new for record in records], np.int32)
         seed = np.asarray([record.seed for record in records], np.uint32)
-        self.state, self.cache = self.programs.prefill(
-            self.weights, self.state, self.cache, feed, left, seed, how, there,
-            final=final, compress=living(prompts[0]), evict=piece.evict,
-        )  # fmt: skip
+        return (feed, left, seed, how, there), dict(final=final, compress=living(prompts[0]), evict=piece.evict)
 
     def _settings(self, requests: list[Request]) -> Settings:
         return settings_of(requests, self.config, self.rules)

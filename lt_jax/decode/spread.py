@@ -32,7 +32,7 @@ from lt_jax.decode import block, control
 from lt_jax.decode.config import DecodeConfig
 from lt_jax.decode.control import Rules, State
 from lt_jax.decode.sample import LANES, Settings
-from lt_jax.decode.weights import decoding_form
+from lt_jax.decode.weights import layer_form, tables_form
 from lt_jax.errors import UserError
 from lt_jax.models import lora
 from lt_jax.models import params as parameters
@@ -161,23 +161,50 @@ class Spread:
         return jax.jit(make, out_shardings=self.placed(self._cache(jax.eval_shape(make))))()
 
     def weights(self, params: dict, form: str) -> dict:
-        """`decoding_form`, each device's part on it: gathered and joined once, from wherever training has them."""
-        return self._making(params, form)
+        """`decoding_form`, each device's part on it: gathered and joined once, from wherever training has them.
+
+        One layer after the other: in one program XLA would begin with many at once, and what is in the making of each
+        would lie beside the result.
+        """
+        tables, layer = self.making
+        made = tables({name: x for name, x in params.items() if name != "layers"}, form)
+        one = lambda number: jax.block_until_ready(layer(params["layers"], np.int32(number), form))
+        return made | {"layers": tuple(map(one, range(self.model.layers)))}
 
     @functools.cached_property
-    def _making(self) -> Callable:
-        """Compiled once, however often the weights change."""
-        return jax.jit(self.form, static_argnums=1, out_shardings=self.placed(self._weights()))
+    def making(self) -> tuple[Callable, Callable]:
+        """The jitted (params without layers, form) -> all but the layers, and (layers, which, form) -> one of them, of
+        `weights`; compiled once, however often the weights change."""
+        made = self._weights()
+        layer = self.placed(made.pop("layers")[0])
+        return (
+            jax.jit(self.tables, static_argnums=1, out_shardings=self.placed(made)),
+            jax.jit(self.layer, static_argnums=2, out_shardings=layer),
+        )
 
     def form(self, params: dict, form: str) -> dict:
         """`weights` as a pure function."""
+        layers = params["layers"]
+        rest = {name: x for name, x in params.items() if name != "layers"}
+        one = lambda number: self.layer(layers, np.int32(number), form)
+        return self.tables(rest, form) | {"layers": tuple(map(one, range(self.model.layers)))}
+
+    def tables(self, params: dict, form: str) -> dict:
+        """`tables_form`, of parameters without layers."""
         if self.split is None:
-            return decoding_form(params, self.model, form)
-        params, model = lora.merge(params, self.model)
-        tables = {"embed": 0, "head": 1}
-        params = {name: pad(x, self.vocabulary, tables[name]) if name in tables else x for name, x in params.items()}
-        part = functools.partial(decoding_form, config=self._local(model), form=form)
-        return self._mapped(part, (self._params(model, parameters.CUT),), self._weights())(params)
+            return tables_form(params, self.model, form)
+        params, axes = lora.merge_rows(params, self.model), {"embed": 0, "head": 1}
+        params = {name: pad(x, self.vocabulary, axes[name]) if name in axes else x for name, x in params.items()}
+        given, made = self._params(self.model, parameters.CUT), self._weights()
+        del made["layers"]
+        part = functools.partial(tables_form, config=self._local(self.model), form=form)
+        return self._mapped(part, ({name: given[name] for name in params},), made)(params)
+
+    def layer(self, layers: dict, number: jax.Array, form: str) -> dict:
+        """`layer_form`: adapters are merged by each device into its part."""
+        part = functools.partial(layer_form, config=self._local(self.model), form=form)
+        given = self._params(self.model, parameters.CUT)["layers"]
+        return self._mapped(part, (given, PartitionSpec()), self._weights()["layers"][0])(layers, number)
 
     def params(self) -> dict | None:
         """Shardings of parameters from which nothing has to be sent about to make `weights`; None on one device. The

@@ -28,14 +28,25 @@ def decoding_form(params: dict, config: DecoderConfig, form: str) -> dict:
     Args:
         form: "native" (matrices are `native.Packed`; a tied embedding is the packed head alone) or "plain".
     """
-    params, config = lora.merge(params, config)
+    layer = lambda i: layer_form(params["layers"], i, config, form)
+    return tables_form(params, config, form) | {"layers": tuple(map(layer, range(config.layers)))}
+
+
+def tables_form(params: dict, config: DecoderConfig, form: str) -> dict:
+    """What `decoding_form` makes of all but the layers."""
+    params = lora.merge_rows(params, config)
     dtype = params["embed"].dtype if form == "native" else config.dtype
     out = {name: params[name].astype(dtype) for name in ("embed", "head") if name in params}
     out["final_norm"] = params["final_norm"]
     if form == "native":
         out["head"] = native.prepack(out.pop("embed").T if config.tie_embeddings else out["head"])
-    layer = lambda i: _layer(jax.tree.map(lambda x: x[i], params["layers"]), config, form)
-    return out | {"layers": tuple(map(layer, range(config.layers)))}
+    return out
+
+
+def layer_form(layers: dict, number: int | jax.Array, config: DecoderConfig, form: str) -> dict:
+    """What `decoding_form` makes of one of the stacked `layers`."""
+    own = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), layers)
+    return _layer(lora.merge_layers(own, config), config, form)
 
 
 def _layer(layer: dict, config: DecoderConfig, form: str) -> dict:

@@ -126,6 +126,7 @@ GROUPS: dict[str, tuple[Chart, ...]] = {
         _seconds("reward", "waiting for rewards, and metrics"),
         _seconds("logps", "log-probs"),
         _seconds("update", "update"),
+        _seconds("compile", "compiling, beside all that"),
         _share("share_rollout", "the time of a step"),
         Chart("tokens", "tokens of a step, a prompt for each response"),
         Chart("responses_per_row", "responses learned from behind one prompt"),

@@ -87,6 +87,8 @@ def load(
             value = jnp.asarray(read((slice(None),) * len(shape)))
         else:
             value = jax.make_array_from_callback(shape, _at(shardings, path), read)
+        for array in arrays:
+            safetensors.release(array)
         _put(params, path, value)
     return params, config
 

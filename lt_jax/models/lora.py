@@ -50,26 +50,39 @@ def add(params: dict, config: DecoderConfig, lora: LoraConfig, key: jax.Array) -
 
 
 def merge(params: dict, config: DecoderConfig) -> tuple[dict, DecoderConfig]:
-    """Params and config without adapters: W + alpha / rank x A B, summed in float32; new rows put in their tables."""
+    """Params and config without adapters: `merge_layers` and `merge_rows`."""
     if not config.lora:
         return params, config
+    params = merge_rows(params, config)
+    return {**params, "layers": merge_layers(params["layers"], config)}, config.replace(lora=None)
+
+
+def merge_layers(layers: dict, config: DecoderConfig) -> dict:
+    """All layers stacked, or a single one, without adapters: W + alpha / rank x A B, summed in float32."""
+    if not config.lora:
+        return layers
     scale = config.lora.alpha / config.lora.rank
 
     def one(p):
         if not isinstance(p, dict) or "lora_a" not in p:
             return p
-        w = p["w"].astype(jnp.float32) + scale * jnp.einsum("lir,lro->lio", p["lora_a"], p["lora_b"])
+        w = p["w"].astype(jnp.float32) + scale * jnp.einsum("...ir,...ro->...io", p["lora_a"], p["lora_b"])
         rest = {name: value for name, value in p.items() if name not in ADAPTERS}
         return {**rest, "w": w.astype(p["w"].dtype)}
 
+    return {name: one(p) for name, p in layers.items()}
+
+
+def merge_rows(params: dict, config: DecoderConfig) -> dict:
+    """Params with the rows of new tokens put in their tables, where they are arrays of their own."""
+    if "new_rows" not in params:
+        return params
     merged = {name: value for name, value in params.items() if name != "new_rows"}
-    merged["layers"] = {name: one(p) for name, p in params["layers"].items()}
-    if "new_rows" in params:
-        rows, own = slice(config.lora.rows[0], sum(config.lora.rows)), params["new_rows"]
-        merged["embed"] = params["embed"].at[rows].set(own["embed"].astype(params["embed"].dtype))
-        if "head" in own:
-            merged["head"] = params["head"].at[:, rows].set(own["head"].astype(params["head"].dtype))
-    return merged, config.replace(lora=None)
+    rows, own = slice(config.lora.rows[0], sum(config.lora.rows)), params["new_rows"]
+    merged["embed"] = params["embed"].at[rows].set(own["embed"].astype(params["embed"].dtype))
+    if "head" in own:
+        merged["head"] = params["head"].at[:, rows].set(own["head"].astype(params["head"].dtype))
+    return merged
 
 
 def trainable(params: dict) -> dict:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -64,6 +65,15 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     data = np.memmap(path, np.uint8, mode="r", offset=8 + n)
     view = lambda dtype, shape, start, stop: data[start:stop].view(dtype).reshape(shape)
     return {name: view(*entry) for name, entry in entries.items()}
+
+
+def release(tensor: np.ndarray) -> None:
+    """Lets go of the pages of the file that `read` made this a view of: they count as memory of the process once they
+    are used. They are read again if need be."""
+    while tensor is not None and not isinstance(tensor, mmap.mmap):
+        tensor = getattr(tensor, "base", None)
+    if tensor is not None and hasattr(mmap, "MADV_DONTNEED"):
+        tensor.madvise(mmap.MADV_DONTNEED)
 
 
 def _entry(path: Path, name: str, value: dict) -> tuple[np.dtype, tuple[int, ...], int, int]:

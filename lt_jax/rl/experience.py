@@ -30,7 +30,9 @@ from lt_jax.rl.config import RlConfig
 from lt_jax.rl.problems import Order
 from lt_jax.rl.rewards import RewardPool, Rewards
 from lt_jax.rl.rollout import Sampler
+from lt_jax.training import heap
 from lt_jax.training import mesh as meshes
+from lt_jax.training.run import Stopped
 
 WARN_ABOVE = 0.5  # the share of responses above which these are told, once
 WARNINGS = {
@@ -81,7 +83,9 @@ class Experience:
         self.stream = sys.stderr  # where a person sees how far a rollout is
         self.told: list[dict[str, float]] = []
         self.params: dict | None = None
-        self._mark, self._warned = time.perf_counter(), set()
+        self.compiled: Callable[[], float] = lambda: 0.0  # of `clock.compiling`, if that time is to be told apart
+        self.ended: Callable[[], bool] = lambda: False
+        self._mark, self._warned, self._compiled = self._clock(), set(), 0.0
         self.resampled = 0  # groups of the last rollout that others were asked for
         self.sampled = self.seconds = 0.0  # tokens of it, and the time they took
 
@@ -91,12 +95,13 @@ class Experience:
         """Takes the weights that the next rollout is made with."""
         self.params = jax.block_until_ready(params)
         self._lap()
+        self._compiled = self.compiled()
         self.sampler.load(params)
 
     def after(self, values: dict) -> None:
         """Looks at how far sampler and learner agreed; the budget grows where that was too little."""
         values = jax.device_get(values)
-        self.told[-1]["seconds_update"] = self._lap()
+        self.told[-1] |= {"seconds_update": self._lap(), "seconds_compile": self.compiled() - self._compiled}
         least = self.config.rollout.least_agreement
         if least and float(values["agreement_q05"]) < least:
             before = self.sampler.budget
@@ -107,6 +112,10 @@ class Experience:
                     f"{float(values['agreement_q05']):.3f}, below {least:g}"
                 )
 
+    def until(self, ended: Callable[[], bool]) -> None:
+        """Takes what tells whether the run is asked to stop; it is asked after every block of a rollout."""
+        self.ended = ended
+
     # The iterator.
 
     def __iter__(self) -> Experience:
@@ -114,8 +123,15 @@ class Experience:
 
     def __next__(self) -> dict:
         self.sampled = self.seconds = 0.0
-        groups = self._groups()
+        before = self.asked, self.left_out
+        try:
+            groups = self._groups()
+        except Stopped:  # the same rollout is made when the run goes on
+            self.asked, self.left_out = before
+            raise
         found = self._said(groups)
+        if self.compiled() > self._compiled:
+            heap.give_back()
         rewarded = self._lap() - self.seconds
         batch = meshes.place_batch(self.mesh, self._batch(groups))
         for name, view in self.views.items():
@@ -182,9 +198,9 @@ class Experience:
                 self.stream.write(f"\r\033[Krollout: {len(waiting)} of {count} groups are sampled")
                 self.stream.flush()
 
-        began = time.perf_counter()
-        groups = self.sampler.sample(prompts, numbers, done)
-        self.seconds += time.perf_counter() - began
+        began = self._clock()
+        groups = self.sampler.sample(prompts, numbers, done, self.ended)
+        self.seconds += self._clock() - began
         self.sampled += sum((~each.forced).sum() for group in groups for each in group)
         return [self._group(number, groups[place], waiting[place]()) for place, number in enumerate(numbers)]
 
@@ -266,8 +282,12 @@ class Experience:
                 self._warned.add(name)
                 self.say(f"warning: {100 * found[name]:.0f} % of the responses of a rollout {line}")
 
+    def _clock(self) -> float:
+        """Seconds of a clock that stands still while JAX compiles."""
+        return time.perf_counter() - self.compiled()
+
     def _lap(self) -> float:
-        """Seconds since the last time this was asked."""
-        now = time.perf_counter()
+        """Seconds of it since the last time this was asked."""
+        now = self._clock()
         seconds, self._mark = now - self._mark, now
         return seconds

@@ -27,6 +27,7 @@ from lt_jax.model import Model, load
 from lt_jax.models import huggingface, lora
 from lt_jax.models.config import DecoderConfig
 from lt_jax.rl import memory, sharing
+from lt_jax.rl.clock import compiling
 from lt_jax.rl.config import RlConfig
 from lt_jax.rl.experience import Experience
 from lt_jax.rl.problems import Order, open_problems
@@ -65,13 +66,13 @@ def learn(config: RlConfig, say: Callable[[str], None] = print) -> Path | None:
     never = model.rules(sampler.decode_config()).never
     resolved = describe(config, named, model, params)
     say(front_line(model, mesh, config))
-    with RewardPool(config.reward, say) as pool:
+    with RewardPool(config.reward, say) as pool, compiling() as compiled:
         pool.check([problems[number] for number in range(min(len(problems), CHECKED))])
         data = Experience(config, model, sampler, Order(problems, train.seed), pool, mesh, say)
-        data.views = views(config, model, params, never, mesh)
+        data.views, data.compiled = views(config, model, params, never, mesh), compiled
         say(sharing_line(data.longest))
         made = run.Made(make_step(config, never), config.updates, functools.partial(summary, data),
-                        data.before, data.after)  # fmt: skip
+                        data.before, data.after, data.until)  # fmt: skip
         say(memory.estimate(config, model, sampler, never, mesh).describe())
         validation = Validation(model, sampler, held_out, pool, say) if held_out else None
         result = run.train(

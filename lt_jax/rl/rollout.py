@@ -7,8 +7,9 @@ problem and its place in the run alone (`seed_of`), so a rollout that is made ag
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from lt_jax.cache.policies import Eviction
 from lt_jax.decode import Completion, DecodeConfig, Engine, Request, Sampling
@@ -20,6 +21,7 @@ from lt_jax.layout.row import Row
 from lt_jax.model import Model
 from lt_jax.rl.config import RlConfig
 from lt_jax.training import state as states
+from lt_jax.training.run import Stopped
 
 
 class Sampler:
@@ -85,6 +87,11 @@ class Sampler:
         else:
             self.engine.load(params)
 
+    def drop(self) -> None:
+        """Lets go of the weights; others must be loaded before anything is sampled."""
+        if self.engine is not None:
+            self.engine.weights = None
+
     def grow(self) -> None:
         """Goes on to the next larger budget, if there is one."""
         if self.level < len(self.config.rollout.budgets):
@@ -98,13 +105,19 @@ class Sampler:
             self.engine = None
 
     def sample(
-        self, prompts: Sequence[Row], numbers: Sequence[int], done: Callable[[int, list[Completion]], None]
-    ) -> list[list[Completion]]:
+        self, prompts: Sequence[Row], numbers: Sequence[int], done: Callable[[int, list[Completion]], None],
+        ended: Callable[[], bool] = lambda: False,
+    ) -> list[list[Completion]]:  # fmt: skip
         """A group of responses to each prompt.
 
         Args:
             numbers: of the problems in the run, from which their seeds follow.
             done: told the place of a prompt and its group, as soon as all of it is there.
+            ended: asked after every block of decoding steps.
+
+        Raises:
+            Stopped: `ended` says so; what was sampled is given up.
+            UserError: a prompt cannot be asked.
         """
         rollout, groups = self.config.rollout, [[] for _ in prompts]
         requests = [
@@ -112,13 +125,16 @@ class Sampler:
             for place, (prompt, number) in enumerate(zip(prompts, numbers, strict=True))
         ]
         engine = self.ready()
-        for completion in engine.run(requests):
-            if completion.finish == "refused":
-                raise UserError(f"problem {numbers[completion.id]} of the run cannot be asked: {completion.why}")
-            groups[completion.id].append(completion)
-            if len(groups[completion.id]) == rollout.group:
-                groups[completion.id].sort(key=lambda each: each.sample)
-                done(completion.id, groups[completion.id])
+        with contextlib.closing(engine.events(requests)) as rounds:
+            for completion in (event.completion for events in _until(ended, rounds) for event in events):
+                if completion is None:
+                    continue
+                if completion.finish == "refused":
+                    raise UserError(f"problem {numbers[completion.id]} of the run cannot be asked: {completion.why}")
+                groups[completion.id].append(completion)
+                if len(groups[completion.id]) == rollout.group:
+                    groups[completion.id].sort(key=lambda each: each.sample)
+                    done(completion.id, groups[completion.id])
         engine.renew()
         return groups
 
@@ -146,6 +162,14 @@ class Sampler:
         """Of the record of deaths of all rows, as the engine keeps it; 0 where there is no engine."""
         record = None if self.engine is None else self.engine.cache.record
         return 0 if record is None else record.nbytes
+
+
+def _until(ended: Callable[[], bool], rounds: Iterable) -> Iterator:
+    """`rounds`, but Stopped once `ended` says so."""
+    for each in rounds:
+        if ended():
+            raise Stopped
+        yield each
 
 
 def most_new(config: RlConfig, closing: int) -> int:

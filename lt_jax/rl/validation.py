@@ -19,7 +19,8 @@ class Validation:
     """The function (parameters, step) -> {name: value} that `training.run.train` evaluates with: the mean reward of
     greedy answers, "dense" and "sparse", and of how many tokens they are.
 
-    Its engines are kept, so that they are compiled once; between calls they have no weights and the least cache.
+    Its engines are kept, so that they are compiled once; between calls they have no weights and the least cache. In a
+    call the sampler has none: they are of the step before.
     """
 
     def __init__(self, model: Model, sampler: Sampler, problems: Sequence[Problem], pool: RewardPool,
@@ -35,6 +36,7 @@ class Validation:
 
     def __call__(self, params: dict, step: int) -> dict[str, float]:
         found = {}
+        self.sampler.drop()
         for name, evicts in self.kinds.items():
             engine = self._engine(name, evicts, params)
             found |= self._measured(engine, name)
@@ -47,7 +49,7 @@ class Validation:
             self.engines[name].load(params)
             return self.engines[name]
         config = self.sampler.decode_config(evicts, level=0)
-        rows = round_up(min(config.rows, 1 << max(0, len(self.asked) - 1).bit_length()), self.model.parts)
+        rows = rows_of(config.rows, len(self.asked), self.model.parts)
         config = dataclasses.replace(config, rows=rows, horizon=0)
         self.engines[name] = dataclasses.replace(self.model, params=params).engine(config)
         return self.engines[name]
@@ -59,3 +61,8 @@ class Validation:
         rewards = self.pool([problem for problem, _ in self.asked], texts)
         tokens = float(np.mean([len(each.tokens) for each in done]))
         return {f"{name}_reward": float(rewards.rewards.mean()), f"{name}_tokens": tokens}
+
+
+def rows_of(most: int, problems: int, parts: int) -> int:
+    """Rows of an engine that answers so many problems, over `parts` of the mesh."""
+    return round_up(min(most, 1 << max(0, problems - 1).bit_length()), parts)

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 
 from lt_jax.errors import UserError
 from lt_jax.models.config import DecoderConfig
+from lt_jax.training import heap, optimizer, step
 from lt_jax.training import mesh as meshes
-from lt_jax.training import optimizer, step
 from lt_jax.training import state as states
 from lt_jax.training.checkpoint import Checkpoints, describe
 from lt_jax.training.config import TrainConfig
@@ -53,6 +53,8 @@ class Made:
         summary: as the function of that name: the metrics of the steps of a window, as they are logged.
         before: called with the parameters, as they are by then, before each batch is asked for.
         after: called with the metrics of each step before anything is saved, so that what follows from them is saved.
+        until: called once with a function that tells whether the run is asked to stop. The data may then raise
+            `Stopped` in place of a batch; its state must be the one before that batch.
     """
 
     make_step: Callable = step.make_step
@@ -60,6 +62,11 @@ class Made:
     summary: Callable | None = None
     before: Callable[[dict], None] | None = None
     after: Callable[[dict], None] | None = None
+    until: Callable[[Callable[[], bool]], None] | None = None
+
+
+class Stopped(Exception):
+    """The data gave up a batch, because the run is asked to stop."""
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -172,8 +179,16 @@ class _Loop:
     def run(self, asked: threading.Event) -> bool:
         """Steps to the end, or until a stop is asked for; True if the end was reached."""
         last = self.config.steps
+        if self.made.until is not None:
+            self.made.until(asked.is_set)
         while self.done < last:
-            self.step()
+            try:
+                self.step()
+            except Stopped:
+                if self.saving and self.done:
+                    self.log()
+                    self.saving.save(self.state)
+                return False
             if due(self.done, self.config.log_every, last):
                 self.log()
             if due(self.done, self.config.eval_every, last):
@@ -207,6 +222,7 @@ class _Loop:
     def compile(self, batch: dict):
         """Compiles the step for the shapes of a batch, and says what it needs before it is run."""
         compiled = self.jitted.lower(self.state, self.frozen, batch).compile()
+        heap.give_back()
         if (memory := compiled.memory_analysis()) is not None:
             held, more = memory.argument_size_in_bytes / 2**30, memory.temp_size_in_bytes / 2**30
             self.say(f"memory of a step, per device: {held:.2f} GiB of state and batch, {more:.2f} GiB more")
