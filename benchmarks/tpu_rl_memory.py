@@ -32,9 +32,8 @@ from lt_jax.decode.spread import Spread  # noqa: E402
 from lt_jax.layout.scheme import Scheme  # noqa: E402
 from lt_jax.layout.special import SpecialTokens  # noqa: E402
 from lt_jax.models.presets import PRESETS  # noqa: E402
-from lt_jax.rl import memory  # noqa: E402
-from lt_jax.rl.experience import row_length  # noqa: E402
-from lt_jax.rl.rollout import longest  # noqa: E402
+from lt_jax.rl import memory, sharing  # noqa: E402
+from lt_jax.rl.rollout import most_new  # noqa: E402
 from lt_jax.training import mesh as meshes  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +49,8 @@ ABSENT = ("validation", "prefill")  # the recipes hold no problems out; see abov
 def estimated(config, model, mesh) -> memory.Estimate:
     """`memory.estimate` from shapes alone, but for the reading of prompts."""
     rollout, how = config.rollout, config.rollout.eviction
-    length = longest(config, 0, model.max_positions)
+    new = most_new(config, 0)
+    length = min(rollout.max_prompt + new, model.max_positions)
     decoding = DecodeConfig(
         rows=rollout.rows or rollout.responses, capacity=rollout.max_prompt + rollout.max_new + 1,
         block_steps=rollout.block_steps, sampling=Sampling(rollout.temperature),
@@ -59,7 +59,8 @@ def estimated(config, model, mesh) -> memory.Estimate:
     split, own = meshes.split(mesh), (model, Scheme(method="vanilla"), SpecialTokens(eos=0, pad=1))
     block, (weights, _, cache) = lower(*own, decoding, split=split)
     _, (_, _, dense) = lower(*own, dataclasses.replace(decoding, eviction=None), split=split)
-    learner = memory.learning(config, model, (1,), row_length(length, length), None, mesh)
+    rows = sharing.longest(config, length, new, meshes.ways(mesh, "rows"))
+    learner = memory.learning(config, model, (1,), rows, None, mesh)
     return memory.Estimate(
         state=learner.state, reference=learner.reference, sampler=memory.sizes(weights), cache=memory.sizes(cache),
         cache_dense=memory.sizes(dense), batch=learner.batch, validation=0, prefill=0,
