@@ -3,9 +3,10 @@
     python benchmarks/rl_memory.py [--model=DIR] [--steps=2] [--results=results/rl_memory.json]
 
 A few rollouts of Qwen2.5-Coder-0.5B-Instruct with adapters, under R-KV. On a CPU the process's highest resident memory
-(VmHWM, which counts pages of files too) is compared with the estimate, less what the process holds before the model is
-read (Python, JAX). What the estimate leaves out is therefore part of what is measured: the compiled programs, the
-compilers at work, the tokenizer, and what the allocator keeps. How high it was while the model was read is told apart.
+(VmHWM, which counts pages of files too) is compared with the estimate, less what the process holds before the weights
+are read (Python, JAX, the tokenizer and its library). What the estimate leaves out is part of what is measured: the
+compiled programs, the compilers at work, and what the allocator keeps. How high it was while the weights were read is
+told apart.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ PROBLEMS = [(f"What is {a} * {b}?", a * b) for a in range(12, 20) for b in range
 POINTS = ("before", "reading", "highest")
 CHILD = """
 import sys
+from lt_jax.layout.tokenizer import load_tokenizer
 from lt_jax.models.config import LoraConfig
 from lt_jax.rl import loop
 from lt_jax.rl.config import ProblemsConfig, RlConfig, RolloutConfig
@@ -37,6 +39,7 @@ folder, model, problems, steps = sys.argv[1:5]
 import jax
 import jax.numpy as jnp
 jnp.ones((512, 512)) @ jnp.ones((512, 512))
+load_tokenizer(model)
 status = lambda name: next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
 print("before", status("VmRSS"), flush=True)
 config = RlConfig(
