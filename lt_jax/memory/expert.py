@@ -2,7 +2,8 @@
 
     throughput    a commit after every step: the entity of a step has the step's number
     budget        a commit after so many steps that a unit in full, another one shown in full, and all summaries fit
-                  into the budget
+                  into the budget. Where it looks back often it may expand more often than it commits, which the
+                  paper's rule against jitter would drop
     no edits      no expand and no fold: the detail that a look-back needs is written down without being seen. A model
                   that is taught so can only guess it, or find it in what the summaries' keys have kept of it
 

@@ -6,9 +6,10 @@ r"""Embedded problems in which an early detail is needed late, so that a memory 
     D1 515                                           (the step's detail: the last three digits of that)
     0515+155 550=10 151=07 510=06 000=00 0670        ... and then the detail's digits in turn, 515 -> 155
     ...
-    4:7>2                                            looks back: the total ends in 7, so at step 1 + 7 mod 3 = 2
-    D2 778                                           whose detail
-    0447+778 ...                                     is added in place of the addend
+    4:8>3                                            looks back: the total ends in 8, so at step 1 + 8 mod 3 = 3
+    D3 553                                           whose detail
+    0088+553 830=11 851=14 051=06 000=00 0641        is added in place of the addend
+    ...
 
 Only the last three digits of a total are carried on; those of the last are the answer. The columns are those of
 `data.tasks.columns`, so that a small model that can add has only the memory to learn. Which step is looked back at is
@@ -148,6 +149,6 @@ class Lookbacks(Sequence):
             looks = draw.randint(self.looks[0], min(self.looks[1], steps - 2))
             found = solved(draw.randrange(1, SMALL), draw.randrange(1, SMALL), steps, looks)
             totals = [step.total for step in found.steps]
-            moves = all(a != b for a, b in zip(totals, totals[1:], strict=False))  # or a summary would say nothing new
-            if moves and Worked(FAMILY, found.question, (), "").held_out == self.held_out:
+            differ = len(set(totals)) == len(totals)  # or a summary would say nothing new
+            if differ and Worked(FAMILY, found.question, (), "").held_out == self.held_out:
                 return found
