@@ -41,7 +41,7 @@ def base(tmp_path_factory):
 
 
 def settings(folder, base, semantics="lifetimes", **more):
-    optim = {"learning_rate": 1e-2}
+    optim = {"learning_rate": 1e-2, "warmup": 1.0}
     source = {"paths": (), "embedded": 40, "steps": (3, 3), "turns": "all", **more.pop("source", {})}
     return SftConfig(**{
         "folder": str(folder), "model": str(base), "source": SourceConfig(**source),

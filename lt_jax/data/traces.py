@@ -307,11 +307,11 @@ _OUTPUTS = ("response", "solution", "deepseek_solution", "deepseek_attempt")
 _QUESTIONS = ("question", "question_stem", "ctx")  # of OpenBookQA, of HellaSwag
 
 FORMATS: dict[str, Callable[[Mapping, str, bool], Trace]] = {
-    TRAJECTORY: _trajectory,
     "reference": _reference,
     "conversations": _conversations,
     "messages": _messages,
     "memento": _memento,
+    TRAJECTORY: _trajectory,
     "plain": _plain,
 }
 _SIGNS = {
