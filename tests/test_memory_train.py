@@ -124,8 +124,8 @@ def parts(log):
     return [(turn.text, turn.action, turn.content or turn.number, turn.observation) for turn in log.turns]
 
 
-def imported(record, cut=lambda text: text.split("\n\n")):
-    return as_log(convert(record), MARKS, cut)
+def imported(record):
+    return as_log(convert(record), MARKS, lambda texts: texts[0].split("\n\n") if len(texts) == 1 else texts)
 
 
 def test_blocks_are_steps_and_their_summaries_commits():
@@ -176,7 +176,12 @@ def test_turns_of_a_chat_are_steps_and_calls():
     calls = said(("user", "2+2?"), ("assistant", ""), ("tool", "4"), ("assistant", "<final_answer>4</final_answer>"))
     calls["messages"][1]["tool_calls"] = [{"function": {"name": "add", "arguments": {"a": 2}}}]
     assert parts(imported(calls)) == [("", "call", 'add: {"a": 2}', "4"), ("", "final_answer", "4", "")]
+    for more, complaint in (({"tools": [{"name": "add"}]}, "has descriptions of 'tools'"),
+                            ({"conversations": [], "id": 3}, "list of turns")):  # fmt: skip
+        with pytest.raises(UserError, match=complaint):
+            imported({**said(("user", "Q"), ("assistant", "4")), **more})
     for turns, complaint in (
+        ((("assistant", "Hi"), ("user", "Q"), ("assistant", "4")), "it begins with a turn of the assistant's"),
         ((("user", "Q"), ("assistant", "<expand>3</expand>4")), "trace of 'Q': there is no entity 3"),
         ((("user", "Q"), ("user", "R"), ("assistant", "4")), "turn 2 answers nothing"),
         ((("user", "Q"), ("assistant", "a<commit>b</commit>"), ("user", "ok"), ("assistant", "4")), "turn 3 answers"),
@@ -209,6 +214,17 @@ def test_a_trajectory_file_is_read_as_it_was_written(base, tmp_path):
     assert found == logs
     want = row_of(logs[0], syntax, taught.to_row.asked(logs[0]), "rebuild").row()
     np.testing.assert_array_equal(taught.to_row(found[0]).tokens, want.tokens)
+
+
+def test_segments_are_cut_as_the_config_says(base):
+    """By paragraphs, or as the data are cut; by sentences if asked; and joined up to a minimum."""
+    counts = {}
+    for name, source in (("as it is", {}), ("sentence", {"segment": "sentence"}), ("joined", {"minimum": 1000})):
+        taught, _ = made(base, "lifetimes", source=source)
+        plain = convert({"question": "Q", "response": "a b. c d.\n\ne f.\n\ng."})
+        ready = dataclasses.replace(plain, segments=("a b. c d. e f.", "g."))
+        counts[name] = [len(taught.to_row.log(trace).turns) for trace in (plain, ready)]
+    assert counts == {"as it is": [3, 2], "sentence": [4, 4], "joined": [1, 1]}
 
 
 # Runs.

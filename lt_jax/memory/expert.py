@@ -7,8 +7,9 @@
     no edits      no expand and no fold: the detail that a look-back needs is written down without being seen. A model
                   that is taught so can only guess it, or find it in what the summaries' keys have kept of it
 
-Before a look-back the entity that has the detail is shown in full, the detail is copied, and the entity is put away
-again at once. A detail that is still in full, because its step is part of the open one, is not asked for.
+The last unit is not committed: it ends with the answer. Before a look-back the entity that has the detail is shown in
+full, the detail is copied, and the entity is put away again at once. A detail that is still in full, because its step
+is part of the open unit, is not asked for.
 """
 
 from __future__ import annotations
@@ -45,16 +46,17 @@ def expert(problem: Lookback, id: str, mode_name: str = "throughput", budget: in
             else:
                 text += f"\n{step.recall}\n"
         text += step.sums
-        if step.number % unit == 0 or step is problem.steps[-1]:
+        if step.number % unit == 0 and step is not problem.steps[-1]:
             turns.append(LoggedTurn(text, "commit", step.total))
             text, committed = "", step.number
-    turns.append(LoggedTurn("", "final_answer", problem.answer))
+    turns.append(LoggedTurn(text, "final_answer", problem.answer))
     extra = {"mode": mode_name, "family": FAMILY, "looks": problem.looks, "edits": edits}
     return Log(id, problem.question, tuple(turns), gold=problem.answer, correct=True, extra=extra)
 
 
 def steps_of_a_unit(problem: Lookback, budget: int) -> int:
-    """How many steps a unit may have in a budget of that many tokens; at least one, however small the budget is."""
+    """How many steps a unit may have in a budget of that many tokens: at least one, however small the budget is, and
+    at most half of all, so that something is committed."""
     longest = max(len(step.text) for step in problem.steps) + 1
     fixed = AROUND + len(problem.question) + SUMMARY * len(problem.steps)
-    return max(1, (budget - fixed) // (2 * longest))
+    return max(1, min((budget - fixed) // (2 * longest), len(problem.steps) // 2))

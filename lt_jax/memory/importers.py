@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from lt_jax.data.extract import extract
+from lt_jax.data.rows import ready_thoughts
 from lt_jax.data.traces import BLOCK_START, TRAJECTORY, Trace, Turn, memento_parts
 from lt_jax.errors import UserError
 from lt_jax.layout import thinking
@@ -27,7 +28,7 @@ from lt_jax.memory.log import WITH_CONTENT, WITH_NUMBER, Log, LoggedTurn, from_j
 from lt_jax.memory.syntax import ACTIONS, Syntax
 
 Marks = Mapping[str, tuple[str, str]]  # {action: (opening, closing)}
-Cut = Callable[[str], Sequence[str]]
+Cut = Callable[[Sequence[str]], Sequence[str]]
 
 
 def marks_of(syntax: Syntax) -> dict[str, tuple[str, str]]:
@@ -40,7 +41,7 @@ def as_log(trace: Trace, marks: Marks, cut: Cut) -> Log:
 
     Args:
         marks: those that a chat's actions may be written in.
-        cut: cuts the text of a plain trace into segments, where the data have not done so.
+        cut: makes segments of the thoughts of a plain trace: one text, or as the data have cut it.
 
     Raises:
         UserError: it cannot be one.
@@ -49,6 +50,7 @@ def as_log(trace: Trace, marks: Marks, cut: Cut) -> Log:
     if TRAJECTORY in trace.extra:
         return from_json(trace.extra[TRAJECTORY], named)
     try:
+        _check(trace)
         if BLOCK_START in trace.response:
             turns, how = from_memento(trace), "memento"
         elif trace.history or trace.between or any(opening in trace.response for opening, _ in marks.values()):
@@ -56,13 +58,24 @@ def as_log(trace: Trace, marks: Marks, cut: Cut) -> Log:
         else:
             turns, how = from_plain(trace, cut), "plain"
         log = Log(
-            str(trace.extra.get("id", "")), _question(trace), turns, system=trace.system, gold=trace.answer,
+            str(trace.extra.get("id", "")), trace.turns[0].text, turns, system=trace.system, gold=trace.answer,
             extra={"from": how, "source": trace.source},
         )  # fmt: skip
         log.states()
     except UserError as error:  # of an action that was not possible as well
         raise UserError(f"{named}: {error}") from None
     return log
+
+
+def _check(trace: Trace) -> None:
+    """Raises UserError for what would be left out."""
+    if trace.tools:
+        raise UserError("it has descriptions of 'tools', which the prompt of a trajectory does not show; put them into "
+                        "the system text")  # fmt: skip
+    if not trace.add_eos:
+        raise UserError("its output has no end (add_eos is false); a trajectory ends with its answer")
+    if trace.turns[0].role != "user":
+        raise UserError(f"it begins with a turn of the {trace.turns[0].role}'s; a trajectory begins with the question")
 
 
 def from_memento(trace: Trace) -> tuple[LoggedTurn, ...]:
@@ -81,8 +94,8 @@ def from_plain(trace: Trace, cut: Cut) -> tuple[LoggedTurn, ...]:
     if not reasoning and not trace.segments:
         size = thinking.length(response)
         reasoning, response = response[:size], response[size:]
-    pieces = trace.segments or cut(reasoning or response)
-    steps = [bare for piece in pieces if (bare := thinking.bare(piece))]
+    pieces = ready_thoughts(trace) if trace.segments else [reasoning or response]
+    steps = [bare for piece in cut(pieces) if (bare := thinking.bare(piece))]
     if not reasoning:
         steps, response = steps[:-1], "".join(steps[-1:])
     return (*_committed(steps), _answered(response))
@@ -96,7 +109,7 @@ def from_chat(trace: Trace, marks: Marks) -> tuple[LoggedTurn, ...]:
     """
     turns: list[LoggedTurn] = []
     said, calls = "", []
-    for number, turn in enumerate(trace.turns[_first(trace) + 1 :], 2):
+    for number, turn in enumerate(trace.turns[1:], 2):
         if turn.role == "assistant":
             if turn.trained is False:
                 raise UserError(f"turn {number} is marked as not trained; a trajectory is trained whole")
@@ -115,15 +128,6 @@ def from_chat(trace: Trace, marks: Marks) -> tuple[LoggedTurn, ...]:
     if turns and turns[-1].action == "final_answer" and not said:
         return tuple(turns)
     return (*turns, _answered(said))
-
-
-def _first(trace: Trace) -> int:
-    """The place of the first user turn, which asks the question."""
-    return next(place for place, turn in enumerate(trace.turns) if turn.role == "user")
-
-
-def _question(trace: Trace) -> str:
-    return trace.turns[_first(trace)].text
 
 
 def _whole(turn: Turn) -> str:

@@ -16,7 +16,7 @@ trajectory share what their contexts have in common (`rows.RebuiltRow`); the num
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lt_jax.data.prompts import ALL, Prompter
@@ -26,7 +26,7 @@ from lt_jax.errors import UserError
 from lt_jax.layout.prompt import build_prompt
 from lt_jax.layout.row import Row
 from lt_jax.layout.scheme import Scheme
-from lt_jax.layout.segment import SEGMENTERS, segment
+from lt_jax.layout.segment import SEGMENTERS, merge
 from lt_jax.layout.special import SpecialTokens
 from lt_jax.memory.expert import expert
 from lt_jax.memory.importers import as_log, marks_of
@@ -70,14 +70,16 @@ class TrajectoryRows:
     Attributes:
         scheme, special, syntax: of the model.
         prompt: see `prompts.Prompter`.
-        cut: a function that cuts the text of a plain trace into segments.
+        cut: makes segments of the thoughts of a plain trace, see `importers.as_log`.
+        anew: whether thoughts that the data have cut are put together again first.
     """
 
     scheme: Scheme
     special: SpecialTokens
     syntax: Syntax
     prompt: Prompter
-    cut: Callable[[str], list[str]]
+    cut: Callable[[Sequence[str]], list[str]]
+    anew: bool = False
 
     def __call__(self, sample: Log | Trace) -> Row:
         """Lays one out. UserError where a trace cannot be a trajectory."""
@@ -86,6 +88,7 @@ class TrajectoryRows:
 
     def log(self, trace: Trace) -> Log:
         """A trace as a trajectory."""
+        trace = dataclasses.replace(trace, segments=()) if self.anew else trace
         return as_log(trace, marks_of(self.syntax), self.cut)
 
     def asked(self, log: Log) -> list[int]:
@@ -139,11 +142,16 @@ def made_up(problems: Lookbacks, index: int, memory: MemoryConfig) -> Log:
 def trajectory_rows(config: SftConfig, tokenizer, special: SpecialTokens) -> TrajectoryRows:
     """How a sample of the run is laid out."""
     source, syntax = config.source, syntax_of(special, tokenizer)
-    by = source.segment or "paragraph"
+    split = SEGMENTERS[source.segment or "paragraph"]
     measure = lambda text: len(syntax.tokenize(text))
+
+    def cut(pieces: Sequence[str]) -> list[str]:
+        pieces = split(pieces[0]) if len(pieces) == 1 else pieces
+        return merge(pieces, source.minimum, source.maximum, measure) if source.minimum or source.maximum else pieces
+
     return TrajectoryRows(
-        scheme=config.scheme, special=special, syntax=syntax, prompt=prompter(source, tokenizer),
-        cut=lambda text: segment(text, by, source.minimum, source.maximum, measure),
+        scheme=config.scheme, special=special, syntax=syntax, prompt=prompter(source, tokenizer), cut=cut,
+        anew=source.segment is not None,
     )  # fmt: skip
 
 

@@ -1,12 +1,12 @@
 r"""Embedded problems in which an early detail is needed late, so that a memory matters: sums with look-backs.
 
-    Mix 417 098 5 2        start at 417, the addend is 098; 5 steps, of which the last 2 look back
+    Mix 417 098 3 5        start at 417, the addend is 098; 3 plain steps, then others up to the 5th
 
-    1:0417+098 780=15 191=11 401=05 000=00 0515      a step adds twice: first the addend ...
+    135:0417+098 780=15 191=11 401=05 000=00 0515    step 1, of 3 and 5. A step adds twice: first the addend ...
     D1 515                                           (the step's detail: the last three digits of that)
     0515+155 550=10 151=07 510=06 000=00 0670        ... and then the detail's digits in turn, 515 -> 155
     ...
-    4:8>3                                            looks back: the total ends in 8, so at step 1 + 8 mod 3 = 3
+    435:8>3                                          looks back: the total ends in 8, so at step 1 + 8 mod 3 = 3
     D3 553                                           whose detail
     0088+553 830=11 851=14 051=06 000=00 0641        is added in place of the addend
     ...
@@ -95,7 +95,7 @@ def solved(start: int, addend: int, steps: int, looks: int) -> Lookback:
     """The problem of these numbers with its solution."""
     total, details, found = start, [], []
     for number in range(1, steps + 1):
-        head, back, recall, second = f"{number}:", 0, "", addend
+        head, back, recall, second = f"{number}{steps - looks}{steps}:", 0, "", addend
         if number > steps - looks:
             back = 1 + total % 10 % (number - 1)
             second = details[back - 1]
@@ -107,7 +107,7 @@ def solved(start: int, addend: int, steps: int, looks: int) -> Lookback:
         total = (detail + turned) % SMALL
         details.append(detail)
         found.append(Step(number, head, back, recall, sums, slim(total)))
-    return Lookback(f"Mix {slim(start)} {slim(addend)} {steps} {looks}", tuple(found), looks)
+    return Lookback(f"Mix {slim(start)} {slim(addend)} {steps - looks} {steps}", tuple(found), looks)
 
 
 def _line(a: int, b: int) -> str:
