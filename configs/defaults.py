@@ -55,7 +55,8 @@ def get_config() -> ConfigDict:
     })  # fmt: skip
     # The compression method. lt_jax/layout/scheme.py explains every field.
     config.scheme = ConfigDict({
-        # Or "vanilla" (no compression), "anllm" (with n_gist=1, see_current=True) or "memento" (with 0 and False).
+        # Or "vanilla" (no compression), "anllm" (with n_gist=1, see_current=True), or, with 0 and False, "memento" and
+        # "memory" (LightThinker++, see configs/memory_tiny.py).
         "method": "lightthinker",
         "level": "thought",  # compress each "thought", or every `step` tokens ("token")
         "step": 1,
@@ -68,6 +69,9 @@ def get_config() -> ConfigDict:
         "prefill_compress": True,  # a compressed prompt loses its chunks while it is read, not only at its end
         "save_template": True,  # the chat template's own tokens are never compressed
         "instruction": "",  # text that is put between a thought and its gist tokens
+        # Of memory: "lifetimes" (keys end and are fed again) or "rebuild" (the context is written anew after every
+        # action); if empty, "lifetimes".
+        "semantics": "",
     })  # fmt: skip
     config.tokens = ConfigDict({
         "table": "default",  # "reference" takes the token ids of the released LightThinker checkpoints of `family`

@@ -40,13 +40,27 @@ def sft_config(config):
         lora=LoraConfig(**config.lora) if config.lora.rank else None,
         source=SourceConfig(several(config.data.path), **source),
         batches=PipelineConfig(**config.batches),
-        scheme=Scheme(**{**config.scheme, "prompt": config.scheme.prompt or None}),
+        scheme=Scheme(**{**config.scheme, **{name: config.scheme[name] or None for name in ("prompt", "semantics")}}),
         tokens=TokensConfig(**given(config.tokens)),
         train=train_config(config),
         tensorboard=config.log.tensorboard,
         wandb=config.log.wandb or None,
         export_dtype=config.export_dtype or None,
     )
+
+
+def lessons(config) -> dict:
+    """What a supervised run is taught from, as the argument of `sft`: by default traces, for method "memory"
+    trajectories."""
+    memory = config.get("memory")
+    if config.scheme.method != "memory":
+        if memory is not None:
+            raise UserError(f"the config has settings of a memory, which scheme.method {config.scheme.method!r} has no "
+                            "use for; set it to 'memory', or take another config")  # fmt: skip
+        return {}
+    from lt_jax.memory import sft
+
+    return {"lessons": sft.lessons(sft.MemoryConfig(**(memory or {})))}
 
 
 def changed(preset, differs: dict):

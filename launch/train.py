@@ -2,6 +2,8 @@
 
 On reasoning traces, to compress its thoughts:
     python launch/train.py --config=configs/lightthinker_qwen.py --config.model.path=DIR --config.data.path=traces.jsonl
+On trajectories, to manage its memory itself (LightThinker++):
+    python launch/train.py --config=configs/memory_tiny.py
 On problems, by reinforcement learning from its own responses, which are sampled under a KV budget (Sparse-RL):
     python launch/train.py --config=configs/sparse_rl_qwen2_5_1_5b.py --config.model.path=DIR \\
         --config.data.path=problems.jsonl
@@ -24,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ml_collections import config_flags
 
 from launch.main import STOPPED, compile_cache, resolved, run
-from launch.settings import rl_config, sft_config
+from launch.settings import lessons, rl_config, sft_config
 from lt_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the config of a run, such as configs/lightthinker_qwen.py")
@@ -44,7 +46,8 @@ def main(argv) -> None:
         start_processes(jax, config.distributed)
         from lt_jax.training.sft import sft
 
-        trained = sft(sft_config(config), print if jax.process_index() == 0 else lambda *_: None)
+        say = print if jax.process_index() == 0 else lambda *_: None
+        trained = sft(sft_config(config), say, **lessons(config))
     if trained is None:
         sys.exit(STOPPED)
 

@@ -253,3 +253,13 @@ def test_missing_unknown_broken_and_empty_files(tmp_path):
 def test_an_unknown_format_name_lists_the_known_ones():
     with pytest.raises(UserError, match="unknown trace format 'sharegpt'; known are reference, conversations"):
         convert(PLAIN, "sharegpt")
+
+
+def test_a_trajectory_is_kept_whole_and_read_as_its_thoughts_and_answer():
+    turns = [{"text": "2 and 2", "action": "commit", "content": "4"}, {"text": "?", "action": "malformed", "why": "no"},
+             {"text": "so", "action": "final_answer", "content": "4"}]  # fmt: skip
+    record = {"id": "1", "question": "2+2?", "turns": turns, "gold": "4"}
+    trace = convert(record)
+    assert (trace.response, trace.answer, trace.extra) == ("2 and 2\n\nso\n\n4", "4", {"trajectory": record})
+    with pytest.raises(UserError, match="field 'turns' must be a list of objects"):
+        convert({"question": "2+2?", "turns": 3})

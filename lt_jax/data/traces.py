@@ -4,6 +4,7 @@
     chat                       {"messages": [{"role", "content"}, ...], "tools"}
     OpenMementos, default      {"problem", "response", "domain", "source", "difficulty"}
     OpenMementos, full         the same and {"sentences", "blocks", "block_summaries"}
+    trajectories               {"question", "turns": [{"text", "action", ...}, ...], "gold"} of `lt_jax.memory.log`
     LightThinker's train.jsonl {"question", "system_prompt", "thoughts_list", "gt_output", "add_eos", ...}
     plain                      {"question", "response" or "solution" or "thoughts", "answer", "system"}
 
@@ -30,6 +31,7 @@ from lt_jax.layout import thinking
 
 BLOCK_START, BLOCK_END = "<|block_start|>", "<|block_end|>"
 SUMMARY_START, SUMMARY_END = "<|summary_start|>", "<|summary_end|>"
+TRAJECTORY = "trajectory"  # a format, and where its records are kept in `Trace.extra`
 _MARKED = re.compile(
     re.escape(BLOCK_START) + r"(.*?)" + re.escape(BLOCK_END) + r"\s*"
     + re.escape(SUMMARY_START) + r"(.*?)" + re.escape(SUMMARY_END),
@@ -262,6 +264,21 @@ def _reference(record: Mapping, where: str, evaluation: bool) -> Trace:
     )  # fmt: skip
 
 
+def _trajectory(record: Mapping, where: str, evaluation: bool) -> Trace:
+    """A trajectory that manages a memory. It is kept whole in `extra`; the response is what was thought in it, and the
+    answer, so that it can be read as a plain trace."""
+    turns = record.get("turns")
+    if not isinstance(turns, Sequence) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise UserError(f"{where}: field 'turns' must be a list of objects")
+    said = [_text(turn, "text", where, "") for turn in turns if not turn.get("why")]
+    last = turns[-1] if turns else {}
+    answer = _text(last, "content", where, "") if last.get("action") == "final_answer" else ""
+    return Trace(
+        _text(record, "question", where), "\n\n".join(text for text in (*said, answer) if text.strip()),
+        _text(record, "system", where, ""), answer=_text(record, "gold", where, ""), extra={TRAJECTORY: dict(record)},
+    )  # fmt: skip
+
+
 def _plain(record: Mapping, where: str, evaluation: bool) -> Trace:
     if isinstance(record.get("thoughts"), str) and any(record.get(name) for name in _OUTPUTS):
         segments = ()  # reasoning beside a response, not thoughts that came cut
@@ -294,6 +311,7 @@ FORMATS: dict[str, Callable[[Mapping, str, bool], Trace]] = {
     "conversations": _conversations,
     "messages": _messages,
     "memento": _memento,
+    TRAJECTORY: _trajectory,
     "plain": _plain,
 }
 _SIGNS = {
@@ -301,5 +319,6 @@ _SIGNS = {
     "conversations": ("conversations",),
     "messages": ("messages",),
     "memento": ("problem",),
+    TRAJECTORY: ("turns",),
     "plain": _QUESTIONS,
 }

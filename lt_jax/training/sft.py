@@ -15,11 +15,12 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from lt_jax.data.builder import Traces, by_content, open_prepared, prepare
-from lt_jax.data.pipeline import PipelineConfig, count_batches, evaluation_batches, train_batches
+from lt_jax.data.pipeline import PipelineConfig, ToRow, count_batches, evaluation_batches, train_batches
 from lt_jax.data.prompts import Prompter
 from lt_jax.data.readers import trace_files
 from lt_jax.data.rows import RowMaker
@@ -45,8 +46,44 @@ __all__ = ["SftConfig", "SourceConfig", "TokensConfig", "sft"]
 TOLD_BY = 16  # embedded problems whose texts tell them from those of another version
 
 
-def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
+@dataclasses.dataclass(frozen=True)
+class Lessons:
+    """What a run is taught.
+
+    Attributes:
+        samples: random access, see `pipeline.train_batches`.
+        named: JSON values that tell the samples from all others.
+        to_row: sample -> row.
+    """
+
+    samples: Sequence
+    named: dict
+    to_row: ToRow
+
+
+def traces(config: SftConfig, tokenizer, special: SpecialTokens) -> Lessons:
+    """The lessons of most methods: traces, each laid out as the method says.
+
+    Raises:
+        UserError: the method is taught from trajectories.
+    """
+    if config.scheme.method == "memory":
+        raise UserError(
+            "scheme.method 'memory' is taught from trajectories; launch/train.py does it, or sft(config, "
+            "lessons=lt_jax.memory.sft.lessons(...))"
+        )
+    samples, named = open_source(config.source, Path(config.folder))
+    return Lessons(samples, named, row_maker(config, tokenizer, special))
+
+
+def sft(
+    config: SftConfig, say: Callable[[str], None] = print,
+    lessons: Callable[[SftConfig, Any, SpecialTokens], Lessons] = traces,
+) -> Path | None:  # fmt: skip
     """Trains and exports; returns the exported folder, or None if the run was asked to stop before its end.
+
+    Args:
+        lessons: a function that makes what is taught, with the tokenizer that has the run's special tokens.
 
     Raises:
         UserError: anything about model, tokenizer, data, mesh, checkpoint or disk that the user can put right.
@@ -57,11 +94,11 @@ def sft(config: SftConfig, say: Callable[[str], None] = print) -> Path | None:
     check_rows(config.model, rows, rows_needed(tokenizer))
     table = special_tokens(tokenizer, config)
     folder = Path(config.folder)
-    samples, named = open_source(config.source, folder)
-    to_row = row_maker(config, tokenizer, table.special)
+    taught = lessons(config, tokenizer, table.special)
+    samples, to_row = taught.samples, taught.to_row
     data, eval_data = batches(config, samples, to_row, table.special.pad, meshes.share(mesh))
     params, model = read_model(config, mesh)
-    resolved = describe(config, named, base_of(config, params, tokenizer), table.special)
+    resolved = describe(config, taught.named, base_of(config, params, tokenizer), table.special)
     params, model = fitted(params, model, config, table)
     say(summary(model, mesh, config))
     found = measure(samples, to_row, config.batches.length)
@@ -134,11 +171,16 @@ def open_source(source: SourceConfig, folder: Path) -> tuple[Sequence, dict]:
         families = tuple(source.families) or tuple(FAMILIES)
         problems = Problems(source.embedded, steps=tuple(source.steps), families=families)
         samples = Mapped(problems, worked)
-        first = repr([samples[number] for number in range(min(TOLD_BY, len(samples)))])
-        return samples, {"problems": hashlib.sha256(first.encode()).hexdigest()}
+        return samples, {"problems": told(samples)}
     prepared = prepare(source.paths, source.data_dir or folder / "data", source.format)
     files = [[digest, str(file)] for digest, file in by_content(trace_files(source.paths))]
     return open_prepared(prepared), {"files": files, "reader": str(Traces.VERSION)}
+
+
+def told(samples: Sequence) -> str:
+    """What tells embedded samples from those of another version: a hash of the first of them."""
+    first = repr([samples[number] for number in range(min(TOLD_BY, len(samples)))])
+    return hashlib.sha256(first.encode()).hexdigest()
 
 
 def row_maker(config: SftConfig, tokenizer, special: SpecialTokens) -> RowMaker:
@@ -147,11 +189,16 @@ def row_maker(config: SftConfig, tokenizer, special: SpecialTokens) -> RowMaker:
     return RowMaker(
         scheme=config.scheme, special=special, tokenizer=tokenizer, segment=source.segment, minimum=source.minimum,
         maximum=source.maximum, turns=source.turns,
-        prompt=Prompter(source.chat, tokenizer, source.system, source.prefix, source.suffix),
+        prompt=prompter(source, tokenizer),
     )  # fmt: skip
 
 
-def batches(config: SftConfig, samples: Sequence, to_row: RowMaker, pad: int, share: tuple[int, int]):
+def prompter(source: SourceConfig, tokenizer) -> Prompter:
+    """How a question of the run becomes a prompt."""
+    return Prompter(source.chat, tokenizer, source.system, source.prefix, source.suffix)
+
+
+def batches(config: SftConfig, samples: Sequence, to_row: ToRow, pad: int, share: tuple[int, int]):
     """The training iterator of this process, and a function that makes a pass over the held-out samples (or None).
 
     Args:
@@ -170,7 +217,7 @@ def passes(config: SftConfig) -> PipelineConfig:
     return dataclasses.replace(config.batches, epochs=config.train.epochs or None)
 
 
-def steps_of_epochs(config: SftConfig, samples, to_row: RowMaker, parts: int, resolved: dict, say) -> int:
+def steps_of_epochs(config: SftConfig, samples, to_row: ToRow, parts: int, resolved: dict, say) -> int:
     """How many steps `train.epochs` make, for the schedule and the end of the run.
 
     Counted, not guessed: every sample is laid out once and rows of those lengths are packed as those of the run will be
