@@ -55,9 +55,11 @@ You take one action at a time, and write nothing behind it.
 
 The actions:
 <commit>summary</commit>   ends the step. All that was written and answered since the last commit is archived, and \
-from then on only the summary is seen. Put every fact that will be needed into it. Commit when a part of the search is done.
+from then on only the summary is seen. Put every fact that will be needed into it. Commit when a part of the search is \
+done.
 <expand>3</expand>   shows archived entity 3 in full again. Do so when a detail is needed that its summary lacks.
-<fold>3</fold>   shows the summary of active entity 3 again. Fold what is no longer needed in full.
+<fold>3</fold>   shows the summary of active entity 3 again. Fold what you expanded as soon as it has been used; what \
+tools answered is put away by the commit.
 {NOTHING}   leaves the memory as it is: write this one word and nothing else.
 
 {MEMORY}"""
