@@ -80,7 +80,7 @@ def test_a_turn_that_is_not_possible_gets_the_complaint_and_is_counted():
     log = work_on(says("<expand>3</expand>", "no action", "A.<commit>a</commit>", "<final_answer>8</final_answer>",
                        seen=seen))  # fmt: skip
     assert [bool(turn.why) for turn in log.turns] == [True, True, False, False]
-    assert log.turns[0].why.startswith("there is no entity 3; possible here: ") and log.turns[0].action == "expand"
+    assert log.turns[0].why == "there is no entity 3; possible here: final_answer" and log.turns[0].action == "expand"
     assert f"<expand>3</expand><memory>!{log.turns[0].why}</memory>" in seen[1].messages[-1]["content"]
     assert log.turns[1].why == "no action was taken" and log.correct is False
     assert from_json(log.to_json()) == log
@@ -385,7 +385,7 @@ def test_a_million_numbers_take_no_room():
 
 def test_a_local_model_teaches_through_the_engine(tmp_path):
     """Its weights are random, so that it writes nonsense: every trajectory ends, and nothing of it is kept."""
-    model = lt_jax.load(make(tmp_path / "model"))
+    model = lt_jax.load(make(tmp_path / "model"), chat="plain")
 
     async def both():
         async with Local(model, LocalConfig(rows=2)) as teacher:

@@ -24,7 +24,7 @@ from lt_jax.data import answers
 from lt_jax.data.problem import Problem
 from lt_jax.decode.request import sample_seed
 from lt_jax.memory.log import MALFORMED, WITH_NUMBER, Log, LoggedTurn
-from lt_jax.memory.machine import NAMES, Call, Memory
+from lt_jax.memory.machine import NAMES, POSSIBLE, Call, Memory
 from lt_jax.memory.rows import taken_in, written_in
 from lt_jax.memory.syntax import Ids, Malformed, Turn, spelt
 from lt_jax.memory.teachers import Asked, Reply, Teacher, prompts
@@ -92,6 +92,7 @@ class Desk:
             "context": SYNTAX.text(SYNTAX.context(self.memory)) or prompts.EMPTY,
             "state": ", ".join(entities) or "no entities",
             "legal": "; ".join(self.legal(role)),
+            "role": prompts.SAID_LAST[role],
         }
         own = [plain(self.problem.system)] if self.problem.system else []
         texts = {"system": "\n\n".join([system, *own]), "user": prompts.QUESTION.format(**said)}
@@ -110,15 +111,20 @@ class Desk:
         turn = SYNTAX.read(SYNTAX.tokenize(text), ended=reply.finish != "length")
         name = NAMES.get(type(turn.action))
         if name is not None and name not in ROLES[role]:
-            wrong = f"{name} cannot be done here; possible here: {'; '.join(self.legal(role))}"
-            return Turn(turn.text + turn.marked, Malformed(wrong))
+            return Turn(turn.text + turn.marked, Malformed(self.complaint(role, f"{name} cannot be done here")))
         return turn
 
-    def take(self, turn: Turn, observation: str, reply: Reply) -> None:
+    def complaint(self, role: str, why: str) -> str:
+        """What was wrong, with what the role could have done: of the machine's actions not all are everybody's."""
+        return f"{why}{POSSIBLE}{'; '.join(self.legal(role))}"
+
+    def take(self, role: str, turn: Turn, observation: str, reply: Reply) -> None:
         """Takes a turn into the memory, and says in `finish` if it was the last."""
         ids = SYNTAX.ids(observation)
         taken = taken_in(self.memory, turn, ids)
         why = "" if isinstance(taken, Memory) else taken
+        if POSSIBLE in why and not isinstance(turn.action, Malformed):
+            why = self.complaint(role, why.partition(POSSIBLE)[0])
         self.memory = written_in(self.memory, turn, SYNTAX.complaint(why)) if why else taken
         self.turns.append(_logged(turn, SYNTAX.text(ids), why, reply))
         self.wrong = self.wrong + 1 if why else 0
@@ -198,7 +204,7 @@ async def _turn(desk: Desk, role: str, teacher: Teacher, seed: int) -> bool:
                 turn = Turn(turn.text + turn.marked, ask)
             else:
                 observation = await asyncio.to_thread(ask)
-        desk.take(turn, observation, reply)
+        desk.take(role, turn, observation, reply)
     if not desk.finish and desk.written >= limits.tokens:
         desk.finish = "length"
     return turn is not None and not (role == ACTOR and desk.wrong)

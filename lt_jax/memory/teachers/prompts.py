@@ -14,8 +14,8 @@ MEMORY = """What you see of your memory:
 <memory>!reason</memory>   what was wrong with the turn before it; nothing was done.
 You never write <memory> yourself."""
 
-SOLVER = f"""You solve a problem in turns, with a memory that you manage yourself. A turn is some reasoning and then \
-exactly one action, with which the turn ends. Write nothing behind the action.
+SOLVER = f"""You solve a problem in turns, with a memory that you manage yourself. A turn is some reasoning in words \
+and then exactly one action, with which the turn ends. Write nothing behind the action.
 
 The actions:
 <commit>summary</commit>   ends the step. All that you wrote since the last commit is archived, and from then on you \
@@ -72,6 +72,11 @@ The memory, and what was written since the last commit:
 
 The state: {state}
 What you can do now: {legal}
-Write your turn."""
+{role}"""
 
+SAID_LAST = {
+    "solver": "Write your turn: first reasoning, then one action.",
+    "actor": "Write your turn: first a thought, then one action.",
+    "governor": f"Write one action, or {NOTHING}.",
+}
 EMPTY = "(nothing yet)"
