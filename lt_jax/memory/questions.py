@@ -79,6 +79,7 @@ def _told(problems: Iterable[Problem]) -> tuple[Iterable[Problem], dict]:
     first = list(itertools.islice(source, TOLD_BY))
     for each in first:
         if not isinstance(each, Problem):
-            raise UserError(f"questions.function gives a {type(each).__name__}; it must give lt_jax.data.problem.Problem")
+            given = type(each).__name__
+            raise UserError(f"questions.function gives a {given}; it must give lt_jax.data.problem.Problem")
     digest = hashlib.sha256(repr(first).encode()).hexdigest()
     return itertools.chain(first, source), {"told_by": digest}
