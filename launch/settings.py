@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from launch.main import several
 from lt_jax.errors import UserError
@@ -146,3 +147,53 @@ def arms_config(config):
     plain.model.path = f"{config.start.folder}/final"
     eviction = rl_config(plain).rollout.eviction
     return ArmsConfig(config.out, sft_config(config.start), arms, config.problems, eviction)
+
+
+def questions_config(config):
+    """The `QuestionsConfig` of a config file."""
+    from lt_jax.memory.questions import QuestionsConfig
+
+    questions = dict(config.questions)
+    paths, form = several(questions.pop("path")), questions.pop("format")
+    tuples = {name: tuple(questions.pop(name)) for name in ("steps", "families")}
+    return QuestionsConfig(paths, form or None, **questions, **tuples)
+
+
+def synthesis_config(config):
+    """The `SynthesisConfig` of a config file."""
+    from lt_jax.memory.environment import Work
+    from lt_jax.memory.prune import PruneConfig
+    from lt_jax.memory.synthesis import SynthesisConfig
+    from lt_jax.memory.teachers.scripted import named
+    from lt_jax.memory.trajectories import Limits
+
+    limits = Limits(**{**config.limits, "context": config.limits.context or None})
+    tools = named(config.tools, "config.tools")() if config.tools else {}
+    return SynthesisConfig(
+        folder=config.folder, work=Work(limits, tools), at_once=config.at_once, seed=config.seed,
+        leave_out=config.leave_out, prune=PruneConfig(**config.prune),
+    )  # fmt: skip
+
+
+def connected(config):
+    """The teacher of a config file, as a `Connection`."""
+    from lt_jax.memory.teachers import connect
+    from lt_jax.memory.teachers.endpoint_config import EndpointConfig
+    from lt_jax.memory.teachers.local import LocalConfig
+
+    if config.teacher == "endpoint":
+        endpoint = dict(config.endpoint)
+        variable, body = endpoint.pop("key_from"), dict(endpoint.pop("body"))
+        if variable and variable not in os.environ:
+            raise UserError(f"endpoint.key_from is {variable!r}, and there is no environment variable of that name")
+        free = {name: None if value == "" else float(value) for name in ("temperature", "top_p", "price_cached")
+                for value in [endpoint.pop(name)]}  # fmt: skip
+        how = EndpointConfig(**endpoint, **free, body=body, at_once=config.at_once)
+        return connect.by_endpoint(how, os.environ.get(variable, ""))
+    if config.teacher == "local":
+        local = dict(config.local)
+        folder, dtype = local.pop("path"), local.pop("dtype")
+        return connect.by_model(folder, LocalConfig(**local, rows=config.at_once), dtype or None)
+    if config.teacher == "scripted":
+        return connect.by_script(config.scripted.expert)
+    raise UserError(f"config.teacher is {config.teacher!r}; it must be one of endpoint, local, scripted")

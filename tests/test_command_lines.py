@@ -15,6 +15,7 @@ from tests.tiny_folder import make
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "--config=configs/eval_math.py"
+SYNTHESIS = "--config=configs/synthesize.py"
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,12 @@ def launch(script, *arguments):
         ("evaluate", [CONFIG, "--config.suite.path=no.jsonl,neither", "--config.model.path=x"],
          "no.jsonl: no such file"),
         ("evaluate", [CONFIG, "--results=x", "--out=y"], "--config and --results are both given"),
+        ("synthesize", [SYNTHESIS], "questions: give one of path, embedded and function; given are none"),
+        ("synthesize", [SYNTHESIS, "--config.questions.embedded=1"], "endpoint.url is ''; it must begin with http"),
+        ("synthesize", [SYNTHESIS, "--config.questions.embedded=1", "--config.endpoint.key_from=NO_SUCH_KEY"],
+         "endpoint.key_from is 'NO_SUCH_KEY', and there is no environment variable of that name"),
+        ("synthesize", [SYNTHESIS, "--config.questions.embedded=1", "--config.teacher=oracle"],
+         "config.teacher is 'oracle'; it must be one of endpoint, local, scripted"),
     ],
 )  # fmt: skip
 def test_bad_command_lines_get_one_line_and_exit_code_2(script, arguments, message):
@@ -79,7 +86,9 @@ def test_the_names_that_flags_know_are_those_of_the_library():
     assert sorted(main.METHODS) == sorted(METHODS) and main.POLICIES == POLICIES
 
 
-@pytest.mark.parametrize("script", ["convert", "curves", "demo", "evaluate", "generate", "train", "train_tokenizer"])
+@pytest.mark.parametrize(
+    "script", ["convert", "curves", "demo", "evaluate", "generate", "synthesize", "train", "train_tokenizer"]
+)
 def test_help_shows_commands_one_a_line(script):
     code, out, error = launch(script, "--help")
     assert (code, error) == (0, "") and out.count("python launch/") >= 1

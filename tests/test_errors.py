@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import defaults, demo, eval_budget, eval_math
+from configs import defaults, demo, eval_budget, eval_math, synthesize
 from lt_jax.cache.policies import Eviction
 
 ROOT = Path(__file__).parents[1]
-KNOWN = [module.get_config() for module in (defaults, eval_math, eval_budget, demo)]
+KNOWN = [module.get_config() for module in (defaults, eval_math, eval_budget, demo, synthesize)]
 GROUPS = sorted({"eviction", *(name for c in KNOWN for name, value in c.items() if isinstance(value, ConfigDict))})
 KEY = re.compile(r"(?<![\w./{}])(?:config\.)?(" + "|".join(GROUPS) + r")\.(\{\}\.)?(\w+|\{\})")
 FILES = ("model.safetensors",)  # and what looks like a key in a text without a blank is a tensor's name

@@ -136,8 +136,19 @@ def prepare(
         format=format,
         evaluation=evaluation,
     )
+    return prepared(Traces, config, data_dir)
+
+
+def prepared(
+    kind: type[tfds.core.GeneratorBasedBuilder], config: tfds.core.BuilderConfig, data_dir: str | Path
+) -> Path:
+    """The folder of a builder's data set, which is written unless it is there.
+
+    Raises:
+        UserError: what the builder raises of the kind, or the disk is full; nothing half-written is left.
+    """
     with _quiet():
-        builder = Traces(config=config, data_dir=str(data_dir), file_format="array_record")
+        builder = kind(config=config, data_dir=str(data_dir), file_format="array_record")
     folder = Path(str(builder.data_path))
     if _complete(folder):
         return folder

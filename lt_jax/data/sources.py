@@ -23,7 +23,7 @@ class Mapped(Sequence):
         return len(self.source)
 
     def __getitem__(self, index: int):
-        return self.function(self.source[index])
+        return self.function(self.source[range(len(self))[index]])  # IndexError behind the end, so that loops end
 
 
 class Part(Sequence):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -52,10 +52,14 @@ def from_files(paths, *, name: str, format: str | None = None, limit: int = 0, s
     Raises:
         UserError: with file and line for a broken record or one without an answer.
     """
-    problems = [
-        _problem(trace, where, system, prefix, answers) for where, trace in read_placed(paths, format, evaluation=True)
-    ]
-    return Suite(name, limited(problems, limit, seed))
+    return Suite(name, limited(list(stream_files(paths, format, system, prefix, answers)), limit, seed))
+
+
+def stream_files(paths, format: str | None = None, system: str = "", prefix: str = "",
+                 answers: bool = True) -> Iterator[Problem]:  # fmt: skip
+    """The problems of files one by one, for more of them than memory holds; arguments and errors as `from_files`."""
+    for where, trace in read_placed(paths, format, evaluation=True):
+        yield _problem(trace, where, system, prefix, answers)
 
 
 def from_tfds(dataset: str, *, split: str = "test", data_dir: str | None = None, name: str = "", limit: int = 0,

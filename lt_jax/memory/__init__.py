@@ -5,6 +5,9 @@
     rows.py       a trajectory as a training row, in either semantics
     trajectories.py   trajectories from an engine
     log.py        a trajectory as text and JSON
+    teachers/     what writes trajectories to learn from: an endpoint, a local model, a script; and their prompts
+    environment.py, synthesis.py    where teachers work, and many problems with it; journal.py keeps what is finished
+    prune.py, statistics.py, dataset.py    what is worth learning from, numbers about it, and it as a TFDS data set
 
 The two semantics, which training and decoding must share:
 

@@ -96,8 +96,8 @@ class Log:
         return last.content if last and last.action == "final_answer" and not last.why else ""
 
     def states(self) -> list[Memory[str]]:
-        """The memory after each turn. What was written in a turn that was not possible stands in the open step; its
-        marks and the reply are left out, and so are the marks of expands and folds.
+        """The memory after each turn. What was written in a turn that was not possible stands in the open step, without
+        the reply. The marks of expands and folds stand there too: a step that is nothing but these can be committed.
 
         Raises:
             machine.IllegalAction: a turn without a `why` that is not possible.
@@ -106,6 +106,8 @@ class Log:
         for turn in self.turns:
             memory = machine.write(memory, turn.text)
             memory = memory if turn.taken is None else machine.apply(memory, turn.taken)
+            if isinstance(turn.taken, Expand | Fold):
+                memory = machine.write(memory, f"<{turn.action}>{turn.number}</{turn.action}>")
             found.append(memory)
         return found
 

@@ -28,6 +28,7 @@ from lt_jax.errors import UserError
 Content = TypeVar("Content", str, tuple)
 
 STEP, OBSERVATION = "step", "observation"
+POSSIBLE = "; possible here: "  # in a complaint, between what was wrong and what would be allowed
 
 
 class IllegalAction(UserError):
@@ -38,7 +39,7 @@ class IllegalAction(UserError):
     """
 
     def __init__(self, why: str, legal: tuple[str, ...]):
-        super().__init__(f"{why}; possible here: {', '.join(legal) or 'nothing'}")
+        super().__init__(f"{why}{POSSIBLE}{', '.join(legal) or 'nothing'}")
         self.legal = legal
 
 

@@ -14,16 +14,22 @@ the table `SpecialTokens.memory`: that of a released checkpoint can be put in it
 What differs from the paper, whose syntax is not public: all of it, see B5 of the method's notes. Reading is strict:
 a turn is text, then at most one action, which ends it. Whatever else stands there is a `Malformed` turn that says why;
 nothing is guessed.
+
+A teacher whose tokens are not ours writes the marks as text. `spelt` is the syntax of that: its ids are characters,
+each mark is one more of them, and everything here reads and says the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
+import sys
 from collections.abc import Callable, Sequence
 
 from lt_jax.errors import UserError
 from lt_jax.layout.encode import core, encoder
-from lt_jax.layout.special import SpecialTokens
+from lt_jax.layout.special import MEMORY, SpecialTokens
 from lt_jax.memory.machine import OBSERVATION, STEP, Action, Call, Commit, Entity, Expand, FinalAnswer, Fold, Memory
 
 Ids = tuple[int, ...]
@@ -188,9 +194,34 @@ def syntax_of(special: SpecialTokens, tokenizer) -> Syntax:
     if special.memory is None:
         raise UserError("the token table has no marks of a memory; the model was not trained for method 'memory'")
     inner = core(tokenizer)
-    pairs = [special.memory[2 * place : 2 * place + 2] for place in range(len(ACTIONS) + 1)]
-    opens = {pair[0]: name for name, pair in zip(ACTIONS, pairs[:-1], strict=True)}
-    closes = {pair[1]: name for name, pair in zip(ACTIONS, pairs[:-1], strict=True)}
     texts = tuple(inner.id_to_token(mark) for mark in special.memory)
     detokenize = lambda ids: inner.decode(list(ids), skip_special_tokens=False)
-    return Syntax(opens, closes, tuple(pairs[-1]), texts, encoder(tokenizer), detokenize)
+    return _syntax(special.memory, texts, encoder(tokenizer), detokenize)
+
+
+def spelt(texts: Sequence[str] = MEMORY) -> Syntax:
+    """The syntax over text itself: an id is a character's code point, and a mark that is spelt out is one id.
+
+    `tokenize` and `detokenize` undo each other, whatever the text.
+
+    Args:
+        texts: the marks, in the order of `layout.special.MEMORY`.
+    """
+    marks = {text: sys.maxunicode + 1 + place for place, text in enumerate(texts)}
+    spelling = {mark: text for text, mark in marks.items()}
+    cut = re.compile(f"({'|'.join(map(re.escape, texts))})")
+
+    def tokenize(text: str) -> list[int]:
+        pieces = cut.split(text)  # every second one is a mark
+        ids = ((marks[piece],) if place % 2 else map(ord, piece) for place, piece in enumerate(pieces))
+        return list(itertools.chain.from_iterable(ids))
+
+    detokenize = lambda ids: "".join(spelling.get(each) or chr(each) for each in ids)
+    return _syntax(tuple(marks.values()), tuple(texts), tokenize, detokenize)
+
+
+def _syntax(marks: Sequence[int], texts: tuple[str, ...], tokenize: Callable, detokenize: Callable) -> Syntax:
+    pairs = [tuple(marks[2 * place : 2 * place + 2]) for place in range(len(ACTIONS) + 1)]
+    opens = {pair[0]: name for name, pair in zip(ACTIONS, pairs[:-1], strict=True)}
+    closes = {pair[1]: name for name, pair in zip(ACTIONS, pairs[:-1], strict=True)}
+    return Syntax(opens, closes, pairs[-1], texts, tokenize, detokenize)

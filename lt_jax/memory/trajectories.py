@@ -238,12 +238,11 @@ class Trajectories:
         ids = ids[:-1] if completion.finish == "eos" else ids
         turn = self.syntax.read(ids, ended=completion.finish in ("eos", "stop"))
         if isinstance(turn.action, Call):
-            name, _, argument = self.syntax.text(turn.action.call).partition(":")
-            if tool := self.tools.get(name.strip()):
-                waiting[pool.submit(_asked, tool, argument.strip())] = one, turn, completion
+            asked = called(self.tools, self.syntax.text(turn.action.call))
+            if not isinstance(asked, Malformed):
+                waiting[pool.submit(asked)] = one, turn, completion
                 return []
-            known = ", ".join(sorted(self.tools)) or "none"
-            turn = Turn(turn.text + turn.marked, Malformed(f"there is no such tool; there are: {known}"))
+            turn = Turn(turn.text + turn.marked, asked)
         return self._taken(one, turn, completion, under)
 
     def _taken(self, one: _Under, turn: Turn, completion: Completion, under: dict, observation: Ids = ()):
@@ -279,9 +278,20 @@ class Trajectories:
         return Trajectory(one.id, tuple(one.turns), finish, one.row, why, one.seed)
 
 
-def _asked(tool: Tool, argument: str) -> str:
-    """What a tool answers. What it raises is an answer too: the model is told, and no other trajectory is touched."""
-    try:
-        return str(tool(argument))
-    except Exception as error:  # a tool is the user's and may raise anything
-        return f"{type(error).__name__}: {error}"
+def called(tools: Mapping[str, Tool], call: str) -> Callable[[], str] | Malformed:
+    """What asks the tool that a call names, as in "search: red", and returns its answer; `Malformed` if there is none.
+
+    What the tool raises is an answer too: the model is told, and no other trajectory is touched.
+    """
+    name, _, argument = call.partition(":")
+    tool = tools.get(name.strip())
+    if tool is None:
+        return Malformed(f"there is no such tool; there are: {', '.join(sorted(tools)) or 'none'}")
+
+    def ask() -> str:
+        try:
+            return str(tool(argument.strip()))
+        except Exception as error:  # a tool is the user's and may raise anything
+            return f"{type(error).__name__}: {error}"
+
+    return ask
