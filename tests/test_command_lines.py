@@ -51,7 +51,7 @@ def launch(script, *arguments):
         ("evaluate", [CONFIG, "--config.suite.embedded=1", "--config.samples=-1"], "samples is -1; it must be 0 or"),
         ("evaluate", [CONFIG, "--kv="], "--kv is empty; it is one or several of full, streaming"),
         ("evaluate", [CONFIG, "--kv=rkv,h2o,rkv"], "--kv names rkv twice"),
-        ("evaluate", ["--config=eval_meth"], "there is no config of that name (there are base, defaults, demo, eval_b"),
+        ("evaluate", ["--config=eval_meth"], "there is no config of that name (there are agent, base, defaults, demo, e"),
         ("evaluate", [CONFIG, "--results=x", "--kv=rkv"], "--kv and --results are both given"),
         ("generate", ["--model=x", "--method=magic", "--prompt=a"], "value should be one of"),
         ("generate", ["--nothing=1"], "Unknown command line flag 'nothing'"),

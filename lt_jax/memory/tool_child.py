@@ -45,8 +45,9 @@ def keep_in(seconds: float, megabytes: int) -> None:
     """Takes from this process all that it does not need to compute, for good. Raises Wrong if the kernel cannot."""
     kind = CALLS.get(platform.machine()) if sys.platform == "linux" else None
     if kind is None:
-        raise Wrong(f"programs cannot be kept in on this machine ({sys.platform}, {platform.machine()}); it needs Linux "
-                    "on x86_64 or aarch64; leave the tool python out")  # fmt: skip
+        here = f"{sys.platform}, {platform.machine()}"
+        raise Wrong(f"programs cannot be kept in on this machine ({here}); that needs Linux on x86_64 or aarch64; "
+                    "leave the tool python out")  # fmt: skip
     for what, most in ((resource.RLIMIT_DATA, megabytes << 20), (resource.RLIMIT_CPU, int(seconds) + 2),
                        (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):  # fmt: skip
         resource.setrlimit(what, (most, most))

@@ -120,7 +120,8 @@ def visit(corpus: Corpus, config: ToolsConfig = ToolsConfig()) -> Tool:
         if not found:
             return f"there is no page {_start(name, 80)!r}; visit needs a title or an id that a search has shown"
         if len(found) > 1:
-            return f"{len(found)} pages have this title; visit one by its id: {', '.join(each.id for each in found[:9])}"
+            ids = ", ".join(each.id for each in found[:9])
+            return f"{len(found)} pages have this title; visit one by its id: {ids}"
         pieces = _pieces(found[0].text, config.piece)
         if not 1 <= number <= len(pieces):
             return f"{name} has no page {number}; its pages are 1 to {len(pieces)}"
