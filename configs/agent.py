@@ -2,20 +2,21 @@ r"""Agents: a model that was trained for method "memory" works on questions with
 
 Why: does a context that the model manages itself stay small over many rounds, and does that solve more? The table has
 success by difficulty and the context by round, mean and 95th percentile. A vanilla agent is the same command with a
-model that was trained without memory actions, and with limits.context; it ends where its context is full.
+model that was trained without memory actions, and with memory.context; it ends where its context is full.
 
-    python launch/agent.py --config=configs/agent.py --config.model.path=DIR --config.embedded=100 --config.told=False
+    python launch/agent.py --config=configs/agent.py --config.model.path=DIR --config.embedded=100 \
+        --config.told=False --config.tools.results=3 --config.tools.snippet=60
 
-DIR is a folder that training wrote. These are questions of the embedded world, as `lt_jax/memory/multihop.py` shows them:
-trails over generated pages, whose end asks for something that was read early. For questions of a file, in the style of
-BrowseComp or xBench (encrypted ones are decrypted with their canary), over pages of a file ("id", "title", "text"):
+DIR is a folder that training wrote. These are questions of the embedded world (lt_jax/memory/multihop.py): trails over
+generated pages, whose end asks for something that was read early. For questions of a file, in the style of BrowseComp
+or xBench (encrypted ones are decrypted with their canary), over pages of a file ("id", "title", "text"):
 
     python launch/agent.py --config=configs/agent.py --config.model.path=DIR --config.questions.path=questions.csv \
         --config.corpus=pages.jsonl --config.tools.python=True
 
-Hardware: anything. On two CPU cores a small model needs minutes for a hundred questions of the embedded world. Expected:
-of trajectories with a memory the context hardly grows (an archived page leaves its call, about ten tokens), and of vanilla
-ones it grows by a page with each round.
+Hardware: anything. On two CPU cores a small model needs minutes for a hundred questions of the embedded world.
+Expected: with a memory the context grows by what an archived page leaves, which is its call, about ten tokens a round;
+without one it grows by a page a round.
 """
 
 from ml_collections import ConfigDict, FieldReference
@@ -28,8 +29,8 @@ def get_config() -> ConfigDict:
         "path": "",  # a file of questions (.csv, .jsonl), see lt_jax/memory/agent_files.py
         "limit": 0,  # questions that are used, drawn at random; 0 uses all
     })  # fmt: skip
-    # The file or folder of pages that search and visit know. Several are a tuple here and are separated by commas on the
-    # command line.
+    # The file or folder of pages that search and visit know. Several are a tuple here and are separated by commas on
+    # the command line.
     config.corpus = FieldReference("", field_type=object)
     config.embedded = 0  # work on this many questions of the embedded world, in place of those of a file
     config.trails = ConfigDict({
@@ -51,7 +52,7 @@ def get_config() -> ConfigDict:
         "most": 4000,  # characters of what a program or function may answer
         "processes": 2,  # of each of these tools, at the same time
     })  # fmt: skip
-    config.limits = ConfigDict({
+    config.memory = ConfigDict({
         "turn": 512,  # the most tokens of a turn
         "turns": 400,  # the most turns
         "tokens": 16384,  # the most tokens that the model writes for a question

@@ -113,7 +113,7 @@ def agent_config(config):
     from lt_jax.memory.trajectories import Limits
 
     trails = {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in config.trails.items()}
-    limits = {**config.limits, "context": config.limits.context or None, "sampling": Sampling(**config.sampling)}
+    limits = {**config.memory, "context": config.memory.context or None, "sampling": Sampling(**config.sampling)}
     return AgentConfig(
         model=config.model.path,
         dtype=config.model.dtype or None,

@@ -4,8 +4,8 @@
     results.json         success and context by round
     settings.json        of the run
 
-The same command goes on with a run that was stopped: questions that have a trajectory are not worked on again. The others
-keep their seeds, and no trajectory depends on which others are worked on beside it.
+The same command goes on with a run that was stopped: questions that have a trajectory are not worked on again. The
+others keep their seeds, and no trajectory depends on which others are worked on beside it.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ def run(config: AgentConfig, write: Callable[[str], None] = print) -> agent.Agen
         UserError: the model has no memory actions; a file is broken; the folder holds a run with other settings.
     """
     out = Path(config.out).expanduser()
-    done = _begun(config, out)
     model = load(config.model, dtype=config.dtype)
     syntax = syntax_of(model.special, model.tokenizer)
     limits = dataclasses.replace(config.limits, semantics=model.scheme.memory_semantics or config.limits.semantics)
     engine = model.engine(DecodeConfig(rows=config.rows, capacity=config.capacity or model.config.max_positions + 1))
+    done = _begun(config, out)
     first = config.seed  # of the questions of a source
     for corpus, problems in _sources(config):
         left = [(each, first + place) for place, each in enumerate(problems) if each.metadata["id"] not in done]

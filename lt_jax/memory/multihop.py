@@ -60,7 +60,7 @@ class TrailConfig:
         distractors: other pages for every stop, which look the same.
         filler: sentences of a page that say nothing.
         recalls: how often an easy and a hard trail ask for what was read early, the question at its end included.
-        searches: the share of stops that say only what the next one is like.
+        searches: the share of stops that say only what the next one is like, if a search finds it by that.
     """
 
     hops: tuple[int, int] = (20, 60)
@@ -106,14 +106,19 @@ def world(config: TrailConfig, numbers: range, seed: int) -> World:
     shuffled = lambda *parts: draw.sample(list(itertools.product(*parts)), len(parts[0]) * len(parts[1]))
     names = iter([" ".join(each) for each in shuffled(KINDS, ANIMALS)])
     likes = iter(shuffled(FOODS, HOMES))  # no two pages have the same two
-    pages, problems = [], []
-    for number in numbers:
-        trail = _Trail(config, number, names, likes, draw)
-        pages += trail.pages()
-        problems.append(trail.problem(f"{seed}-{number}"))
-    draw.shuffle(pages)
-    placed = [dataclasses.replace(page, id=str(place)) for place, page in enumerate(pages, 1)]
-    return World(Corpus(placed), tuple(problems))
+    trails = [_Trail(config, number, names, likes, draw) for number in numbers]
+    count = sum(len(trail.about) for trail in trails)
+    order = draw.sample(range(1, count + 1), count)
+    while True:
+        pages = (page for trail in trails for page in trail.pages())
+        placed = (dataclasses.replace(page, id=str(place)) for place, page in zip(order, pages, strict=True))
+        corpus = Corpus(sorted(placed, key=lambda page: int(page.id)))
+        lost = [trail.not_found(corpus) for trail in trails]
+        if not any(lost):
+            problems = (trail.problem(f"{seed}-{number}") for trail, number in zip(trails, numbers, strict=True))
+            return World(corpus, tuple(problems))
+        for trail, places in zip(trails, lost, strict=True):
+            trail.described -= places
 
 
 class _Trail:
@@ -135,6 +140,10 @@ class _Trail:
         self.recalled = dict(zip(late, (self.stops[place] for place in early[2:]), strict=True))
         for place, name in self.recalled.items():
             self.friends[name] = self.stops[place + 1]
+        linked = [place for place in range(self.hops - 1) if place not in self.recalled]
+        self.described = {place for place in linked if draw.random() < config.searches}  # stops that say what is next
+        self.about = {name: self._about(name) for name in everybody}
+        self.astray = {name: draw.choice(everybody) for name in self.others}
 
     def problem(self, id: str) -> Problem:
         answer = self.likes[self.asked[0]][0]
@@ -145,10 +154,15 @@ class _Trail:
         return Problem(f"{START} {self.stops[0]}", answer, difficulty, metadata=metadata)
 
     def pages(self) -> list[Page]:
-        found = [Page("", name, f"{self._about(name)} {self._next(place)} .") for place, name in enumerate(self.stops)]
-        astray = [Page("", name, f"{self._about(name)} {NEXT} {self.draw.choice(self.stops + self.others)} .")
-                  for name in self.others]  # fmt: skip
-        return found + astray
+        onward = {name: self._next(place) for place, name in enumerate(self.stops)}
+        onward |= {name: f"{NEXT} {other}" for name, other in self.astray.items()}
+        return [Page("", name, f"{about} {onward[name]} .") for name, about in self.about.items()]
+
+    def not_found(self, corpus: Corpus) -> set[int]:
+        """The stops that are described and that a search by that does not find; they must be named instead."""
+        found = lambda name: {page.title for page in corpus.search(" ".join(self.likes[name]), TOOLS.results)}
+        following = {place: self.stops[place + 1] for place in self.described}
+        return {place for place, name in following.items() if name not in found(name)}
 
     def _about(self, name: str) -> str:
         food, home = self.likes[name]
@@ -162,6 +176,6 @@ class _Trail:
             return f"{END} {AND.join(asked)}"
         if place in self.recalled:
             return f"{NEXT} is {FRIEND} of {self.recalled[place]}"
-        if self.draw.random() < self.config.searches:
+        if place in self.described:
             return f"{NEXT} has {AND.join(self.likes[self.stops[place + 1]])}"
         return f"{NEXT} {self.stops[place + 1]}"
