@@ -119,6 +119,34 @@ def rl_config(config):
     )
 
 
+def agent_config(config):
+    """The `AgentConfig` of a config file."""
+    from lt_jax.decode import Sampling
+    from lt_jax.memory.agent_job import AgentConfig
+    from lt_jax.memory.multihop import TrailConfig
+    from lt_jax.memory.tools import ToolsConfig
+    from lt_jax.memory.trajectories import Limits
+
+    trails = {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in config.trails.items()}
+    limits = {**config.memory, "context": config.memory.context or None, "sampling": Sampling(**config.sampling)}
+    return AgentConfig(
+        model=config.model.path,
+        dtype=config.model.dtype or None,
+        out=config.out,
+        questions=config.questions.path,
+        limit=config.questions.limit,
+        corpus=several(config.corpus),
+        embedded=config.embedded,
+        trails=TrailConfig(**trails),
+        seed=config.seed,
+        told=config.told,
+        system=config.system,
+        tools=ToolsConfig(**{**config.tools, "functions": several(config.tools.functions)}),
+        limits=Limits(**limits),
+        **config.decode,
+    )
+
+
 def arms_config(config):
     """The `ArmsConfig` of a config file: every arm with every seed.
 

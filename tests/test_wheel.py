@@ -15,7 +15,7 @@ from tests.tiny_folder import make
 ROOT = Path(__file__).parents[1]
 PLACES = {"lt_jax": "lt_jax", "launch": "lt_jax/commands/launch", "configs": "lt_jax/commands/configs"}
 COMMANDS = (
-    "lt-train", "lt-generate", "lt-evaluate", "lt-convert", "lt-curves", "lt-rl-demo", "lt-synthesize",
+    "lt-train", "lt-generate", "lt-evaluate", "lt-convert", "lt-curves", "lt-rl-demo", "lt-synthesize", "lt-agent",
 )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def test_a_config_is_found_by_its_name(run):
     code, out, error = run("lt-train", "--config=lightthinker_qwen")
     assert (code, out) == (2, "") and "data.path is empty" in error and error.count("\n") == 1
     code, out, error = run("lt-evaluate", "--config=eval_meth")
-    assert code == 2 and "there is no config of that name (there are base, defaults, demo, eval_budget" in error
+    assert code == 2 and "there is no config of that name (there are agent, base, defaults, demo, eval_budget" in error
     code, out, error = run("lt-evaluate")
     assert (code, error) == (2, "error: --config=FILE is needed, for example --config=eval_math\n")
 

@@ -202,7 +202,7 @@ class Trajectories:
                     if event.completion is not None:
                         ended += self._written(under.pop(event.handle), event.completion, under, waiting, pool)
                 done = [each for each in waiting if each.done()]
-                if not done and not self.engine.busy and waiting:
+                if not (done or ended or self.engine.busy) and waiting:  # what has ended is handed out first
                     done = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED).done
                 for each in done:
                     one, turn, completion = waiting.pop(each)

@@ -1,0 +1,94 @@
+"""The scripted expert of the embedded world: solves its questions through the tools, as a trajectory to learn from.
+
+With a memory it commits every few rounds, with where the trail goes on as the summary; when something early is asked
+for, it expands the entity of that call, writes down what it needs, and folds the entity. Without one (vanilla) it only
+calls and answers. In both forms it uses nothing but what it then sees: an archived page is read after an expand only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from lt_jax.data.problem import Problem
+from lt_jax.memory import machine
+from lt_jax.memory.log import Log, LoggedTurn
+from lt_jax.memory.machine import Call, Commit, Expand, FinalAnswer, Fold, Memory
+from lt_jax.memory.multihop import AND, END, FRIEND, NEXT, START
+from lt_jax.memory.trajectories import Tool
+
+_LIKE = {kind: re.compile(rf"\b{kind} (\w+(?: \w+)?) [,.]") for kind in ("food", "home", "friend")}
+_LAST = re.compile(rf"(?:{NEXT}|{END}) ([\w ]+) \.\s*$")
+_RESULT = re.compile(r"^\d+\. ([\w ]+): (.*)$", re.M)
+
+
+def solved(problem: Problem, tools: Mapping[str, Tool], memory: bool = True, every: int = 4) -> Log:
+    """The trajectory of one question of `multihop.world`.
+
+    Args:
+        tools: `search` and `visit` over the world's corpus.
+        memory: whether it commits, expands and folds; without, every observation stays.
+        every: calls before a commit.
+    """
+    expert = _Expert(tools, every if memory else 0)
+    page = problem.question.removeprefix(f"{START} ")
+    while True:
+        text = expert.call("visit", page)
+        last = _LAST.search(text)[1]
+        if f"{END} {last}" in text:
+            break
+        page = expert.onward(last)
+    found = [expert.recall(*each.split(" of ")) for each in last.split(AND)]
+    expert.turn(FinalAnswer(f"answer: {' '.join(found)}"))
+    metadata = dict(problem.metadata or {})
+    return Log(metadata.pop("id", ""), problem.question, tuple(expert.turns), gold=problem.answer,
+               correct=" ".join(found) == problem.answer, extra=metadata)  # fmt: skip
+
+
+class _Expert:
+    def __init__(self, tools: Mapping[str, Tool], every: int):
+        self.tools, self.every = tools, every
+        self.memory: Memory[str] = Memory()
+        self.turns: list[LoggedTurn] = []
+        self.calls = 0  # since the last commit
+        self.note = ""  # the text of the next turn
+
+    def turn(self, action) -> None:
+        text, self.note = self.note, ""
+        self.memory = machine.apply(machine.write(self.memory, text), action)
+        said = {Commit: "summary", Call: "call", FinalAnswer: "answer"}.get(type(action))
+        content = getattr(action, said) if said else ""
+        self.turns.append(LoggedTurn(text, machine.NAMES[type(action)], content, getattr(action, "number", 0),
+                                     getattr(action, "observation", "")))  # fmt: skip
+
+    def call(self, name: str, argument: str) -> str:
+        observation = self.tools[name](argument)
+        self.turn(Call(f"{name}: {argument}", observation))
+        self.calls += 1
+        return observation
+
+    def onward(self, last: str) -> str:
+        """The next stop, by what a page says of it."""
+        if last.startswith(f"is {FRIEND} of "):
+            last = self.recall(FRIEND, last.removeprefix(f"is {FRIEND} of "))
+        if self.every and self.calls >= self.every:
+            self.turn(Commit(f"{NEXT} {last}"))
+            self.calls = 0
+        if not last.startswith("has "):
+            return last
+        wanted = last.removeprefix("has ").split(AND)
+        results = _RESULT.findall(self.call("search", " ".join(wanted)))
+        return next(title for title, text in results if [_LIKE["food"].search(text)[1],
+                                                         _LIKE["home"].search(text)[1]] == wanted)  # fmt: skip
+
+    def recall(self, kind: str, name: str) -> str:
+        """What the page of an early stop says; it is shown again for as long as it takes to write that down."""
+        entity = next(each for each in self.memory.entities if each.summary == f"visit: {name}")
+        archived = not entity.active
+        if archived:
+            self.turn(Expand(entity.number))
+        found = _LIKE[kind].search(self.memory.entity(entity.number).shown)[1]
+        self.note = f"{self.note} {kind} {found}".strip()
+        if archived:
+            self.turn(Fold(entity.number))
+        return found
