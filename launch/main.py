@@ -52,7 +52,7 @@ def as_called(text: str) -> str:
     """`text` with scripts and configs as they are written where this was installed: lt-train, --config=eval_math."""
     if not INSTALLED:
         return text
-    text = re.sub(r"(?<![\w/.])(python )?launch/(train|generate|evaluate|convert)\.py\b", r"lt-\2", text)
+    text = re.sub(r"(?<![\w/.])(python )?launch/(train|generate|evaluate|convert|trajectory)\.py\b", r"lt-\2", text)
     names = "|".join(path.stem for path in CONFIGS.glob("[a-z]*.py"))
     return re.sub(rf"(?<![\w/.])configs/({names})\.py\b", r"\1", text)
 
