@@ -6,7 +6,7 @@ Why: to see what the actions do to what is visible, in either semantics, before 
 those that come along, and what is written is a script: it commits every step, and looks at the first one again before
 it answers. What it costs is counted from the rows that a model would be trained and decoded with.
 
-Hardware: any; a few seconds. Expected: the peak of the scripts is a third of vanilla's, `rebuild` reads several times
+Hardware: any; a few seconds. Expected: the peak of the scripts is 40 % of vanilla's, `rebuild` reads eight times
 as many tokens again as `lifetimes`, and runs/memory_demo/report.html shows every turn.
 """
 

@@ -117,7 +117,8 @@ def _legend() -> str:
 def _question(shown: dict[str, Shown], names: Sequence[str]) -> str:
     """A section: the question, what each method came to, their curves, and a panel for each trajectory."""
     first = next(iter(shown.values()))
-    gold = f"<p class=note>Right answer: <b>{escaped(first.gold)}</b></p>" if first.gold else ""
+    right = next((one.gold for one in shown.values() if one.gold), "")
+    gold = f"<p class=note>Right answer: <b>{escaped(cut(right))}</b></p>" if right else ""
     curves = [(name, visible(shown[name]) if name in shown else ()) for name in names]
     drawn = [name for name, values in curves if values]
     compared = ""
@@ -171,7 +172,7 @@ def _verdict(one: Shown) -> str:
     kind = {True: "right", False: "wrong", None: "unknown"}[one.correct]
     said = {"right": "right", "wrong": "wrong", "unknown": "not judged"}[kind]
     given = escaped(cut(one.answer, 40)) or "none"
-    return f"<span class={kind}>{given}</span><small>{said}</small>"
+    return f"<span class='answer {kind}'>{given}</span><small>{said}</small>"
 
 
 def _panel(name: str, number: int, log: Log, width: float, top: int) -> str:
