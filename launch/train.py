@@ -5,6 +5,8 @@ On reasoning traces, to compress its thoughts:
 On problems, by reinforcement learning from its own responses, which are sampled under a KV budget (Sparse-RL):
     python launch/train.py --config=configs/sparse_rl_qwen2_5_1_5b.py --config.model.path=DIR \\
         --config.data.path=problems.jsonl
+The same, where the model manages its memory by actions (LightThinker++):
+    python launch/train.py --config=configs/memory_rl_tiny.py --config.model.path=DIR
 
 Several files or folders are separated by commas: --config.data.path=a.jsonl,b.parquet
 
@@ -37,9 +39,7 @@ def main(argv) -> None:
 
     compile_cache(config.compile_cache)
     if config.get("task") == "rl":
-        from lt_jax.rl.loop import learn
-
-        trained = learn(rl_config(config))
+        trained = learn_by_reward(config)
     else:
         start_processes(jax, config.distributed)
         from lt_jax.training.sft import sft
@@ -47,6 +47,17 @@ def main(argv) -> None:
         trained = sft(sft_config(config), print if jax.process_index() == 0 else lambda *_: None)
     if trained is None:
         sys.exit(STOPPED)
+
+
+def learn_by_reward(config):
+    """Reinforcement learning; from trajectories where the config has settings of a memory."""
+    if "memory" in config:
+        from lt_jax.memory.rl import TrajectoryConfig, learn
+
+        return learn(rl_config(config), TrajectoryConfig(**config.memory))
+    from lt_jax.rl.loop import learn
+
+    return learn(rl_config(config))
 
 
 def start_processes(jax, distributed) -> None:

@@ -33,7 +33,7 @@ def main(argv) -> None:
         raise UserError("--out=FILE is needed, for example --out=runs/trajectories.html")
     if Path(OUT.value).suffix != ".html" or Path(OUT.value).is_dir():
         raise UserError(f"--out={OUT.value}: give the HTML file to write, such as runs/trajectories.html")
-    from lt_jax.memory import page
+    from lt_jax.evaluation import trajectory_page as page
 
     methods = page.read_all(several(LOGS.value))
     left_out = page.write(methods, OUT.value, TITLE.value, MOST.value)

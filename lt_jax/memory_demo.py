@@ -19,17 +19,17 @@ from lt_jax.data.tasks import FAMILIES, Problems
 from lt_jax.data.tasks.worked import Worked
 from lt_jax.decode.pieces import keys_kept
 from lt_jax.demo import BASE
+from lt_jax.evaluation import trajectory_page as page
 from lt_jax.evaluation.results import write_whole
+from lt_jax.evaluation.visible_chart import Keys, visible
 from lt_jax.layout.build import build_row
 from lt_jax.layout.row import Row
 from lt_jax.layout.scheme import SEMANTICS, Scheme
 from lt_jax.layout.special import default_table
 from lt_jax.layout.tokenizer import load_tokenizer
-from lt_jax.memory import page
 from lt_jax.memory.counted import counted
 from lt_jax.memory.log import Log, LoggedTurn
 from lt_jax.memory.syntax import syntax_of
-from lt_jax.memory.visible_chart import Keys, visible
 
 SUMMARY = 2  # words at the end of a thought, which say what came out of it
 

@@ -12,15 +12,16 @@ import pytest
 
 from lt_jax import memory_demo
 from lt_jax.errors import UserError
+from lt_jax.evaluation import timeline
+from lt_jax.evaluation import trajectory_page as page
 from lt_jax.evaluation.pictures import METHOD_COLOURS
 from lt_jax.evaluation.svg import FAINT, INK, PAPER, SOFT
+from lt_jax.evaluation.visible_chart import Keys, visible
 from lt_jax.layout.scheme import SEMANTICS, Scheme
 from lt_jax.layout.special import default_table
-from lt_jax.memory import page, timeline
 from lt_jax.memory.counted import counted
 from lt_jax.memory.log import Log, LoggedTurn, row_of
 from lt_jax.memory.syntax import syntax_of
-from lt_jax.memory.visible_chart import Keys, visible
 from tests.layout_tools import with_end, word_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -156,12 +157,12 @@ def test_what_is_left_out_is_said(everything):
 
 
 def test_every_colour_of_a_picture_has_one_for_the_dark():
-    style = (ROOT / "lt_jax/memory/page.css").read_text()
+    style = (ROOT / "lt_jax/evaluation/trajectories.css").read_text()
     dark = style[style.index("prefers-color-scheme: dark") :]
     for shade in (*METHOD_COLOURS, INK, SOFT, FAINT, PAPER):
         assert f'="{shade}"' in dark, shade
-    for name in re.findall(r"var\(--([a-z]+), ", (ROOT / "lt_jax/memory/timeline.py").read_text()) + [
-        name for name in re.findall(r'shade\("([a-z]+)"', (ROOT / "lt_jax/memory/timeline.py").read_text())
+    for name in re.findall(r"var\(--([a-z]+), ", (ROOT / "lt_jax/evaluation/timeline.py").read_text()) + [
+        name for name in re.findall(r'shade\("([a-z]+)"', (ROOT / "lt_jax/evaluation/timeline.py").read_text())
     ]:
         assert f"--{name}:" in dark, name
 

@@ -5,6 +5,8 @@
     rows.py       a trajectory as a training row, in either semantics
     trajectories.py   trajectories from an engine
     log.py        a trajectory as text and JSON
+    counted.py    what a trajectory costs in either semantics, without a model
+    rl.py         reinforcement learning of the actions, on `lt_jax.rl`
 
 The two semantics, which training and decoding must share:
 

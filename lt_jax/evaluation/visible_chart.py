@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from lt_jax.errors import UserError
 from lt_jax.evaluation.curve_pictures import style, thinned
 from lt_jax.evaluation.svg import Scale, axes, path, picture, spread, tag, text
+from lt_jax.evaluation.timeline import has_counts
 from lt_jax.memory.log import Log
-from lt_jax.memory.timeline import has_counts
 
 FIELDS = {"id": str, "question": str, "gold": str, "answer": str, "correct": bool, "visible": list}
 

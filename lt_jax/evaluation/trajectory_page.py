@@ -1,12 +1,9 @@
-"""The page of trajectories: each question with all methods side by side, in one HTML file without scripts.
-
-It stands here and not in `evaluation`, whose pages and pictures it uses, because no other room may import `memory`.
-"""
+"""The page of trajectories of `lt_jax.memory`: each question with all methods side by side, in one HTML file without
+scripts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 
 from lt_jax.data.readers import read_records
@@ -16,11 +13,11 @@ from lt_jax.evaluation.curve_pictures import swatch
 from lt_jax.evaluation.html_page import escaped, table
 from lt_jax.evaluation.results import write_whole
 from lt_jax.evaluation.svg import tag
+from lt_jax.evaluation.timeline import KINDS, MALFORMED, MARKS, OPENED, cut, moments, named, timeline
+from lt_jax.evaluation.visible_chart import Keys, chart, keys_from_json, visible
 from lt_jax.memory.log import Log, from_json
 from lt_jax.memory.machine import STEP, Entity, Memory
 from lt_jax.memory.syntax import ACTIONS
-from lt_jax.memory.timeline import KINDS, MALFORMED, MARKS, OPENED, cut, moments, named, timeline
-from lt_jax.memory.visible_chart import Keys, chart, keys_from_json, visible
 
 Shown = Log | Keys
 WIDE, HALF = 1040, 508  # pixels of a picture that stands alone, and of one beside another
@@ -84,8 +81,7 @@ def page(methods: Mapping[str, Sequence[Shown]], title: str = "", most: int = 20
     left_out = max(0, len(order) - most)
     sections = [_header(title, len(order), left_out, list(methods)), _legend()]
     sections += [_question(each, list(methods)) for each in order[:most]]
-    style = resources.files("lt_jax.memory").joinpath("page.css").read_text(encoding="utf-8")
-    return html_page.page(title, sections, style=style), left_out
+    return html_page.page(title, sections, style="trajectories.css"), left_out
 
 
 def _header(title: str, count: int, left_out: int, names: Sequence[str]) -> str:
