@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
+from configs import memory_rl_tiny
+from launch.settings import rl_config
 from lt_jax import lifetimes
+from lt_jax.data.problem import Problem
 from lt_jax.decode import control
 from lt_jax.decode.request import sample_seed
 from lt_jax.errors import UserError
@@ -22,8 +25,11 @@ from lt_jax.models import huggingface
 from lt_jax.rl.batch import batch_of
 from lt_jax.rl.loop import make_logps
 from lt_jax.rl.losses import LossConfig
-from lt_jax.rl.rewards import RewardConfig
+from lt_jax.rl.mismatch import correct
+from lt_jax.rl.mismatch_config import PRESETS
+from lt_jax.rl.rewards import RewardConfig, RewardPool
 from lt_jax.rl.rollout import Sampler, seed_of
+from lt_jax.rl.validation import Validation
 from lt_jax.training import mesh as meshes
 from tests.memory_scripts import Script
 from tests.rl_runs import BUDGET, history, replaced, settings
@@ -144,6 +150,20 @@ def test_a_trajectory_is_one_response(run, sampled):
     assert (np.diff(groups[0][0].position) < 0).any() == (semantics == "rebuild")
 
 
+def test_a_correction_judges_the_whole_trajectory(sampled):
+    """One impossible token in one segment: nothing of that trajectory is learned, all of the others is."""
+    groups, batch, _ = sampled
+    old, sampler = batch["logp_sampler"], batch["logp_sampler"].copy()
+    last = np.flatnonzero(batch["response"][0])[-1]  # of the final answer, many edits behind the first segment
+    sampler[0, last] += 12
+    found = correct(PRESETS["paper"], jnp.asarray(old), jnp.asarray(sampler), jnp.asarray(batch["response"]))
+    assert np.asarray(found.accepted).tolist() == [False] + [True] * 7
+    assert not np.asarray(found.learned)[0].any()
+    np.testing.assert_array_equal(np.asarray(found.learned)[1:], batch["response"][1:])
+    assert len(groups[0][0].stands_for.turns) == 6
+
+
+@pytest.mark.slow
 def test_a_run_learns_and_says_what_was_done(run):
     _, config, model, _ = run
     said = []
@@ -169,13 +189,24 @@ def test_a_run_learns_and_says_what_was_done(run):
 def test_a_row_has_a_limit(run, sampled):
     """No trajectory is longer than its row, whatever the environment says; it ends as one that is too long."""
     _, config, model, _ = run
-    how = dataclasses.replace(HOW, row=120)
-    sampler = Sampler(model, config, rl.responses(model, config, how, TOOLS))
+    most = len(sampled[0][0][0].row) - 12
+    sampler = Sampler(model, config, rl.responses(model, config, dataclasses.replace(HOW, row=most), TOOLS))
     sampler.engine = sampled[2].engine
     groups = sampler.sample([model.ask("Find 0")], [0], lambda place, group: None)
-    assert all(len(each.row) <= 120 for each in groups[0])
+    assert all(len(each.row) <= most for each in groups[0])
     assert groups[0][0].finish == "length" and not groups[0][0].written.any()
-    assert sampler.length == 120
+    assert sampler.length == most
+
+
+def test_held_out_problems_are_answered_by_trajectories_too(run, sampled):
+    _, config, model, script = run
+    script.turns(sample_seed(0, -1), [[*model.tokenize(text), model.special.eos] for text in RIGHT])
+    with RewardPool(config.reward) as pool:
+        validation = Validation(model, sampled[2], [Problem(f"Find {i}", "7") for i in range(2)], pool, QUIET)
+        validation.engines["dense"] = sampled[2].engine
+        found = validation(model.params, 1)
+    sampled[2].load(model.params)
+    assert found["dense_reward"] == 1.0 and found["dense_tokens"] == len(sampled[0][0][0].tokens)
 
 
 def test_what_cannot_be_is_refused(run, tmp_path):
@@ -184,5 +215,16 @@ def test_what_cannot_be_is_refused(run, tmp_path):
         rl.learn(replaced(config, "rollout", eviction=BUDGET), HOW, QUIET)
     with pytest.raises(UserError, match="one that was trained for method 'memory'"):
         rl.responses(model.decoding_as("vanilla"), config, HOW)
+    with pytest.raises(UserError, match="rollout.max_thought is set"):
+        rl.learn(replaced(config, "rollout", max_thought=8), HOW, QUIET)
     with pytest.raises(UserError, match="memory.wrong is -1"):
         TrajectoryConfig(wrong=-1)
+
+
+def test_the_config_that_comes_along():
+    config = memory_rl_tiny.get_config()
+    config.model.path = "DIR"
+    found, how = rl_config(config), TrajectoryConfig(**config.memory)
+    assert config.task == "rl"
+    assert how.row > found.rollout.max_prompt + found.rollout.max_new and found.rollout.eviction is None
+    assert found.mismatch == PRESETS["paper"]
