@@ -6,13 +6,16 @@ BIN = $(VENV)/bin
 # A long-lived heap of huge pages: XLA's CPU buffers are otherwise mapped and unmapped at every step.
 MALLOC = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: demo rl-demo test test-newest test-tpu transformers4 lint base clean
+.PHONY: demo rl-demo memory-demo test test-newest test-tpu transformers4 lint base clean
 
 demo: $(VENV)/installed
 	$(MALLOC) $(BIN)/python launch/demo.py --config=configs/demo.py
 
 rl-demo: $(VENV)/installed
 	$(MALLOC) $(BIN)/python launch/rl_demo.py --config=configs/rl_demo.py
+
+memory-demo: $(VENV)/installed
+	$(MALLOC) $(BIN)/python launch/memory_demo.py --config=configs/memory_demo.py
 
 # Without the 0.5B checkpoint, and without the tool that makes it, the tests on the real model are left out, and said so.
 REAL = $(HOME)/.cache/lt_jax/qwen2.5-coder-0.5b-instruct/model.safetensors ../shared/tools/real_model.py

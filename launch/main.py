@@ -53,7 +53,7 @@ def as_called(text: str) -> str:
     if not INSTALLED:
         return text
     command = lambda script: "lt-" + script[2].replace("_", "-")
-    scripts = "train|generate|evaluate|convert|curves|rl_demo|synthesize|agent"
+    scripts = "train|generate|evaluate|convert|curves|rl_demo|synthesize|agent|trajectory"
     text = re.sub(rf"(?<![\w/.])(python )?launch/({scripts})\.py\b", command, text)
     names = "|".join(path.stem for path in CONFIGS.glob("[a-z]*.py"))
     return re.sub(rf"(?<![\w/.])configs/({names})\.py\b", r"\1", text)

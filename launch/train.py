@@ -7,6 +7,8 @@ On trajectories, to manage its memory itself (LightThinker++):
 On problems, by reinforcement learning from its own responses, which are sampled under a KV budget (Sparse-RL):
     python launch/train.py --config=configs/sparse_rl_qwen2_5_1_5b.py --config.model.path=DIR \\
         --config.data.path=problems.jsonl
+The same, where the model manages its memory by actions (LightThinker++):
+    python launch/train.py --config=configs/memory_rl_tiny.py --config.model.path=DIR
 
 Several files or folders are separated by commas: --config.data.path=a.jsonl,b.parquet
 
@@ -39,9 +41,7 @@ def main(argv) -> None:
 
     compile_cache(config.compile_cache)
     if config.get("task") == "rl":
-        from lt_jax.rl.loop import learn
-
-        trained = learn(rl_config(config))
+        trained = learn_by_reward(config)
     else:
         start_processes(jax, config.distributed)
         from lt_jax.training.sft import sft
@@ -50,6 +50,17 @@ def main(argv) -> None:
         trained = sft(sft_config(config), say, **lessons(config))
     if trained is None:
         sys.exit(STOPPED)
+
+
+def learn_by_reward(config):
+    """Reinforcement learning; from trajectories where the config has settings of a memory."""
+    if "memory" in config:
+        from lt_jax.memory.rl import TrajectoryConfig, learn
+
+        return learn(rl_config(config), TrajectoryConfig(**config.memory))
+    from lt_jax.rl.loop import learn
+
+    return learn(rl_config(config))
 
 
 def start_processes(jax, distributed) -> None:

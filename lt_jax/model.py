@@ -387,7 +387,7 @@ class Model:
                 model = self.decoding_as(text.asked.method)
                 own = text.asked.temperature if temperature is None else own
             never = model.rules(DecodeConfig()).never
-            return Given(done.row, scoring.lifetimes_of(done, self.config), temperature=own, never=never)
+            return Given(done.row, scoring.lifetimes_of(done, self.config), done.position, own, never)
         if isinstance(text, Row):
             gist = None if self.scheme.gist_rule == "causal" else text.gist[None]
             lifetimes = Lifetimes(text.death[None], text.since[None], gist, self.scheme.gist_rule)

@@ -47,6 +47,8 @@ class Completion:
         record: [Lr, Kr, T] int32, the deaths that an eviction gave, where they were recorded, NEVER from P + N on; Lr
             and Kr are 1 where layers or heads share their choice. A JAX array: it stays on the device until
             `evicted` or `lifetimes` is asked for. `death` has the scheme's own deaths only.
+        position: [P + N] int32, RoPE positions, where they are not the tokens' indices in the row; None elsewhere.
+        stands_for: what it stands for, if not for a request that the engine answered (`memory.rl`, a trajectory).
         unrecorded: keys may have been evicted without a record of when (`DecodeConfig.horizon` is 0).
     """
 
@@ -78,6 +80,8 @@ class Completion:
     stop_text: str = ""
     top_ids: np.ndarray | None = None
     top_logps: np.ndarray | None = None
+    position: np.ndarray | None = None
+    stands_for: object | None = None
 
     @property
     def prompt_length(self) -> int:
@@ -92,6 +96,11 @@ class Completion:
     def row(self) -> np.ndarray:
         """[P + N] int32, prompt and response."""
         return np.concatenate([self.prompt, self.tokens])
+
+    @property
+    def positions(self) -> np.ndarray:
+        """[P + N] int32, RoPE positions."""
+        return np.arange(len(self.row), dtype=np.int32) if self.position is None else self.position
 
     @property
     def evicted(self) -> np.ndarray | None:

@@ -134,7 +134,8 @@ GROUPS: dict[str, tuple[Chart, ...]] = {
     ),
 }
 # Names that are made of a part and what it is of: the first that a name begins with says where it belongs.
-BEGINNINGS = {"reward_": (0, "part of the reward"), "eval_": (0, "held out"), "seconds_": (5, "s a step")}
+BEGINNINGS = {"reward_": (0, "part of the reward"), "eval_": (0, "held out"), "seconds_": (5, "s a step"),
+              "memory_": (4, "mean of a trajectory")}  # fmt: skip
 OTHERS = "Others"  # what is known to nobody here
 
 

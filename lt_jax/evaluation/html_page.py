@@ -7,19 +7,21 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 
 
-def page(title: str, sections: Iterable[str], script: str = "") -> str:
+def page(title: str, sections: Iterable[str], script: str = "", style: str = "") -> str:
     """A whole page, as text.
 
     Args:
         title: plain text.
         sections: HTML, one after the other; empty ones are left out.
         script: the name of a file of this folder that the page runs; "" runs none.
+        style: the name of a file of this folder with CSS that comes behind that of all pages.
     """
     read = lambda name: resources.files("lt_jax.evaluation").joinpath(name).read_text(encoding="utf-8")
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<title>{escaped(title)}</title><style>{read('report.css')}</style></head>\n<body><main>"
+        f"<title>{escaped(title)}</title><style>{read('report.css')}{read(style) if style else ''}</style></head>\n"
+        "<body><main>"
         + "\n".join(section for section in sections if section)
         + f"</main>{f'<script>{read(script)}</script>' if script else ''}</body></html>\n"
     )

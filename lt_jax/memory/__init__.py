@@ -8,6 +8,8 @@
     teachers/     what writes trajectories to learn from: an endpoint, a local model, a script; and their prompts
     environment.py, synthesis.py    where teachers work, and many problems with it; journal.py keeps what is finished
     prune.py, statistics.py, dataset.py    what is worth learning from, numbers about it, and it as a TFDS data set
+    counted.py    what a trajectory costs in either semantics, without a model
+    rl.py         reinforcement learning of the actions, on `lt_jax.rl`
 
 The two semantics, which training and decoding must share:
 

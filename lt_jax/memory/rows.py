@@ -99,6 +99,11 @@ class LifetimesRow:
         """Tokens that the next one will see."""
         return sum(death > len(self.writer) for death in self.writer.columns["death"])
 
+    @property
+    def length(self) -> int:
+        """Tokens of the row, with what the next turn goes on from."""
+        return len(self.writer)
+
     def row(self) -> Row:
         """The trajectory as a training row."""
         return self.writer.row()
@@ -216,6 +221,12 @@ class RebuiltRow:
     def visible(self) -> int:
         """Tokens that the next one will see."""
         return len(self.prompt())
+
+    @property
+    def length(self) -> int:
+        """Tokens of the row, with what the next turn goes on from."""
+        self.prompt()
+        return len(self.writer)
 
     def row(self) -> Row:
         """The trajectory as a training row."""

@@ -12,8 +12,9 @@ the other end it. Every trajectory ends in one of `FINISHES`.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -40,6 +41,7 @@ class Limits:
         tokens: the most tokens that the model writes in all.
         malformed: how many turns that were not possible may follow each other; the last of them ends the trajectory.
         context: the most keys that a turn may begin with, or None for what the engine has room for.
+        row: the most tokens of the training row, up to the last one that the model wrote; None sets no limit.
         sampling: None is the engine's.
     """
 
@@ -49,6 +51,7 @@ class Limits:
     tokens: int = 16384
     malformed: int = 3
     context: int | None = None
+    row: int | None = None
     sampling: Sampling | None = None
 
     def __post_init__(self):
@@ -186,30 +189,47 @@ class Trajectories:
         Args:
             questions: (id, prompt ids, seed) of each. The next one is asked for when a row is free.
         """
+        with contextlib.closing(self.rounds(questions)) as rounds:
+            for ended in rounds:
+                yield from ended
+
+    def rounds(self, questions: Iterable[tuple[object, Sequence[int], int]]) -> Iterator[list[Trajectory]]:
+        """After each block of decoding steps the trajectories that have ended. Arguments as of `run`.
+
+        Where nobody wants to know the rest, what is under way is given up, once the calls of tools have come back.
+        """
         source, more = iter(questions), True
         under: dict[int, _Under] = {}  # by the engine's handle
         waiting: dict[concurrent.futures.Future, tuple[_Under, Turn, Completion]] = {}
         with concurrent.futures.ThreadPoolExecutor(self.threads, "tool") as pool:
-            while True:
-                while more and len(under) + len(waiting) < self.engine.config.rows:
-                    question = next(source, None)
-                    more = question is not None
-                    if more:
-                        self._ask(under, self._begun(*question))
-                events = self.engine.step()
-                ended = []
-                for event in events:
-                    if event.completion is not None:
-                        ended += self._written(under.pop(event.handle), event.completion, under, waiting, pool)
-                done = [each for each in waiting if each.done()]
-                if not (done or ended or self.engine.busy) and waiting:  # what has ended is handed out first
-                    done = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED).done
-                for each in done:
-                    one, turn, completion = waiting.pop(each)
-                    ended += self._taken(one, turn, completion, under, self.syntax.ids(each.result()))
-                yield from ended
-                if not (more or under or waiting):
-                    return
+            try:
+                while more or under or waiting:
+                    while more and len(under) + len(waiting) < self.engine.config.rows:
+                        question = next(source, None)
+                        more = question is not None
+                        if more:
+                            self._ask(under, self._begun(*question))
+                    yield self._round(under, waiting, pool)
+            except GeneratorExit:
+                for handle in under:
+                    self.engine.cancel(handle)
+                while self.engine.busy:
+                    self.engine.step()
+                raise
+
+    def _round(self, under: dict, waiting: dict, pool) -> list[Trajectory]:
+        """A block of decoding steps, and what tools have answered by then. Returns what is ended by it."""
+        ended = []
+        for event in self.engine.step():
+            if event.completion is not None:
+                ended += self._written(under.pop(event.handle), event.completion, under, waiting, pool)
+        done = [each for each in waiting if each.done()]
+        if not (done or ended or self.engine.busy) and waiting:  # what has ended is handed out first
+            done = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED).done
+        for each in done:
+            one, turn, completion = waiting.pop(each)
+            ended += self._taken(one, turn, completion, under, self.syntax.ids(each.result()))
+        return ended
 
     def complete(self, questions: Iterable[tuple[object, Sequence[int], int]]) -> list[Trajectory]:
         """All trajectories, in the order of the questions."""
@@ -219,13 +239,19 @@ class Trajectories:
         return [dataclasses.replace(each, id=question[0]) for each, question in zip(found, questions, strict=True)]
 
     def _begun(self, id: object, prompt: Sequence[int], seed: int) -> _Under:
+        if self.limits.row is not None and len(prompt) >= self.limits.row:
+            raise UserError(f"question {id}: a prompt of {len(prompt)} tokens leaves no room in a row of "
+                            f"{self.limits.row} (memory.row)")  # fmt: skip
         return _Under(id, ROWS[self.limits.semantics](self.syntax, prompt), seed)
 
     def _ask(self, under: dict, one: _Under) -> None:
         """Submits the next turn."""
         left = self.limits.tokens - sum(len(each.logp) for each in one.turns)
+        prompt = one.row.prompt()
+        if self.limits.row is not None:
+            left = min(left, self.limits.row - one.row.length)
         request = Request(
-            one.row.prompt(), min(self.limits.turn, left), sample_seed(one.seed, len(one.turns)),
+            prompt, min(self.limits.turn, left), sample_seed(one.seed, len(one.turns)),
             sampling=self.limits.sampling, stop=self.syntax.stops, never=self.syntax.reply,
         )  # fmt: skip
         under[self.engine.submit(request)] = one
@@ -266,6 +292,8 @@ class Trajectories:
         if len(one.turns) >= limits.turns:
             return [self._ended(one, "turns")]
         if sum(len(each.logp) for each in one.turns) >= limits.tokens:
+            return [self._ended(one, "length")]
+        if limits.row is not None and one.row.length >= limits.row:
             return [self._ended(one, "length")]
         if limits.context is not None and one.row.visible > limits.context:
             return [self._ended(one, "context")]

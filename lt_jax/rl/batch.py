@@ -49,7 +49,7 @@ def batch_of(
     logp = np.zeros((rows, length), np.float32)
     for row, c in enumerate(completions):
         n, prompt = len(c.row), c.prompt_length
-        own = {"tokens": c.row, "position": np.arange(n), "death": c.death, "since": c.since, "gist": c.block}
+        own = {"tokens": c.row, "position": c.positions, "death": c.death, "since": c.since, "gist": c.block}
         for name, values in own.items():
             joined[name][row, :n] = values
         joined["trained"][row, prompt:n] = ~c.forced

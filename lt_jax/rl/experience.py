@@ -229,6 +229,7 @@ class Experience:
         if buffer := self.config.rollout.overlong:
             lengths = np.asarray([(~each.forced).sum() for each in completions])
             rewards = rewards + np.asarray(overlong(lengths, self.config.rollout.max_new, buffer))
+        rewards = rewards + self.sampler.responses.added(completions)
         return Group(number, completions, rewards, given)
 
     def _batch(self, groups: list[Group]) -> dict:
@@ -251,7 +252,7 @@ class Experience:
             f"reward_{kind.replace(':', '.')}": float(np.mean([group.given.parts[kind] for group in groups]))
             for kind, _ in self.config.reward.kinds
         }
-        return parts | {
+        return parts | self.sampler.responses.said(completions) | {
             "response_tokens": float(lengths.mean()),
             "response_longest": float(lengths.max()),
             "truncation_rate": metrics.truncation_rate([each.finish for each in completions]),

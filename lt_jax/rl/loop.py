@@ -33,7 +33,7 @@ from lt_jax.rl.experience import Experience
 from lt_jax.rl.problems import Order, open_problems
 from lt_jax.rl.reward_worker import KINDS
 from lt_jax.rl.rewards import RewardPool
-from lt_jax.rl.rollout import Sampler
+from lt_jax.rl.rollout import PLAIN, Responses, Sampler
 from lt_jax.rl.step import make_logps, make_step
 from lt_jax.rl.validation import Validation
 from lt_jax.training import mesh as meshes
@@ -45,8 +45,13 @@ from lt_jax.training.folder import save_trained
 CHECKED = 256  # problems of an endless stream that are looked at before anything is sampled
 
 
-def learn(config: RlConfig, say: Callable[[str], None] = print) -> Path | None:
+def learn(
+    config: RlConfig, say: Callable[[str], None] = print, responses: Callable[[Model], Responses] = lambda _: PLAIN
+) -> Path | None:
     """Trains and exports; returns the exported folder, or None if the run was asked to stop before its end.
+
+    Args:
+        responses: what a response of the model is.
 
     Raises:
         UserError: anything about model, problems, rewards, mesh, checkpoint or disk that the user can put right.
@@ -61,10 +66,10 @@ def learn(config: RlConfig, say: Callable[[str], None] = print) -> Path | None:
     folder = Path(config.folder)
     train = dataclasses.replace(config.train, gist_rule=model.scheme.gist_rule)
     config = dataclasses.replace(config, train=train)
-    sampler = Sampler(model, config)
+    sampler = Sampler(model, config, responses(model))
     sampler.load(params)
-    never = model.rules(sampler.decode_config()).never
-    resolved = describe(config, named, model, params)
+    never = sampler.never
+    resolved = describe(config, named, model, params) | sampler.responses.described
     say(front_line(model, mesh, config))
     with RewardPool(config.reward, say) as pool, compiling() as compiled:
         pool.check([problems[number] for number in range(min(len(problems), CHECKED))])

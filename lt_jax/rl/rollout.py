@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
 
 from lt_jax.cache.policies import Eviction
 from lt_jax.decode import Completion, DecodeConfig, Engine, Request, Sampling
@@ -24,6 +26,38 @@ from lt_jax.training import state as states
 from lt_jax.training.run import Stopped
 
 
+def one_request_each(engine: Engine, requests: Sequence[Request]) -> Iterator[list[Completion]]:
+    """Responses as the engine gives them."""
+    with contextlib.closing(engine.events(requests)) as rounds:
+        for events in rounds:
+            yield [event.completion for event in events if event.completion is not None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Responses:
+    """What a response is: what the engine writes to a request, unless another room makes more of it (`memory.rl`).
+
+    Attributes:
+        rounds: (engine, requests) -> after each block of decoding steps the completions that are finished, with `id`
+            and `sample` as of the requests.
+        length: tokens of the longest row; None is what `most_new` allows.
+        never: ids that are not sampled, besides those of the engine.
+        added: completions -> [N] float32, what comes to the reward of each.
+        said: completions -> {name: value} of a rollout, to be watched.
+        described: JSON values that tell runs apart.
+    """
+
+    rounds: Callable[[Engine, Sequence[Request]], Iterator[list[Completion]]] = one_request_each
+    length: int | None = None
+    never: tuple[int, ...] = ()
+    added: Callable[[Sequence[Completion]], np.ndarray] = lambda completions: np.zeros(len(completions), np.float32)
+    said: Callable[[Sequence[Completion]], dict[str, float]] = lambda completions: {}
+    described: Mapping = dataclasses.field(default_factory=dict)
+
+
+PLAIN = Responses()
+
+
 class Sampler:
     """Samples groups of responses; its engine is made anew when the budget changes.
 
@@ -32,13 +66,14 @@ class Sampler:
         new, length: most tokens of a response, and of a row, see `most_new`.
     """
 
-    def __init__(self, model: Model, config: RlConfig):
+    def __init__(self, model: Model, config: RlConfig, responses: Responses = PLAIN):
         """Raises UserError if model, method and budget do not go together."""
-        self.model, self.config, self.level = model, config, 0
+        self.model, self.config, self.responses, self.level = model, config, responses, 0
         rule = closing(model.scheme, model.special, model.tokenize)
         self.closing = 0 if rule is None else len(rule)  # tokens that closing a thought adds
-        self.new = most_new(config, self.closing)
-        self.length = min(config.rollout.max_prompt + self.new, model.config.max_positions)
+        prompt = config.rollout.max_prompt
+        self.new = most_new(config, self.closing) if responses.length is None else responses.length - prompt
+        self.length = min(prompt + self.new, model.config.max_positions)
         self.engine: Engine | None = None
         self.params: dict | None = None  # from which the engine is made, where there is none
         self._evictions: dict[int, Eviction] = {}
@@ -71,6 +106,11 @@ class Sampler:
             budget = self.config.rollout.budgets[level - 1] if level else settings["budget"]
             self._evictions[level] = self.model.eviction(**{**settings, "budget": budget})
         return self._evictions[level]
+
+    @property
+    def never(self) -> tuple[int, ...]:
+        """Ids that no response may draw."""
+        return tuple(sorted({*self.model.rules(self.decode_config()).never, *self.responses.never}))
 
     @property
     def budget(self) -> int:
@@ -125,10 +165,8 @@ class Sampler:
             for place, (prompt, number) in enumerate(zip(prompts, numbers, strict=True))
         ]
         engine = self.ready()
-        with contextlib.closing(engine.events(requests)) as rounds:
-            for completion in (event.completion for events in _until(ended, rounds) for event in events):
-                if completion is None:
-                    continue
+        with contextlib.closing(self.responses.rounds(engine, requests)) as rounds:
+            for completion in (each for finished in _until(ended, rounds) for each in finished):
                 if completion.finish == "refused":
                     raise UserError(f"problem {numbers[completion.id]} of the run cannot be asked: {completion.why}")
                 groups[completion.id].append(completion)

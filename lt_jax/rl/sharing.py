@@ -87,10 +87,11 @@ def fitted(config: RlConfig, most: Sizes, completions: Sequence[Completion]) -> 
     """The rows of a rollout, `most` cut down to what it needs: never more tokens than with a row for each response.
 
     It has a row for each response where the method ends a key of a prompt in the midst of a response, as memento may
-    where the prompt opens a block: the other responses see that key.
+    where the prompt opens a block: the other responses see that key. Also where positions are not counted by tokens, as
+    of a context that was rebuilt (`memory.rows`).
     """
     row = row_length(max(len(each.row) for each in completions), most.length)
-    if most.together == 1 or any(map(_ends_prompt, completions)):
+    if most.together == 1 or any(each.position is not None or _ends_prompt(each) for each in completions):
         return Sizes(1, row, row)
     shared = [[completions[i] for i in places] for places in sharers(len(completions), most.together, pieces(config))]
     tokens = max(group[0].prompt_length + sum(len(each.tokens) for each in group) for group in shared)

@@ -56,7 +56,10 @@ class Validation:
 
     def _measured(self, engine: Engine, name: str) -> dict[str, float]:
         new = self.sampler.config.rollout.max_new
-        done = engine.complete(Request(prompt, new, sampling=Sampling(0.0)) for _, prompt in self.asked)
+        prompts = enumerate(prompt for _, prompt in self.asked)
+        greedy = [Request(prompt, new, 0, number, sampling=Sampling(0.0)) for number, prompt in prompts]
+        found = (each for round in self.sampler.responses.rounds(engine, greedy) for each in round)
+        done = sorted(found, key=lambda each: each.id)
         texts = [self.model.text(each.tokens[each.written]) for each in done]
         rewards = self.pool([problem for problem, _ in self.asked], texts)
         tokens = float(np.mean([len(each.tokens) for each in done]))
