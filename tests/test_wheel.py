@@ -15,8 +15,16 @@ from tests.tiny_folder import make
 ROOT = Path(__file__).parents[1]
 PLACES = {"lt_jax": "lt_jax", "launch": "lt_jax/commands/launch", "configs": "lt_jax/commands/configs"}
 COMMANDS = (
-    "lt-train", "lt-generate", "lt-evaluate", "lt-convert", "lt-curves", "lt-rl-demo", "lt-synthesize", "lt-agent", "lt-trajectory",
-)  # fmt: skip
+    "lt-train",
+    "lt-generate",
+    "lt-evaluate",
+    "lt-convert",
+    "lt-curves",
+    "lt-rl-demo",
+    "lt-synthesize",
+    "lt-agent",
+    "lt-trajectory",
+)
 
 
 def pip(*arguments):
