@@ -1,6 +1,6 @@
 """LightThinker++ beside LightThinker and vanilla, on problems in which an early detail is needed late.
 
-    python benchmarks/lightthinker_pp.py [--arms=vanilla,...] [--seeds=0,1,2] [--steps=1000] [--out=DIR]
+    python benchmarks/lightthinker_pp.py [--arms=vanilla,...] [--seeds=0,1,2] [--steps=800] [--out=DIR]
 
 Small models, all from the base model that comes with the library, for equally many steps of equally many tokens on the
 same problems (lt_jax/memory/tasks.py). One model of each semantics learns both modes and is asked in each of them;
@@ -201,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", default=",".join(ARMS), help="names, separated by commas: " + ", ".join(ARMS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--steps", type=int, default=1000, help="of training")
+    parser.add_argument("--steps", type=int, default=800, help="of training")
     parser.add_argument("--problems", type=int, default=300)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--capacity", type=int, default=1024)
