@@ -1,6 +1,6 @@
 """LightThinker++ beside LightThinker and vanilla, on problems in which an early detail is needed late.
 
-    python benchmarks/lightthinker_pp.py [--arms=vanilla,...] [--seeds=0,1,2] [--steps=1000] [--out=DIR]
+    python benchmarks/lightthinker_pp.py [--arms=vanilla,...] [--seeds=0,1,2] [--steps=800] [--out=DIR]
 
 Small models, all from the base model that comes with the library, for equally many steps of equally many tokens on the
 same problems (lt_jax/memory/tasks.py). One model of each semantics learns both modes and is asked in each of them;
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -148,9 +149,10 @@ def solve(arm: str, final: Path, problems, sizes: Sizes, memory: MemoryConfig) -
 
 
 def plain_values(value):
-    """Intervals as {value, low, high}, all through."""
-    if isinstance(value, metrics.Interval):
-        return {name: round(number, 5) for name, number in vars(value).items()}
+    """Intervals as {value, low, high}, all through; what is not known as null."""
+    value = vars(value) if isinstance(value, metrics.Interval) else value
+    if isinstance(value, float):
+        return round(value, 5) if math.isfinite(value) else None
     return {key: plain_values(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
@@ -186,8 +188,12 @@ def line(way: str, runs: list[dict]) -> dict:
     """A line of the table: accuracy over the problems of all seeds, means over the seeds."""
     right = [each for found in runs for each in found["right"]]
     share = metrics.wilson(sum(right), len(right))
-    middle = lambda name: metrics.mean([found[name]["value"] for found in runs]).value if name in runs[0] else None
-    percent = lambda name: None if name not in runs[0] else 100 * middle(name)
+
+    def middle(name: str) -> float | None:
+        known = [found[name]["value"] for found in runs if name in found and found[name]["value"] is not None]
+        return sum(known) / len(known) if known else None
+
+    percent = lambda name: None if middle(name) is None else 100 * middle(name)
     return {
         "method": way, "seeds": len(runs),
         "accuracy %": f"{100 * share.value:.1f} ({100 * share.low:.1f}-{100 * share.high:.1f})",
@@ -201,7 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", default=",".join(ARMS), help="names, separated by commas: " + ", ".join(ARMS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--steps", type=int, default=1000, help="of training")
+    parser.add_argument("--steps", type=int, default=800, help="of training")
     parser.add_argument("--problems", type=int, default=300)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--capacity", type=int, default=1024)

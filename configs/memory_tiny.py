@@ -27,8 +27,8 @@ def get_config() -> ConfigDict:
     # Made up if there are no files: the modes take turns; `budget` is the context that the mode "budget" spends;
     # `edits` whether the expert expands and folds; `looks` the least and most look-backs of a problem.
     config.memory = ConfigDict({"modes": ("throughput", "budget"), "budget": 640, "edits": True, "looks": (1, 4)})
-    config.batches.update(length=2048, batch=1, bins=32, over_length="drop", seed=1)
+    config.batches.update(length=2560, batch=1, bins=32, over_length="drop", seed=1)
     config.scheme.update(method="memory", n_gist=0)
-    config.train.update(steps=1500, log_every=50, seed=1)
+    config.train.update(steps=1000, log_every=50, seed=1)
     config.optim.update(name="muon", learning_rate=8e-3, warmup=0.1, end_fraction=0.02, weight_decay=0.01)
     return config
