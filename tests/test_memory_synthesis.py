@@ -316,6 +316,7 @@ synthesize(chat_server.problems(60), by_endpoint(endpoint), SynthesisConfig(sys.
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_ends_with_the_same_files(tmp_path):
     with Server(pause=0.03) as server:
         start = lambda: subprocess.Popen(
@@ -383,6 +384,7 @@ def test_a_million_numbers_take_no_room():
     assert list(odd.starts) == [0] and list(odd.stops) == [100]
 
 
+@pytest.mark.slow
 def test_a_local_model_teaches_through_the_engine(tmp_path):
     """Its weights are random, so that it writes nonsense: every trajectory ends, and nothing of it is kept."""
     model = lt_jax.load(make(tmp_path / "model"), chat="plain")

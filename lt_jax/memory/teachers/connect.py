@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 from lt_jax.errors import UserError
 from lt_jax.memory.teachers import Teacher
@@ -48,7 +49,7 @@ def by_model(folder: str, config: LocalConfig, dtype: str | None = None) -> Conn
     said = lambda: (
         f"{local.written:,} tokens written, {local.read:,} read and {local.reused:,} taken over from the turn before"
     )
-    return Connection(local, config.about(folder), said)
+    return Connection(local, config.about(Path(folder).resolve().name), said)  # where it lies is nobody's business
 
 
 def by_script(expert: str) -> Connection:
