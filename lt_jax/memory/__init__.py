@@ -5,6 +5,10 @@
     rows.py       a trajectory as a training row, in either semantics
     trajectories.py   trajectories from an engine
     log.py        a trajectory as text and JSON
+    agent.py      agents: questions worked on with tools, judged and counted; agent_job.py a whole run, agent_files.py
+                  the questions of BrowseComp and xBench
+    tools.py      search and visit over a corpus (corpus.py), programs and the user's functions (tool_process.py)
+    multihop.py   the embedded world of agents, and multihop_expert.py, which solves it
 
 The two semantics, which training and decoding must share:
 
