@@ -164,6 +164,11 @@ class Model:
         if stream is not None and how.n > 1:
             raise UserError(f"n is {how.n}; streaming shows one answer to each prompt")
         own = self.decoding_as(how.method)
+        if own.scheme.method == "memory":
+            raise UserError(
+                "the model manages its memory by actions, which something must answer: run it with launch/agent.py or "
+                "lt_jax.memory.trajectories; method 'vanilla' takes it for a plain model"
+            )
         how = dataclasses.replace(how, method=own.scheme.method)
         rows, refusals = own._read(prompts)
         config = own.decode_config(how, len(prompts) * how.n, rows.values())
