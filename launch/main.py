@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 
 from lt_jax.errors import UserError
 
-# `layout.scheme.METHODS` but memory, whose models are asked by launch/agent.py, and `cache.policies.POLICIES`, without the seconds JAX takes
+# `cache.policies.POLICIES`, and `layout.scheme.METHODS` but memory, whose models launch/agent.py runs; without the
+# seconds JAX takes
 METHODS = ("lightthinker", "vanilla", "anllm", "memento")
 POLICIES = ("full", "streaming", "h2o", "tova", "knorm", "keydiff", "snapkv", "rkv", "sepllm", "random")
 STOPPED = 3  # the exit code of a script that was asked to stop, and saved

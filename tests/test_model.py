@@ -158,6 +158,13 @@ def test_settings_that_cannot_be_are_one_line_before_anything_is_decoded(model, 
             ask(ASKED, **how)
 
 
+def test_a_model_that_manages_its_memory_is_not_asked_as_a_plain_one(tmp_path):
+    one = lt_jax.load(make(tmp_path / "memory", Scheme(method="memory")))
+    with pytest.raises(UserError, match="manages its memory by actions, which something must answer"):
+        one.generate(ASKED)
+    assert isinstance(one.generate(ASKED, method="vanilla", max_new=4), str)
+
+
 def test_what_cannot_be_answered_is_refused_with_its_reason(model):
     with pytest.raises(UserError, match="^a prompt of .* tokens does not fit; the capacity is 20 keys"):
         model.answer(LONG, capacity=20)
