@@ -172,7 +172,7 @@ def test_masks_are_those_drawn(syntax):
     row = RebuiltRow(rebuilding := short(syntax), [5])
     rebuilding.context = lambda memory: (7, 1)
     row.turn(Turn((6, 6), Commit((7,)), (7,)))
-    row.prompt()
+    row.prompt()  # the context is rebuilt when the next turn begins
     row._append((6,), Role.THOUGHT, True)
     laid = row.row()
     assert_drawn(picture(laid), RebuiltRow)
