@@ -219,3 +219,20 @@ def test_what_can_be_taken_over():
     assert reusable(held(80), prompt, gone) == 80 and reusable(held(120), prompt, gone) == 0
     assert reusable(held(80), prompt, dataclasses.replace(RULES, eviction=RKV)) == 80
     assert reusable(held(94), prompt, dataclasses.replace(RULES, eviction=RKV)) == 96 - 8
+
+
+def test_a_row_that_may_be_gone_on_from_is_taken_last():
+    """A request that takes over only the start of a row goes elsewhere, first of all to a row of one that has ended."""
+    one = engine(VANILLA, rows=2)
+    (first,) = one.complete([Request(np.concatenate([SYSTEM, *QUESTIONS[:3]]), 4, seed=1)])
+    (other,) = one.complete([Request(np.concatenate([SYSTEM, QUESTIONS[3]]), 4, seed=2)])
+    assert (first.reused, other.reused) == (0, 60)
+    (again,) = one.complete([Request(np.concatenate([first.row, QUESTIONS[4]]), 4, seed=3)])
+    assert again.reused == len(first.row), "its row was left alone"
+    handle = one.submit(Request(np.concatenate([SYSTEM, QUESTIONS[3], QUESTIONS[0]]), 4, seed=4))
+    while one.busy:
+        one.step()
+    one.ended(handle)
+    (last,) = one.complete([Request(np.concatenate([QUESTIONS[5], SYSTEM]), 4, seed=5)])
+    (kept,) = one.complete([Request(np.concatenate([again.row, QUESTIONS[5]]), 4, seed=6)])
+    assert last.reused == 0 and kept.reused == len(again.row), "the row that had ended was taken"

@@ -164,6 +164,11 @@ class Engine:
             self.rows.finished(row, "cancelled", known=self.sent is None)
         self._silence(mine)
 
+    def ended(self, handle: int) -> None:
+        """Says that nothing will be submitted that goes on from a finished request. Its row is then taken before those
+        of others, whose next turn may come."""
+        self.rows.ended(handle)
+
     def step(self) -> list[Event]:
         """Waits for the block under way, hands out what it brought, and sends off the next one.
 

@@ -41,6 +41,7 @@ class Rows:
     Attributes:
         live: records of the rows under way.
         past: what free rows still hold, the longest finished first. Rows that are in neither hold nothing of use.
+        whose: by row of `past`, the handle of the request that it was for.
         spoilt: free rows in whose slots there may be NaN.
         slots: of a finished row, into which nothing is written until it is taken again.
         own: rows of a part: what a row holds can be copied within its part alone, see `spread.py`.
@@ -50,6 +51,7 @@ class Rows:
         self.count, self.rules, self.slots, self.own = count, rules, 0, own or count
         self.live: dict[int, Record] = {}
         self.past: dict[int, Held] = {}
+        self.whose: dict[int, int] = {}
         self.spoilt: set[int] = set()
 
     @property
@@ -74,7 +76,12 @@ class Rows:
             return
         held = (held if known else held.until(len(record.prompt))).within(self.slots)
         if held.most >= WORTH:
-            self.past[row] = held
+            self.past[row], self.whose[row] = held, record.handle
+
+    def ended(self, handle: int) -> None:
+        """Nobody will go on from what a finished request wrote: its rows are the first to be taken."""
+        mine = {row: held for row, held in self.past.items() if self.whose[row] == handle}
+        self.past = mine | {row: held for row, held in self.past.items() if row not in mine}
 
     def forget(self) -> None:
         """The weights have changed: no key that is there now is one that they would make."""
@@ -101,7 +108,7 @@ class Rows:
                 continue
             begin, origin, other = self._best(record, sources, {row // self.own for row in free})
             if origin is not None:
-                row = origin if origin in free else self._next(free, origin // self.own)
+                row = self._near(free, origin, begin)
             if self._soon(starts, record, row // self.own) >= begin + WORTH:
                 later.append(record)
                 continue
@@ -118,6 +125,13 @@ class Rows:
             return free[0]
         busy = collections.Counter(row // self.own for row in self.live)
         return min((row for row in free if part in (None, row // self.own)), key=lambda row: busy[row // self.own])
+
+    def _near(self, free: list[int], origin: int, begin: int) -> int:
+        """The free row for a request that takes over `begin` tokens of the row `origin`: that row itself, if it is free
+        and holds little more. What else it holds may be gone on from later, so else it is the one to be taken first."""
+        if origin in free and len(self.past[origin]) - begin < WORTH:
+            return origin
+        return self._next(free, origin // self.own)
 
     def _claim(self, free: list[int], row: int, record: Record, sources: dict) -> int:
         """Gives a free row away; what it held can no longer be gone on from, except as decided before."""

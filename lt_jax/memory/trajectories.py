@@ -157,6 +157,7 @@ class _Under:
     seed: int
     turns: list[Written] = dataclasses.field(default_factory=list)
     wrong: int = 0  # turns that were not possible, since the last that was
+    handle: int = -1  # of the last request
 
 
 class Trajectories:
@@ -254,7 +255,8 @@ class Trajectories:
             prompt, min(self.limits.turn, left), sample_seed(one.seed, len(one.turns)),
             sampling=self.limits.sampling, stop=self.syntax.stops, never=self.syntax.reply,
         )  # fmt: skip
-        under[self.engine.submit(request)] = one
+        one.handle = self.engine.submit(request)
+        under[one.handle] = one
 
     def _written(self, one, completion, under, waiting, pool) -> list[Trajectory]:
         """A turn has been written: a tool is asked, or it is taken in at once. Returns what is ended by it."""
@@ -303,6 +305,7 @@ class Trajectories:
     def _ended(self, one: _Under, finish: str, why: str = "") -> Trajectory:
         if finish == "refused" and one.turns:  # its context has outgrown the engine
             finish = "context"
+        self.engine.ended(one.handle)
         return Trajectory(one.id, tuple(one.turns), finish, one.row, why, one.seed)
 
 
