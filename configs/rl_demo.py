@@ -5,6 +5,11 @@ r"""The arms of Sparse-RL at the smallest size that shows something.
 Why: to see what a KV budget does to reinforcement learning, and what each correction makes of it. A small model that
 was trained for a short time writes out how a greatest common divisor is found, and solves some; it learns from its own
 responses.
+
+Hardware: two CPU cores; half a GB besides Python and JAX. Expected: eleven minutes. Right answers with every key kept,
+and within the budget, in % of 500: the start 51 and 43, dense 54 and 51, naive 34 and 33 (it collapses), paper 48 and
+43, replay 55 and 47; each within 5 either way. With 80 rollouts and three seeds the differences are larger:
+docs/performance.md.
 """
 
 from ml_collections import ConfigDict
