@@ -96,8 +96,8 @@ def main() -> None:
     for name in options.only.split(","):
         rows.append(measure(name))
         print(table(rows[-1:]), flush=True)
+        write(options.out, provenance(0, ("jax", "jaxlib", "libtpu")) | dict(lines=rows))
     print(table(rows))
-    write(options.out, provenance(0, ("jax", "jaxlib", "libtpu")) | dict(lines=rows))
 
 
 if __name__ == "__main__":

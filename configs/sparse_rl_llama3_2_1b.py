@@ -6,8 +6,9 @@ Why: the Llama of the paper, with its recipe (configs/sparse_rl_recipe.py) and t
         --config.data.path=problems.jsonl
 
 Hardware: eight TPU v5e chips, or one GPU of 80 GB with --config.rollout.rows=512.
-Memory: by arithmetic, for all devices together: weights, moments and the reference 17 GB, the cache of 1,024 responses
-21 GB, where it would be 142 GB without the budget; and 2.5 GB of sampler's weights on every device.
+Memory: by footprint (benchmarks/tpu_rl_memory.py, which asks the TPU compiler), on each of eight v5e chips, which have
+15.75 GiB: 12.4 GiB at most, during a rollout. Weights, moments and the reference take 2.1 of it, the sampler's weights
+2.3, the cache of 128 of the 1,024 responses 2.6, where it would be 20.3 without the budget, and the decode block 5.4.
 Expected: the paper's summary says accuracy within 3 % of dense GRPO or better, with 35 to 53 % fewer keys held. It was
 not run here, where there is no accelerator: the first line of a run says what it will take on yours.
 """

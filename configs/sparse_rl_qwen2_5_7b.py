@@ -6,9 +6,9 @@ Why: the largest model of the paper, with its recipe (configs/sparse_rl_recipe.p
         --config.data.path=problems.jsonl
 
 Hardware: eight GPUs of 80 GB or eight TPU v5p chips.
-Memory: by arithmetic, for all devices together: weights, moments and the reference 107 GB, the cache of 1,024 responses
-38 GB, where it would be 250 GB without the budget; and 15 GB of sampler's weights on every device. Of the rollout alone
-the TPU compiler says 55.7 GiB for 1,024 responses on one v5p (results/tpu_memory.json).
+Memory: of the rollout, by footprint: the TPU compiler says 55.7 GiB for 1,024 responses on one v5p (benchmarks/
+tpu_memory.py). The learner's programs of this size were not compiled here (benchmarks/tpu_rl_memory.py would); by
+arithmetic, weights, moments and the reference take 107 GB, for all devices together.
 Expected: the paper's summary says accuracy within 3 % of dense GRPO or better, with 35 to 53 % fewer keys held. It was
 not run here, where there is no accelerator: the first line of a run says what it will take on yours.
 """
