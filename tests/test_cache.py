@@ -1,5 +1,7 @@
 """The cache against a plain list of (birth, death, key) per row."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,3 +165,14 @@ def test_copied_rows_hold_the_same():
         np.testing.assert_array_equal(out.k[:, row, :, :40], cache.k[:, 1, :, :40])
         np.testing.assert_array_equal(out.v[:, row, :, :40], cache.v[:, 1, :, :40])
     np.testing.assert_array_equal(out.k[:, 1], cache.k[:, 1])
+
+
+def test_keys_die_when_the_new_row_says():
+    """The drawing of `redated`; another row, and keys born beyond what is given, keep their deaths."""
+    held = slots.empty(1, 2, 1, 64, 4)
+    birth = held.birth.at[0, :, 0, :4].set(jnp.asarray([0, 1, 4, 9]))
+    held = dataclasses.replace(held, birth=birth, death=held.death.at[0, :, 0, 3].set(12))
+    death = jnp.asarray([[NEVER, 6, NEVER, NEVER, 6, NEVER]])
+    found = np.asarray(slots.redated(held, jnp.asarray([1]), death).death[0, :, 0])
+    assert found[1, :4].tolist() == [NEVER, 6, 6, 12] and (found[1, 4:] == NEVER).all()
+    assert found[0, :4].tolist() == [NEVER, NEVER, NEVER, 12]
