@@ -383,22 +383,6 @@ def test_new_weights_take_the_place_of_the_old(vanilla, monkeypatch):
     assert seen == [[None] * len(own)], "not, or compiled again for weights of the same shapes"
 
 
-@pytest.mark.parametrize("form", ["native", "plain"])
-def test_the_making_of_weights_takes_little_beside_them(form):
-    """Not a merged copy of all layers, nor many layers in the making at once."""
-    model = MODEL.replace(layers=24, hidden=64, intermediate=256, lora=LoraConfig(rank=2))
-    whole, given = spread.Spread(None, 4, model), parameters.abstract(model)
-    tables, layer = whole.making
-    rest = {name: x for name, x in given.items() if name != "layers"}
-    one = layer.lower(given["layers"], jax.ShapeDtypeStruct((), jnp.int32), form).compile().memory_analysis()
-    other = tables.lower(rest, form).compile().memory_analysis()
-    merged = parameters.nbytes(parameters.abstract(model.replace(lora=None))["layers"])
-    assert one.output_size_in_bytes * model.layers >= merged  # nothing is left out
-    assert one.temp_size_in_bytes < merged / 12 and other.temp_size_in_bytes < merged / 12
-    shapes = lambda make: jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(make, given))
-    assert shapes(lambda p: whole.form(p, form)) == shapes(lambda p: weights.decoding_form(p, model, form))
-
-
 @pytest.mark.parametrize("length", [520, 1030])
 def test_no_pass_of_a_prompt_is_larger_than_allowed(length):
     cut = pieces.pieces(as_row([1] * length), 4096, DecodeConfig())

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lt_jax.attention import Split
-from lt_jax.decode import DecodeConfig, Engine
+from lt_jax.decode import DecodeConfig, Engine, weights
 from lt_jax.decode.pieces import powers
 from lt_jax.decode.spread import Spread, over_devices
 from lt_jax.errors import UserError
 from lt_jax.layout.scheme import Scheme
+from lt_jax.models import params as parameters
+from lt_jax.models.config import LoraConfig
 from tests.test_decode import MODEL, SPECIAL, params
 from tests.test_split import over_eight_devices
 from tests.tiny_folder import make
@@ -131,3 +134,19 @@ def test_native_products_are_for_one_device():
     split = Split(mesh, ("rows",), "tensor")
     with pytest.raises(UserError, match="is 'native', which is for one device; on a mesh 'plain' would do"):
         Engine(params(), MODEL, Scheme(method="vanilla"), SPECIAL, DecodeConfig(implementation="native"), split=split)
+
+
+@pytest.mark.parametrize("form", ["native", "plain"])
+def test_the_making_of_weights_takes_little_beside_them(form):
+    """Not a merged copy of all layers, nor many layers in the making at once."""
+    model = MODEL.replace(layers=24, hidden=64, intermediate=256, lora=LoraConfig(rank=2))
+    whole, given = Spread(None, 4, model), parameters.abstract(model)
+    tables, layer = whole.making
+    rest = {name: x for name, x in given.items() if name != "layers"}
+    one = layer.lower(given["layers"], jax.ShapeDtypeStruct((), jnp.int32), form).compile().memory_analysis()
+    other = tables.lower(rest, form).compile().memory_analysis()
+    merged = parameters.nbytes(parameters.abstract(model.replace(lora=None))["layers"])
+    assert one.output_size_in_bytes * model.layers >= merged  # nothing is left out
+    assert one.temp_size_in_bytes < merged / 12 and other.temp_size_in_bytes < merged / 12
+    shapes = lambda make: jax.tree.map(lambda x: (x.shape, x.dtype), jax.eval_shape(make, given))
+    assert shapes(lambda p: whole.form(p, form)) == shapes(lambda p: weights.decoding_form(p, model, form))
