@@ -15,7 +15,7 @@ or xBench (encrypted ones are decrypted with their canary), over pages of a file
         --config.corpus=pages.jsonl --config.tools.python=True
 
 Hardware: anything. On two CPU cores a small model needs minutes for a hundred questions of the embedded world.
-Expected: with a memory the context grows by what an archived page leaves, which is its call, about ten tokens a round;
+Expected: with a memory the context grows by what the summaries say of a page, about five tokens a round here;
 without one it grows by a page a round.
 """
 

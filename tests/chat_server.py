@@ -34,7 +34,7 @@ def turn(message: str) -> str:
         return f"{a} and {b} are {a + b}.\n<commit>The sum is {a + b}.</commit>\n"
     if "<fold>1</fold>" in message:
         return f"So it is.<final_answer>{a + b}</final_answer>"
-    return "Seen.<fold>1</fold>" if "1 active" in message else "Once more.<expand>1</expand>"
+    return "Seen.<fold>1</fold>" if "active: 1" in message else "Once more.<expand>1</expand>"
 
 
 class Server:

@@ -49,14 +49,14 @@ def random_actions(draw: random.Random, count: int):
 
 def test_what_is_visible_is_raw_or_summary_of_each_entity_and_the_open_step():
     for seed in range(20):
-        raw, summaries, active, opened = {}, {}, set(), []
+        raw, summaries, active, observed, opened = {}, {}, set(), set(), []
         for memory, log in random_actions(random.Random(seed), 30):
             text, action = log[-2:]
             opened.append(text)
             number = len(raw) + 1
             match action:
                 case Commit(summary):
-                    raw[number] = "".join(part for part in opened if isinstance(part, str))
+                    raw[number] = "".join(summaries[part] if isinstance(part, int) else part for part in opened)
                     summaries[number] = summary
                     active -= {part for part in opened if isinstance(part, int)}
                     opened = []
@@ -64,12 +64,13 @@ def test_what_is_visible_is_raw_or_summary_of_each_entity_and_the_open_step():
                     raw[number], summaries[number] = observation, call
                     active.add(number)
                     opened.append(number)
+                    observed.add(number)
                 case Expand(k):
                     active.add(k)
                 case Fold(k):
                     active.remove(k)
             shown = {k: raw[k] if k in active else summaries[k] for k in raw}
-            want = [shown[k] for k in raw if k not in opened]
+            want = [shown[k] for k in raw if k not in opened and (k in active or k not in observed)]
             want += [shown[part] if isinstance(part, int) else part for part in opened]
             assert [getattr(part, "shown", part) for part in memory.visible()] == want
         assert replay(log) == memory
@@ -103,8 +104,20 @@ def test_illegal_moves_are_typed_and_say_what_is_possible():
             name, _, numbers = words.partition(" of ")
             made = {"commit": [Commit("z")], "call": [Call("c", "o")], "final_answer": [FinalAnswer("4")]}
             kind = {"expand": Expand, "fold": Fold}.get(name)
-            for action in made.get(name) or [kind(int(number)) for number in numbers.split(", ")]:
+            for action in made.get(name) or [kind(number) for number in spelt_out(numbers)]:
                 apply(memory, action)
+
+
+def spelt_out(numbers: str) -> list[int]:
+    """What `machine.ranges` puts in words."""
+    bounds = [[int(number) for number in run.split("-")] for run in numbers.split(", ")]
+    return [number for run in bounds for number in range(run[0], run[-1] + 1)]
+
+
+def test_numbers_are_said_as_ranges():
+    assert machine.ranges([]) == "" and machine.ranges([4]) == "4"
+    assert machine.ranges([1, 2, 3, 5, 7, 8]) == "1-3, 5, 7-8"
+    assert spelt_out("1-3, 5, 7-8") == [1, 2, 3, 5, 7, 8]
 
 
 def test_turns_are_read_strictly(syntax):
@@ -240,7 +253,8 @@ def test_both_semantics_show_the_same_memory(syntax):
 
 def test_what_lives_under_lifetimes_is_what_the_memory_shows(syntax):
     """After each turn the living tokens are the prompt, every summary with its number, active entities and the open
-    step. An observation is in full where it came until it is put away, and behind all else when it is shown again."""
+    step. An observation is in full where it came until it is put away, and behind all else when it is shown again: its
+    call is part of its step, and is visible as long as that is open."""
     row, came = LifetimesRow(syntax, syntax.ids("x x")), set()
     for turn, observation in trajectory(syntax):
         row.turn(turn, observation)
@@ -253,7 +267,9 @@ def test_what_lives_under_lifetimes_is_what_the_memory_shows(syntax):
             if isinstance(part, tuple):
                 want += part
             elif part.number in came:
-                want += syntax.marked("call", part.summary) + syntax.full(part.number, part.raw)
+                want += syntax.shown(part)
+            elif part.kind == machine.OBSERVATION and part.number not in memory.open:
+                want += syntax.full(part.number, part.raw)
             else:
                 want += syntax.summary(part) + (syntax.full(part.number, part.raw) if part.active else ())
         answer = turn.marked if isinstance(turn.action, FinalAnswer) else ()

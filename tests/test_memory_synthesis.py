@@ -66,7 +66,7 @@ def test_a_teacher_sees_what_the_memory_shows_and_nothing_else():
         (False, False), (False, True), (True, False), (False, True),
     ]  # fmt: skip
     states = [user.partition("The state: ")[2].splitlines()[0] for user, _ in shown]
-    assert states == ["no entities", "1 archived", "1 active", "1 archived"]
+    assert states == ["no entities", "archived: 1", "active: 1", "archived: 1"]
     assert "What you can do now: expand of 1; final_answer" in shown[1][0], "a commit needs something to commit"
     assert "And now?<expand>1</expand>" in shown[2][0], "the open step stays"
     assert [turn.action for turn in log.turns] == ["commit", "expand", "fold", "final_answer"]

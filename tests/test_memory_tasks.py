@@ -40,15 +40,16 @@ LINE = re.compile(r"0(\d{3})\+(\d{3}) (\S+=\S+ \S+=\S+ \S+=\S+ \S+=\S+) (\d{4})"
 def test_every_step_is_true(problems):
     """Reads each step back from its text and redoes it with plain arithmetic."""
     for problem in problems:
-        start, addend, plain, steps = re.fullmatch(r"Mix (\d{3}) (\d{3}) (\d) (\d)", problem.question).groups()
+        start, addend, plain, steps = re.fullmatch(r"Mix (\d{3})\+(\d{3}) (\d) (\d)", problem.question).groups()
         assert len(problem.steps) == int(steps) and problem.looks == int(steps) - int(plain)
         total, details = int(start), {}
         for number, step in enumerate(problem.steps, 1):
             second = int(addend)
-            assert step.text.startswith(f"{number}{plain}{steps}:")
+            sign = "." if number == int(steps) else ":"
+            assert step.text.startswith(f"{number}{plain}{steps}{sign}")
             if number > int(plain):
                 back = 1 + total % 10 % (number - 1)
-                assert step.text[3:].startswith(f":{total % 10}>{back}\nD{back} {details[back]:03d}\n")
+                assert step.text[3:].startswith(f"{sign}{total % 10}>{back}\nD{back} {details[back]:03d}\n")
                 second = details[back]
             (a, b, _, c), (d, e, _, f) = LINE.findall(step.text)
             assert (int(a), int(b), int(c)) == (total, second, total + second)
@@ -110,7 +111,7 @@ def look_backs(log):
     """(the detail as it is written down, what is visible before that) of each look-back of a trajectory."""
     before = ""
     for turn, state in zip(log.turns, log.states(), strict=True):
-        pattern = r"(D\d \d{3})" if turn.action == "fold" else r"^\d{3}:\d>\d\n(D\d \d{3})\n"
+        pattern = r"(D\d \d{3})" if turn.action == "fold" else r"^\d{3}[:.]\d>\d\n(D\d \d{3})\n"
         for match in re.finditer(pattern, turn.text, re.M):
             yield match[1], before + "\n" + turn.text[: match.start(1)]
         before = "".join(part if isinstance(part, str) else part.shown + "\n" for part in state.visible())

@@ -149,19 +149,27 @@ def cut(content: str, most: int = FULL) -> str:
 
 
 def _entity(drawn: Sequence[Moment], number: int, x: Scale, middle: float, line: float) -> str:
-    """The line of an entity: a bar for each stretch of turns in which it was archived, or active."""
-    shown = [each.before.entities[number - 1] if number <= len(each.before.entities) else None for each in drawn]
+    """The line of an entity: a bar for each stretch of turns in which it was archived, or active; a faint one where
+    nothing of it was visible."""
+
+    def state(memory: Memory[str]) -> tuple[Entity[str], bool] | None:
+        if number > len(memory.entities):
+            return None
+        entity = memory.entities[number - 1]
+        return entity, entity in memory.visible()
+
     parts, first = [], 1
-    for entity, group in itertools.groupby(shown):
+    for found, group in itertools.groupby(state(each.before) for each in drawn):
         last = first + len(list(group)) - 1
-        if entity is not None:
+        if found is not None:
+            entity, visible = found
             thick = line - 2 if entity.active else max(1.5, line / 6)
-            how = "active" if entity.active else "archived"
+            how = "active" if entity.active else "archived" if visible else "archived with its step"
             turns = f"turn {first}" if first == last else f"turns {first} to {last}"
             said = f"entity {number}, {_kind(entity)}, {how} in {turns}: {cut(entity.shown)}"
             parts.append(tag("rect", _title(said), x=x(first - 0.5), y=middle - thick / 2,
                              width=x(last + 0.5) - x(first - 0.5), height=thick, fill=KINDS[entity.kind],
-                             rx=min(2.0, thick / 2)))  # fmt: skip
+                             rx=min(2.0, thick / 2), opacity=1 if visible else 0.3))  # fmt: skip
         first = last + 1
     return "".join(parts)
 

@@ -24,7 +24,7 @@ from lt_jax.data import answers
 from lt_jax.data.problem import Problem
 from lt_jax.decode.request import sample_seed
 from lt_jax.memory.log import MALFORMED, WITH_NUMBER, Log, LoggedTurn
-from lt_jax.memory.machine import NAMES, POSSIBLE, Call, Memory
+from lt_jax.memory.machine import NAMES, POSSIBLE, Call, Memory, ranges
 from lt_jax.memory.rows import taken_in, written_in
 from lt_jax.memory.syntax import Ids, Malformed, Turn, spelt
 from lt_jax.memory.teachers import Asked, Reply, Teacher, prompts
@@ -86,11 +86,12 @@ class Desk:
         plain = lambda text: SYNTAX.text(SYNTAX.ids(text))  # a mark in a question is none
         tools = "\n".join(_described(name, tool) for name, tool in sorted(self.work.tools.items()))
         system = SAID[role].format(tools=tools)
-        entities = [f"{each.number} {'active' if each.active else 'archived'}" for each in self.memory.entities]
+        numbers = {name: ranges(each.number for each in self.memory.entities if each.active == active)
+                   for name, active in (("archived", False), ("active", True))}  # fmt: skip
         said = {
             "question": plain(self.problem.text),
             "context": SYNTAX.text(SYNTAX.context(self.memory)) or prompts.EMPTY,
-            "state": ", ".join(entities) or "no entities",
+            "state": "; ".join(f"{name}: {those}" for name, those in numbers.items() if those) or "no entities",
             "legal": "; ".join(self.legal(role)),
             "role": prompts.SAID_LAST[role],
         }
@@ -121,7 +122,7 @@ class Desk:
     def take(self, role: str, turn: Turn, observation: str, reply: Reply) -> None:
         """Takes a turn into the memory, and says in `finish` if it was the last."""
         ids = SYNTAX.ids(observation)
-        taken = taken_in(self.memory, turn, ids)
+        taken = taken_in(SYNTAX, self.memory, turn, ids)
         why = "" if isinstance(taken, Memory) else taken
         if POSSIBLE in why and not isinstance(turn.action, Malformed):
             why = self.complaint(role, why.partition(POSSIBLE)[0])

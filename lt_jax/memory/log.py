@@ -97,7 +97,8 @@ class Log:
 
     def states(self) -> list[Memory[str]]:
         """The memory after each turn. What was written in a turn that was not possible stands in the open step, without
-        the reply. The marks of expands and folds stand there too: a step that is nothing but these can be committed.
+        the reply. The marks of expands and folds stand there too: a step that is nothing but these can be committed. Of
+        a call its step keeps the marks and the number.
 
         Raises:
             machine.IllegalAction: a turn without a `why` that is not possible.
@@ -105,8 +106,12 @@ class Log:
         memory, found = Memory(), []
         for turn in self.turns:
             memory = machine.write(memory, turn.text)
-            memory = memory if turn.taken is None else machine.apply(memory, turn.taken)
-            if isinstance(turn.taken, Expand | Fold):
+            action = turn.taken
+            if isinstance(action, Call):
+                number = len(memory.entities) + 1
+                action = Call(f"<call>{turn.content}</call><memory>{number}</memory>", turn.observation)
+            memory = memory if action is None else machine.apply(memory, action)
+            if isinstance(action, Expand | Fold):
                 memory = machine.write(memory, f"<{turn.action}>{turn.number}</{turn.action}>")
             found.append(memory)
         return found

@@ -9,10 +9,14 @@ An entity k is a pair (R_k, Z_k): what was written or observed, and the summary 
     call(c)          asks a tool; its answer is an entity, active, whose summary is the call itself
     final_answer(a)  ends
 
-What differs from the paper: observations are entities of their own, next to the reasoning that asked for them (the
-released data of the agents number both), so an agent can bring back one page without the thoughts around it, and may
-fold a page before it commits. A fold needs an active entity, as there; that an observation is active from the start is
-the one way to fold without an expand before it.
+R_k of a step has its calls where its observations were, so a commit leaves Z_k alone, however many calls the step had.
+An archived observation of an earlier step is not visible at all: who needs it expands the step, reads there which
+number the call had, and expands that.
+
+What differs from the paper, where R_k holds the observations themselves: they are entities of their own (the released
+data of the agents number both), so an agent can bring back one page without the others of its step, and may fold a page
+before it commits. A fold needs an active entity, as there; that an observation is active from the start is the one way
+to fold without an expand before it.
 
 Contents are anything that can be joined with `+`: a text, or a tuple of token ids. The state never looks into them.
 """
@@ -90,7 +94,8 @@ class Fold:
 
 @dataclasses.dataclass(frozen=True)
 class Call(Generic[Content]):
-    """Asks a tool. `observation` is its answer, and belongs to the action: a log of actions can be replayed."""
+    """Asks a tool. `observation` is its answer, and belongs to the action: a log of actions can be replayed. `call` is
+    what its step keeps of it."""
 
     call: Content
     observation: Content
@@ -149,9 +154,9 @@ class Memory(Generic[Content]):
         """The actions that are possible now, in words."""
         if self.answer is not None:
             return ()
-        expand = [str(each.number) for each in self.entities if not each.active]
-        fold = [str(each.number) for each in self.entities if each.active]
-        named = [f"{name} of {', '.join(numbers)}" for name, numbers in (("expand", expand), ("fold", fold)) if numbers]
+        expand = ranges(each.number for each in self.entities if not each.active)
+        fold = ranges(each.number for each in self.entities if each.active)
+        named = [f"{name} of {numbers}" for name, numbers in (("expand", expand), ("fold", fold)) if numbers]
         return (*(["commit"] if self.written else []), *named, "call", "final_answer")
 
     @property
@@ -166,11 +171,22 @@ class Memory(Generic[Content]):
         return self.entities[number - 1]
 
     def visible(self) -> tuple[Entity[Content] | Content, ...]:
-        """The managed context, in order: entities that are part of no open step, then the parts of the open step. Of an
-        entity `shown` is visible."""
+        """The managed context, in order: steps, and observations of theirs that are active; then the parts of the open
+        step, with all its observations. Of an entity `shown` is visible."""
         inside = {part for part in self.open if isinstance(part, int)}
-        closed = tuple(each for each in self.entities if each.number not in inside)
-        return closed + tuple(self.entities[part - 1] if isinstance(part, int) else part for part in self.open)
+        closed = (each for each in self.entities if each.number not in inside and (each.kind == STEP or each.active))
+        return (*closed, *(self.entities[part - 1] if isinstance(part, int) else part for part in self.open))
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Rising numbers in words, as in "1-4, 6"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def write(memory: Memory, content: Content) -> Memory:
@@ -209,9 +225,9 @@ def _commit(memory: Memory, action: Commit) -> Memory:
         raise NothingOpen("nothing was written since the last commit", memory.legal)
     if not len(action.summary):
         raise EmptySummary("the summary is empty", memory.legal)
-    raw = action.summary[:0]  # of its kind: a step may be observations alone
+    raw = action.summary[:0]  # of its kind
     for part in memory.open:
-        raw = raw if isinstance(part, int) else raw + part
+        raw += memory.entities[part - 1].summary if isinstance(part, int) else part
     put_away = {part for part in memory.open if isinstance(part, int)}
     entities = tuple(_turned(each, False) if each.number in put_away else each for each in memory.entities)
     return Memory((*entities, Entity(len(entities) + 1, STEP, raw, action.summary, False)))

@@ -11,8 +11,8 @@
 
 Every stop must be visited, for only its page says where the trail goes on; so a question needs as many rounds as its
 trail has stops, and a search now and then. What is asked late was read early: the friend of one of the first stops, or
-its food, which nothing said would matter. Whoever kept all pages still sees it. Whoever archived them knows by the
-calls which entity to expand. (It could also be visited again: a corpus does not forget.)
+its food, which nothing said would matter. Whoever kept all pages still sees it. Whoever archived them knows which
+entity to expand if a summary says which page is whose. (It could also be visited again: a corpus does not forget.)
 
 Questions come in pairs: an easy one, from the shorter half of the lengths, which recalls once, and a hard one, from the
 longer half, which recalls several times. Everything follows from the seed. Words are few and pages short, for the

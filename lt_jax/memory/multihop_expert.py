@@ -1,8 +1,13 @@
 """The scripted expert of the embedded world: solves its questions through the tools, as a trajectory to learn from.
 
-With a memory it commits every few rounds, with where the trail goes on as the summary; when something early is asked
-for, it expands the entity of that call, writes down what it needs, and folds the entity. Without one (vanilla) it only
-calls and answers. In both forms it uses nothing but what it then sees: an archived page is read after an expand only.
+With a memory it commits every few rounds. The summary says which entity is the page of which stop, and where the trail
+goes on:
+
+    7 red fox 8 blue owl 10 green cat next sad bee
+
+When something early is asked for, it expands the entity of that stop, writes down what it needs, and folds the entity.
+Without a memory (vanilla) it only calls and answers. In both forms it uses nothing but what it then sees: an archived
+page is read after an expand only, and its number is the one that a summary has.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from collections.abc import Mapping
 from lt_jax.data.problem import Problem
 from lt_jax.memory import machine
 from lt_jax.memory.log import Log, LoggedTurn
-from lt_jax.memory.machine import Call, Commit, Expand, FinalAnswer, Fold, Memory
+from lt_jax.memory.machine import STEP, Call, Commit, Entity, Expand, FinalAnswer, Fold, Memory
 from lt_jax.memory.multihop import AND, END, FRIEND, NEXT, START
 from lt_jax.memory.trajectories import Tool
 
@@ -51,6 +56,7 @@ class _Expert:
         self.memory: Memory[str] = Memory()
         self.turns: list[LoggedTurn] = []
         self.calls = 0  # since the last commit
+        self.visited: dict[str, int] = {}  # the stops of the open step, with the entities of their pages
         self.note = ""  # the text of the next turn
 
     def turn(self, action) -> None:
@@ -65,6 +71,8 @@ class _Expert:
         observation = self.tools[name](argument)
         self.turn(Call(f"{name}: {argument}", observation))
         self.calls += 1
+        if name == "visit":
+            self.visited[argument] = len(self.memory.entities)
         return observation
 
     def onward(self, last: str) -> str:
@@ -72,8 +80,8 @@ class _Expert:
         if last.startswith(f"is {FRIEND} of "):
             last = self.recall(FRIEND, last.removeprefix(f"is {FRIEND} of "))
         if self.every and self.calls >= self.every:
-            self.turn(Commit(f"{NEXT} {last}"))
-            self.calls = 0
+            self.turn(Commit(" ".join([*(f"{number} {name}" for name, number in self.visited.items()), NEXT, last])))
+            self.calls, self.visited = 0, {}
         if not last.startswith("has "):
             return last
         wanted = last.removeprefix("has ").split(AND)
@@ -83,12 +91,18 @@ class _Expert:
 
     def recall(self, kind: str, name: str) -> str:
         """What the page of an early stop says; it is shown again for as long as it takes to write that down."""
-        entity = next(each for each in self.memory.entities if each.summary == f"visit: {name}")
-        archived = not entity.active
+        archived = name not in self.visited
+        number = self.noted(name) if archived else self.visited[name]
         if archived:
-            self.turn(Expand(entity.number))
-        found = _LIKE[kind].search(self.memory.entity(entity.number).shown)[1]
+            self.turn(Expand(number))
+        found = _LIKE[kind].search(self.memory.entity(number).shown)[1]
         self.note = f"{self.note} {kind} {found}".strip()
         if archived:
-            self.turn(Fold(entity.number))
+            self.turn(Fold(number))
         return found
+
+    def noted(self, name: str) -> int:
+        """The entity that a summary names for a stop."""
+        said = re.compile(rf"(\d+) {name}\b")
+        steps = (each.shown for each in self.memory.visible() if isinstance(each, Entity) and each.kind == STEP)
+        return next(int(found[1]) for found in map(said.search, steps) if found)

@@ -58,7 +58,7 @@ class LifetimesRow:
         self.writer = RowWriter()
         self.writer.write(prompt, Role.PROMPT)
         self.fresh = len(prompt)
-        self.open: list[tuple[int, int]] = []  # where the open step's tokens are, but for summaries and numbers
+        self.open: list[tuple[int, int]] = []  # where the open step's tokens are, but for observations in full
         self.payload: dict[int, tuple[int, int]] = {}  # where an active entity's own tokens are
 
     def turn(self, turn: Turn, observation: Ids = (), trained: bool = True) -> str | None:
@@ -72,11 +72,10 @@ class LifetimesRow:
             why the turn was not possible, as the environment tells the model; None if it was.
         """
         self.fresh = 0
-        taken = taken_in(self.memory, turn, observation)
-        kept = isinstance(taken, Memory) and isinstance(turn.action, Commit | Call)
+        taken = taken_in(self.syntax, self.memory, turn, observation)
         self._open(turn.text, Role.THOUGHT, trained)
-        number = len(self.memory.entities) + 1
-        if kept:
+        if isinstance(taken, Memory) and isinstance(turn.action, Commit):
+            number = len(taken.entities)
             self.writer.write(turn.marked, Role.GIST, trained=trained, thought=number)
         else:
             self._open(turn.marked, Role.THOUGHT, trained)
@@ -140,10 +139,10 @@ class LifetimesRow:
         entity = self.memory.entities[-1]
         label, shown = self.syntax.label(entity.number), self.syntax.full(entity.number, entity.raw)
         head, (last,) = label[:-1], label[-1:]
-        self.writer.write(head, Role.OUTPUT, thought=entity.number)
+        self._open(head, Role.OUTPUT, False)
         start = self.writer.write(shown[len(head) : -1], Role.INSTRUCTION, thought=entity.number)
         self.payload[entity.number] = (start, len(self.writer))
-        self.writer.write((last,), Role.OUTPUT, thought=entity.number)
+        self._open((last,), Role.OUTPUT, False)
         self.fresh = len(shown)
 
     def _answered(self, before: Memory, action: FinalAnswer) -> None:
@@ -192,7 +191,7 @@ class RebuiltRow:
         self.prompt()
         for ids, role in ((turn.text, Role.THOUGHT), (turn.marked, Role.GIST)):
             self._append(ids, role, trained)
-        taken = taken_in(self.memory, turn, observation)
+        taken = taken_in(self.syntax, self.memory, turn, observation)
         self.stale = True
         if isinstance(taken, Memory):
             self.memory = taken
@@ -251,12 +250,14 @@ class RebuiltRow:
 ROWS = dict(zip(SEMANTICS, (RebuiltRow, LifetimesRow), strict=True))
 
 
-def taken_in(memory: Memory, turn: Turn, observation: Ids = ()) -> Memory | str:
+def taken_in(syntax: Syntax, memory: Memory, turn: Turn, observation: Ids = ()) -> Memory | str:
     """The memory after a turn, or why the turn was not possible."""
-    if isinstance(turn.action, Malformed):
-        return turn.action.why
-    action = Call(turn.action.call, observation) if isinstance(turn.action, Call) else turn.action
-    # What shows or hides an entity is part of the step that it is written in; a summary and a call are not.
+    action = turn.action
+    if isinstance(action, Malformed):
+        return action.why
+    if isinstance(action, Call):  # its step keeps the number as well
+        action = Call(turn.marked + syntax.label(len(memory.entities) + 1), observation)
+    # What shows or hides an entity is part of the step that it is written in; a summary is not.
     marked = turn.marked if isinstance(action, Expand | Fold) else ()
     try:
         after = machine.apply(machine.write(memory, turn.text), action)

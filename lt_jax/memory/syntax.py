@@ -126,15 +126,17 @@ class Syntax:
         return self.marked(REPLY, (*self.ids(WRONG), *self.ids(why)))
 
     def summary(self, entity: Entity) -> Ids:
-        """An archived entity as the context shows it; in `lifetimes` this is what is left of its tokens."""
-        name = "commit" if entity.kind == STEP else "call"
-        return self.marked(name, entity.summary) + self.label(entity.number)
+        """An archived entity as the context shows it; in `lifetimes` this is what is left of its tokens. The summary of
+        an observation is its call with the marks and the number, as its step keeps it (`rows.taken_in`)."""
+        if entity.kind == OBSERVATION:
+            return entity.summary
+        return self.marked("commit", entity.summary) + self.label(entity.number)
 
     def shown(self, entity: Entity) -> Ids:
         """An entity as a rebuilt context shows it. An observation in full keeps its call before it."""
         if not entity.active:
             return self.summary(entity)
-        call = self.marked("call", entity.summary) if entity.kind == OBSERVATION else ()
+        call = entity.summary[: -len(self.label(entity.number))] if entity.kind == OBSERVATION else ()
         return call + self.full(entity.number, entity.raw)
 
     def context(self, memory: Memory) -> Ids:

@@ -1,6 +1,6 @@
 r"""Embedded problems in which an early detail is needed late, so that a memory matters: sums with look-backs.
 
-    Mix 417 098 3 5        start at 417, the addend is 098; 3 plain steps, then others up to the 5th
+    Mix 417+098 3 5        start at 417, the addend is 098; 3 plain steps, then others up to the 5th
 
     135:0417+098 780=15 191=11 401=05 000=00 0515    step 1, of 3 and 5. A step adds twice: first the addend ...
     D1 515                                           (the step's detail: the last three digits of that)
@@ -11,10 +11,11 @@ r"""Embedded problems in which an early detail is needed late, so that a memory 
     0088+553 830=11 851=14 051=06 000=00 0641        is added in place of the addend
     ...
 
-Only the last three digits of a total are carried on; those of the last are the answer. The columns are those of
-`data.tasks.columns`, so that a small model that can add has only the memory to learn. Which step is looked back at is
-known only when the look-back is due, so a summary, which is the total, cannot hand on the one detail that will be
-needed. To work the detail out anew would mean to add again from the summary before it.
+The last step has a point in place of the colon. Only the last three digits of a total are carried on; those of the
+last are the answer. The columns are those of `data.tasks.columns`, so that a small model that can add has only the
+memory to learn. Which step is looked back at is known only when the look-back is due, so a summary, which is the total,
+cannot hand on the one detail that will be needed. To work the detail out anew would mean to add again from the summary
+before it.
 
 The difficulty of a problem is the number of its look-backs.
 """
@@ -95,7 +96,8 @@ def solved(start: int, addend: int, steps: int, looks: int) -> Lookback:
     """The problem of these numbers with its solution."""
     total, details, found = start, [], []
     for number in range(1, steps + 1):
-        head, back, recall, second = f"{number}{steps - looks}{steps}:", 0, "", addend
+        head = f"{number}{steps - looks}{steps}{'.' if number == steps else ':'}"
+        back, recall, second = 0, "", addend
         if number > steps - looks:
             back = 1 + total % 10 % (number - 1)
             second = details[back - 1]
@@ -107,7 +109,7 @@ def solved(start: int, addend: int, steps: int, looks: int) -> Lookback:
         total = (detail + turned) % SMALL
         details.append(detail)
         found.append(Step(number, head, back, recall, sums, slim(total)))
-    return Lookback(f"Mix {slim(start)} {slim(addend)} {steps - looks} {steps}", tuple(found), looks)
+    return Lookback(f"Mix {slim(start)}+{slim(addend)} {steps - looks} {steps}", tuple(found), looks)
 
 
 def _line(a: int, b: int) -> str:

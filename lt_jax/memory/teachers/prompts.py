@@ -3,14 +3,15 @@
 What differs from the paper: all of it, because its prompts are not public (B5 of the method's notes).
 """
 
-VERSION = "1"
+VERSION = "2"
 
 NOTHING = "nothing"  # what the governor writes to leave the memory as it is
 
 MEMORY = """What you see of your memory:
 <commit>summary</commit><memory>3</memory>   entity 3 is archived: you see its summary.
 <memory>3:text</memory>   entity 3 is active: you see it in full.
-<call>search: words</call><memory>4</memory>   entity 4, what a tool answered, is archived: you see the call.
+<call>search: words</call><memory>4:text</memory>   entity 4 is what a tool answered to this call. When its step is \
+archived you see nothing of it, but it can be expanded, and the step in full has its call and number.
 <memory>!reason</memory>   what was wrong with the turn before it; nothing was done.
 You never write <memory> yourself."""
 
@@ -55,8 +56,8 @@ You take one action at a time, and write nothing behind it.
 
 The actions:
 <commit>summary</commit>   ends the step. All that was written and answered since the last commit is archived, and \
-from then on only the summary is seen. Put every fact that will be needed into it. Commit when a part of the search is \
-done.
+from then on only the summary is seen. Put every fact that will be needed into it, and the numbers of what may have to \
+be read again. Commit when a part of the search is done.
 <expand>3</expand>   shows archived entity 3 in full again. Do so when a detail is needed that its summary lacks.
 <fold>3</fold>   shows the summary of active entity 3 again. Fold what you expanded as soon as it has been used; what \
 tools answered is put away by the commit.
