@@ -117,7 +117,7 @@ def sized(log, syntax, prompt, semantics):
 
 @pytest.mark.parametrize("semantics", list(ROWS))
 def test_150_rounds_stay_small(small, semantics):
-    """What is left of a round is its call, however long its page: the context grows by that alone."""
+    """What is left of a round is what a summary says of it, however long its page: the context grows by that alone."""
     _, _, syntax = small
     found = {}
     for filler in (6, 20):
@@ -135,11 +135,11 @@ def test_150_rounds_stay_small(small, semantics):
     slope = lambda sizes: (mean(sizes, 150) - mean(sizes, 90)) / 60
     for filler in (6, 20):
         mine, whole = found[filler, True], found[filler, False]
-        assert slope(mine) < 14, "tokens a round"
-        assert mine[60] < 0.4 * whole[60] and mine[150] < 0.35 * whole[150]
+        assert slope(mine) < 9, "tokens a round: numbers and names"
+        assert mine[60] < 0.2 * whole[60] and mine[150] < 0.2 * whole[150]
     assert slope(found[20, True]) < slope(found[6, True]) + 1, "longer pages leave no more"
     assert slope(found[20, False]) > slope(found[6, False]) + 40
-    assert found[20, True][150] < 0.17 * found[20, False][150]
+    assert found[20, True][150] < 0.1 * found[20, False][150]
 
 
 MODEL = DecoderConfig(vocab_size=1664, hidden=32, intermediate=48, layers=2, heads=4, kv_heads=2, head_dim=16,

@@ -79,7 +79,8 @@ def test_a_timeline_says_what_was_visible(syntax):
     root = ElementTree.fromstring(drawn)
     titles = [each.text for each in root.findall(".//{*}title")]
     assert "entity 1, an observation, active in turn 2: c d e f " in titles
-    assert "entity 1, an observation, archived in turns 3 to 9: search: red 0" in titles
+    call = "<call>search: red 0</call><memory>1</memory>"
+    assert f"entity 1, an observation, archived with its step in turns 3 to 9: {call}" in titles
     assert "entity 2, a step, archived in turns 3 to 9: z " in titles
     # The third round goes back to entity 3, the observation of the second, and folds it again.
     assert "entity 3, an observation, active in turn 8: c d e f " in titles

@@ -90,8 +90,8 @@ def instructions(tools: Mapping[str, Tool], memory: bool = True) -> str:
     ]
     if memory:
         actions[1:1] = [
-            "<commit>summary</commit> archives all since the last commit, observations too; the summary stays. Put numbers of "
-            "what may have to be read again into it.",
+            "<commit>summary</commit> archives all since the last commit, observations too; the summary stays, so put "
+            "into it what will be needed, and the numbers of what may have to be read again.",
             "<expand>3</expand> shows archived entity 3 in full again; <fold>3</fold> archives it again.",
         ]
     return "\n".join(["Answer the question with the tools. Every turn is a thought and then one action:", *actions,

@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from lt_jax.errors import UserError
 from lt_jax.layout.encode import core, encoder
 from lt_jax.layout.special import MEMORY, SpecialTokens
-from lt_jax.memory.machine import OBSERVATION, STEP, Action, Call, Commit, Entity, Expand, FinalAnswer, Fold, Memory
+from lt_jax.memory.machine import OBSERVATION, Action, Call, Commit, Entity, Expand, FinalAnswer, Fold, Memory
 
 Ids = tuple[int, ...]
 
