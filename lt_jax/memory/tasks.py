@@ -1,14 +1,14 @@
 r"""Embedded problems in which an early detail is needed late, so that a memory matters: sums with look-backs.
 
-    Mix 417+098 3 5        start at 417, the addend is 098; 3 plain steps, then others up to the 5th
+    Mix 417 3 5            start at 417; 3 plain steps, then others up to the 5th
 
-    135:0417+098 780=15 191=11 401=05 000=00 0515    step 1, of 3 and 5. A step adds twice: first the addend ...
-    D1 515                                           (the step's detail: the last three digits of that)
-    0515+155 550=10 151=07 510=06 000=00 0670        ... and then the detail's digits in turn, 515 -> 155
+    135:0417+111 710=08 110=02 410=05 000=00 0528    step 1, of 3 and 5. A step adds twice: first 111 times its number
+    D1 528                                           (the step's detail: the last three digits of that)
+    0528+285 850=13 281=11 521=08 000=00 0813        and then the detail's digits in turn, 528 -> 285
     ...
-    435:8>3                                          looks back: the total ends in 8, so at step 1 + 8 mod 3 = 3
-    D3 553                                           whose detail
-    0088+553 830=11 851=14 051=06 000=00 0641        is added in place of the addend
+    435:5>3                                          looks back: the total ends in 5, so at step 1 + 5 mod 3 = 3
+    D3 718                                           whose detail
+    0905+718 580=13 011=02 970=16 001=01 1623        is added in place of 444
     ...
 
 The last step has a point in place of the colon. Only the last three digits of a total are carried on; those of the
@@ -92,12 +92,12 @@ class Lookback:
         return Trace(self.question, "\n\n".join(thoughts), segments=thoughts, answer=self.answer, source=FAMILY)
 
 
-def solved(start: int, addend: int, steps: int, looks: int) -> Lookback:
+def solved(start: int, steps: int, looks: int) -> Lookback:
     """The problem of these numbers with its solution."""
     total, details, found = start, [], []
     for number in range(1, steps + 1):
         head = f"{number}{steps - looks}{steps}{'.' if number == steps else ':'}"
-        back, recall, second = 0, "", addend
+        back, recall, second = 0, "", 111 * number
         if number > steps - looks:
             back = 1 + total % 10 % (number - 1)
             second = details[back - 1]
@@ -109,7 +109,7 @@ def solved(start: int, addend: int, steps: int, looks: int) -> Lookback:
         total = (detail + turned) % SMALL
         details.append(detail)
         found.append(Step(number, head, back, recall, sums, slim(total)))
-    return Lookback(f"Mix {slim(start)}+{slim(addend)} {steps - looks} {steps}", tuple(found), looks)
+    return Lookback(f"Mix {slim(start)} {steps - looks} {steps}", tuple(found), looks)
 
 
 def _line(a: int, b: int) -> str:
@@ -149,7 +149,7 @@ class Lookbacks(Sequence):
         while True:
             steps = draw.randint(*self.steps)
             looks = draw.randint(self.looks[0], min(self.looks[1], steps - 2))
-            found = solved(draw.randrange(1, SMALL), draw.randrange(1, SMALL), steps, looks)
+            found = solved(draw.randrange(1, SMALL), steps, looks)
             totals = [step.total for step in found.steps]
             differ = len(set(totals)) == len(totals)  # or a summary would say nothing new
             if differ and Worked(FAMILY, found.question, (), "").held_out == self.held_out:
