@@ -70,7 +70,7 @@ def test_as_drawn():
 def test_problems_depend_on_seed_and_index_and_training_never_sees_the_held_out():
     assert Lookbacks(10**9, seed=5)[17] == Lookbacks(60, seed=5)[17] != Lookbacks(60, seed=6)[17]
     train, test = ({each.question for each in Lookbacks(300, held_out=out)} for out in (False, True))
-    assert len(train) > 290 and len(test) > 290 and not train & test
+    assert len(train) > 280 and len(test) > 250 and not train & test
     assert {each.looks for each in Lookbacks(100)} == {1, 2, 3, 4}
     for wrong, said in (({"steps": (2, 5)}, "steps are 2 to 5"), ({"steps": (5, 12)}, "between 3 and 9"),
                         ({"looks": (3, 4)}, "looks are 3 to 4; the least must be from 0 to 2")):  # fmt: skip
@@ -131,7 +131,7 @@ def test_modes_are_cues_and_limits(problems, syntax):
     """In budget mode units are larger, and what is visible stays within the budget."""
     prompt = lambda name, problem: [1, *syntax.ids(asked(name, problem.question)), 2]
     fewer = 0
-    for problem in problems[:20]:
+    for problem in problems[:30]:
         logs = {name: expert(problem, "0", name, BUDGET) for name in MODES}
         commits = {name: sum(turn.action == "commit" for turn in log.turns) for name, log in logs.items()}
         unit = steps_of_a_unit(problem, BUDGET)

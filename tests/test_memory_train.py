@@ -205,11 +205,12 @@ def test_a_long_chat_of_the_released_kind(base):
     assert text.endswith("<final_answer>It is 44</final_answer>")
 
 
-def test_a_trajectory_file_is_read_as_it_was_written(base, tmp_path):
+def test_a_trajectory_file_is_read_as_it_was_written(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the data are prepared in the folder of the run
     logs = [expert(each, str(number)) for number, each in enumerate(Lookbacks(3, steps=(3, 3), looks=(1, 1)))]
     path = tmp_path / "trajectories.jsonl"
     path.write_text("".join(json.dumps(log.to_json()) + "\n" for log in logs))
-    taught, syntax = made(base, "rebuild", source={"paths": (str(path),), "embedded": 0, "data_dir": str(tmp_path)})
+    taught, syntax = made(base, "rebuild", source={"paths": (str(path),), "embedded": 0})
     found = sorted((taught.to_row.log(taught.samples[number]) for number in range(3)), key=lambda log: log.id)
     assert found == logs
     want = row_of(logs[0], syntax, taught.to_row.asked(logs[0]), "rebuild").row()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -52,6 +53,8 @@ class Corpus:
             UserError: there is no page or no word, or an id comes twice.
         """
         import bm25s  # here: it starts JAX
+
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it says of every index that it is built
 
         self.pages: list[Page] = []
         self._ids: dict[str, int] = {}

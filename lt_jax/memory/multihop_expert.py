@@ -3,11 +3,11 @@
 With a memory it commits every few rounds. The summary says which entity is the page of which stop, and where the trail
 goes on:
 
-    7 red fox 8 blue owl 10 green cat next sad bee
+    red fox 7 blue owl 8 green cat 10 next sad bee
 
-When something early is asked for, it expands the entity of that stop, writes down what it needs, and folds the entity.
-Without a memory (vanilla) it only calls and answers. In both forms it uses nothing but what it then sees: an archived
-page is read after an expand only, and its number is the one that a summary has.
+When something early is asked for, it writes down whose page that is on, expands the entity of that stop, writes down
+what it needs, and folds the entity. Without a memory (vanilla) it only calls and answers. In both forms it uses nothing
+but what it then sees: an archived page is read after an expand only, and its number is the one that a summary has.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class _Expert:
         if last.startswith(f"is {FRIEND} of "):
             last = self.recall(FRIEND, last.removeprefix(f"is {FRIEND} of "))
         if self.every and self.calls >= self.every:
-            self.turn(Commit(" ".join([*(f"{number} {name}" for name, number in self.visited.items()), NEXT, last])))
+            self.turn(Commit(" ".join([*(f"{name} {number}" for name, number in self.visited.items()), NEXT, last])))
             self.calls, self.visited = 0, {}
         if not last.startswith("has "):
             return last
@@ -92,6 +92,7 @@ class _Expert:
     def recall(self, kind: str, name: str) -> str:
         """What the page of an early stop says; it is shown again for as long as it takes to write that down."""
         archived = name not in self.visited
+        self.note = f"{self.note} {name}".strip()
         number = self.noted(name) if archived else self.visited[name]
         if archived:
             self.turn(Expand(number))
@@ -103,6 +104,6 @@ class _Expert:
 
     def noted(self, name: str) -> int:
         """The entity that a summary names for a stop."""
-        said = re.compile(rf"(\d+) {name}\b")
+        said = re.compile(rf"\b{name} (\d+)")
         steps = (each.shown for each in self.memory.visible() if isinstance(each, Entity) and each.kind == STEP)
         return next(int(found[1]) for found in map(said.search, steps) if found)

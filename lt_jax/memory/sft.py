@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from lt_jax.data.prompts import ALL, Prompter
@@ -108,7 +109,7 @@ def lessons(memory: MemoryConfig = MemoryConfig()) -> Callable[[SftConfig, Any, 
         check(config)
         to_row = trajectory_rows(config, tokenizer, special)
         if not config.source.embedded:
-            samples, named = open_source(config.source, config.folder)
+            samples, named = open_source(config.source, Path(config.folder))
             return Lessons(samples, named, to_row)
         problems = embedded(config, memory)
         numbers = Mapped(range(len(problems)), lambda index: made_up(problems, index, memory))

@@ -1,0 +1,150 @@
+"""Agents with a memory beside one without, under the same limit of context: success, and context by round.
+
+    python benchmarks/agents.py [--arms=vanilla,...] [--steps=1000] [--questions=100] [--out=DIR]
+
+Small models, all from random weights, learn from the scripted expert of the embedded world
+(lt_jax/memory/multihop_expert.py) for equally many steps of equally many tokens: without a memory, and with one in each
+of the two semantics. All then work on the same questions, about worlds that training has not seen, through the same
+tools. A question ends where a turn would begin with more than `--context` keys. The questions are worked on by
+`memory.agent_job`, as by launch/agent.py.
+
+It may be stopped at any time; the same command goes on. RESULTS is written after every arm with what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from machine import provenance, table, write  # noqa: E402
+
+from configs import memory_tiny  # noqa: E402
+from launch.main import compile_cache  # noqa: E402
+from launch.settings import sft_config  # noqa: E402
+from lt_jax.data import tokenizer as words  # noqa: E402
+from lt_jax.evaluation.results import write_whole  # noqa: E402
+from lt_jax.memory import agent, agent_job, multihop  # noqa: E402
+from lt_jax.memory.multihop import TOOLS, TrailConfig, worlds  # noqa: E402
+from lt_jax.memory.multihop_expert import solved  # noqa: E402
+from lt_jax.memory.sft import lessons  # noqa: E402
+from lt_jax.memory.tools import tools  # noqa: E402
+from lt_jax.memory.trajectories import Limits  # noqa: E402
+from lt_jax.training.sft import sft  # noqa: E402
+
+ARMS = ("vanilla", "++ lifetimes", "++ rebuild")
+TRAIN, TEST = 1, 2  # seeds of the worlds
+SHOWN = (10, 20, 40, 60, 80)  # rounds of the table
+MODEL = {
+    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 128, "intermediate_size": 384,
+    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "hidden_act": "silu",
+    "rms_norm_eps": 1e-6, "rope_theta": 1e6, "rope_scaling": None, "max_position_embeddings": 16384,
+    "tie_word_embeddings": True, "torch_dtype": "float32",
+}  # fmt: skip
+
+
+def expert_file(path: Path, trails: TrailConfig, count: int, memory: bool) -> None:
+    """The expert's trajectories of `count` questions, a line each."""
+    if path.is_file():
+        return
+    lines = []
+    for place in worlds(trails, count, TRAIN):
+        with tools(TOOLS, place.corpus) as named:
+            lines += [json.dumps(solved(each, named, memory).to_json()) + "\n" for each in place.problems]
+    write_whole(path, "".join(lines))
+
+
+def start(folder: Path, trails: TrailConfig) -> None:
+    """The folder that training takes sizes and tokenizer from: whole words of the embedded world."""
+    if (folder / "config.json").is_file():
+        return
+    texts = (f"{page.title}\n{page.text}" for place in worlds(trails, 64, TRAIN) for page in place.corpus.pages)
+    said = " ".join((multihop.START, multihop.NEXT, multihop.END, "visit: search: answer: food home friend"))
+    size = words.train((f" {text} {said}\n" * 2 for text in texts), 2048, str(folder))
+    write(folder / "config.json", MODEL | {"vocab_size": size})
+
+
+def trained(arm: str, options, trails: TrailConfig) -> str:
+    """The folder of the trained model."""
+    out = Path(options.out)
+    final = out / arm.replace("++ ", "pp_") / "final"
+    if final.is_dir():
+        return str(final)
+    start(out / "start", trails)
+    memory = arm != "vanilla"
+    data = out / f"expert_{'memory' if memory else 'plain'}.jsonl"
+    expert_file(data, trails, options.trajectories, memory)
+    config = memory_tiny.get_config()
+    config.folder, config.model.path, config.model.scratch = str(final.parent), str(out / "start"), True
+    config.data.update(path=str(data), embedded=0)
+    config.scheme.semantics = arm.split()[-1] if memory else "lifetimes"
+    config.batches.update(length=options.length, batch=1, bins=16)
+    config.train.update(steps=options.steps, save_every=250)
+    config.log.tensorboard = False
+    print(f"\n{arm}")
+    if sft(sft_config(config), lessons=lessons()) is None:
+        sys.exit(3)
+    return str(final)
+
+
+def played(arm: str, options, trails: TrailConfig, seed: int, questions: int, name: str) -> agent.AgentResult:
+    """What an arm's agent comes to."""
+    return agent_job.run(agent_job.AgentConfig(
+        model=trained(arm, options, dataclasses.replace(trails, hops=tuple(options.train_hops))),
+        out=f"{options.out}/{arm.replace('++ ', 'pp_')}/{name}", embedded=questions, trails=trails, seed=seed,
+        told=False, tools=TOOLS, limits=Limits(turn=64, turns=8 * trails.hops[1], context=options.context),
+        rows=options.rows, capacity=options.context + 512,
+    ))  # fmt: skip
+
+
+def line(arm: str, result: agent.AgentResult) -> dict:
+    """A line of the table."""
+    size = {each.round: each.mean for each in result.sizes}
+    share = lambda name: f"{100 * result.groups[name].success:.1f}" if name in result.groups else None
+    return {
+        "agent": arm, **{f"{name} %": share(name) for name in (agent.ALL, multihop.EASY, multihop.HARD)},
+        **{f"at {number}": size.get(number) for number in SHOWN},
+        "out of context": result.groups[agent.ALL].finishes.get("context", 0),
+        "reuse spared %": 100 * result.saved,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arms", default=",".join(ARMS), help="names, separated by commas: " + ", ".join(ARMS))
+    parser.add_argument("--steps", type=int, default=1000, help="of training")
+    parser.add_argument("--trajectories", type=int, default=3000, help="of the expert")
+    parser.add_argument("--train-hops", type=int, nargs=2, default=(16, 60), help="stops of a trail, in training")
+    parser.add_argument("--hops", type=int, nargs=2, default=(20, 60), help="stops of a trail, in the questions")
+    parser.add_argument("--long-hops", type=int, nargs=2, default=(80, 100), help="and in the long ones")
+    parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--long", type=int, default=20, help="long questions")
+    parser.add_argument("--length", type=int, default=5120, help="tokens of a row and of a step")
+    parser.add_argument("--context", type=int, default=2048, help="the most keys that a turn may begin with")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--out", default="runs/agents")
+    parser.add_argument("--results", type=Path, default=Path("results/agents.json"))
+    options = parser.parse_args()
+    arms = options.arms.split(",")
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        parser.error(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
+    compile_cache(memory_tiny.get_config().compile_cache)
+    found: dict[str, dict] = {"questions": {}, "long questions": {}}
+    for arm in arms:
+        sets = {"questions": (options.hops, options.questions), "long questions": (options.long_hops, options.long)}
+        for name, (hops, count) in sets.items():
+            result = played(arm, options, TrailConfig(hops=tuple(hops)), TEST, count, name.replace(" ", "_"))
+            found[name][arm] = {**line(arm, result), "whole": dataclasses.asdict(result)}
+        sizes = {name: value for name, value in vars(options).items() if name not in ("results", "out", "arms")}
+        write(options.results, provenance(2, ("jax", "jaxlib")) | {"sizes": sizes} | found)
+    for name, by_arm in found.items():
+        shown = [{key: value for key, value in each.items() if key != "whole"} for each in by_arm.values()]
+        print(f"\n{name}\n{table(shown)}")
+
+
+if __name__ == "__main__":
+    main()
