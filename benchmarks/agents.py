@@ -2,11 +2,11 @@
 
     python benchmarks/agents.py [--arms=vanilla,...] [--steps=1000] [--questions=100] [--out=DIR]
 
-Small models, all from random weights, learn from the scripted expert of the embedded world
-(lt_jax/memory/multihop_expert.py) for equally many steps of equally many tokens: without a memory, and with one in each
-of the two semantics. All then work on the same questions, about worlds that training has not seen, through the same
-tools. A question ends where a turn would begin with more than `--context` keys. The questions are worked on by
-`memory.agent_job`, as by launch/agent.py.
+Small models, all from one that has learned from random weights to look things up in pages, learn from the scripted
+expert of the embedded world (lt_jax/memory/multihop_expert.py) for equally many steps of equally many tokens: without a
+memory, and with one in each of the two semantics. All then work on the same questions, about worlds that training has
+not seen, through the same tools. A question ends where a turn would begin with more than `--context` keys. The
+questions are worked on by `evaluation.agent_run`, as by launch/agent.py.
 
 It may be stopped at any time; the same command goes on. RESULTS is written after every arm with what is there.
 """
@@ -15,26 +15,35 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
+import random
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from machine import provenance, table, write  # noqa: E402
 
-from configs import memory_tiny  # noqa: E402
+from configs import defaults, memory_tiny  # noqa: E402
 from launch.main import compile_cache  # noqa: E402
 from launch.settings import sft_config  # noqa: E402
 from lt_jax.data import tokenizer as words  # noqa: E402
+from lt_jax.data.sources import Mapped  # noqa: E402
+from lt_jax.data.traces import Trace  # noqa: E402
+from lt_jax.evaluation import agent_run, agents  # noqa: E402
+from lt_jax.evaluation.metrics import plain  # noqa: E402
 from lt_jax.evaluation.results import write_whole  # noqa: E402
-from lt_jax.memory import agent, agent_job, multihop  # noqa: E402
+from lt_jax.memory import multihop  # noqa: E402
+from lt_jax.memory.corpus import Page  # noqa: E402
 from lt_jax.memory.multihop import TOOLS, TrailConfig, worlds  # noqa: E402
 from lt_jax.memory.multihop_expert import solved  # noqa: E402
 from lt_jax.memory.sft import lessons  # noqa: E402
 from lt_jax.memory.tools import tools  # noqa: E402
 from lt_jax.memory.trajectories import Limits  # noqa: E402
-from lt_jax.training.sft import sft  # noqa: E402
+from lt_jax.training.sft import Lessons, row_maker, sft, told  # noqa: E402
 
 ARMS = ("vanilla", "++ lifetimes", "++ rebuild")
 TRAIN, TEST = 1, 2  # seeds of the worlds
@@ -68,22 +77,72 @@ def start(folder: Path, trails: TrailConfig) -> None:
     write(folder / "config.json", MODEL | {"vocab_size": size})
 
 
+@functools.cache
+def some_pages(trails: TrailConfig) -> tuple[Sequence[Page], ...]:
+    return tuple(place.corpus.pages for place in worlds(trails, 400, TRAIN))
+
+
+def look_ups(trails: TrailConfig, index: int) -> Trace:
+    """Pages, and then what they say of one stop or another, and which page is whose: all that the trails ask for."""
+    draw = random.Random(f"look-ups/{index}")
+    pages = draw.choice(some_pages(trails))
+    pages = draw.sample(pages, draw.randint(4, min(60, len(pages))))
+    numbers = sorted(draw.sample(range(1, 2 * len(pages) + 1), len(pages)))
+    said = []
+    for _ in range(len(pages) + 4):
+        at = draw.randrange(len(pages))
+        kind, list_of = draw.choice((multihop.FOOD, multihop.HOME, multihop.FRIEND, "")), pages[at : at + 4]
+        if kind:
+            found = re.search(rf"{kind} ([\w ]+) [,.]", pages[at].text)[1]
+            said.append(f"{pages[at].title} {kind} {found}")
+        else:
+            said.append(" ".join(f"{page.title} {number}" for page, number in zip(list_of, numbers[at:], strict=False)))
+    shown = "\n".join(f"visit: {page.title}\n{number}:{page.text}" for page, number in zip(pages, numbers, strict=True))
+    return Trace(shown, "\n".join(said), segments=tuple(said), source="look-ups")
+
+
+def looked_up(options, trails: TrailConfig) -> str:
+    """The folder of the model that all arms start from."""
+    out = Path(options.out)
+    final = out / "look_ups" / "final"
+    if final.is_dir():
+        return str(final)
+    start(out / "start", trails)
+    config = defaults.get_config()
+    config.folder, config.model.path, config.model.scratch = str(final.parent), str(out / "start"), True
+    config.data.embedded = 1_000_000
+    config.batches.update(length=options.length, batch=1, bins=8, over_length="drop", seed=1)
+    config.scheme.update(method="vanilla", n_gist=0)
+    config.train.update(steps=options.look_ups, log_every=50, save_every=250)
+    config.optim = memory_tiny.get_config().optim
+    config.log.tensorboard = False
+
+    def lessons(config, tokenizer, special) -> Lessons:
+        samples = Mapped(range(config.source.embedded), lambda index: look_ups(trails, index))
+        return Lessons(samples, {"look-ups": told(samples)}, row_maker(config, tokenizer, special))
+
+    print("\nlook-ups")
+    if sft(sft_config(config), lessons=lessons) is None:
+        sys.exit(3)
+    return str(final)
+
+
 def trained(arm: str, options, trails: TrailConfig) -> str:
     """The folder of the trained model."""
     out = Path(options.out)
     final = out / arm.replace("++ ", "pp_") / "final"
     if final.is_dir():
         return str(final)
-    start(out / "start", trails)
     memory = arm != "vanilla"
     data = out / f"expert_{'memory' if memory else 'plain'}.jsonl"
     expert_file(data, trails, options.trajectories, memory)
     config = memory_tiny.get_config()
-    config.folder, config.model.path, config.model.scratch = str(final.parent), str(out / "start"), True
+    config.folder, config.model.path = str(final.parent), looked_up(options, trails)
     config.data.update(path=str(data), embedded=0)
     config.scheme.semantics = arm.split()[-1] if memory else "lifetimes"
     config.batches.update(length=options.length, batch=1, bins=16)
     config.train.update(steps=options.steps, save_every=250)
+    config.optim.learning_rate = options.rate
     config.log.tensorboard = False
     print(f"\n{arm}")
     if sft(sft_config(config), lessons=lessons()) is None:
@@ -91,9 +150,9 @@ def trained(arm: str, options, trails: TrailConfig) -> str:
     return str(final)
 
 
-def played(arm: str, options, trails: TrailConfig, seed: int, questions: int, name: str) -> agent.AgentResult:
+def played(arm: str, options, trails: TrailConfig, seed: int, questions: int, name: str) -> agents.AgentResult:
     """What an arm's agent comes to."""
-    return agent_job.run(agent_job.AgentConfig(
+    return agent_run.run(agent_run.AgentConfig(
         model=trained(arm, options, dataclasses.replace(trails, hops=tuple(options.train_hops))),
         out=f"{options.out}/{arm.replace('++ ', 'pp_')}/{name}", embedded=questions, trails=trails, seed=seed,
         told=False, tools=TOOLS, limits=Limits(turn=64, turns=8 * trails.hops[1], context=options.context),
@@ -101,14 +160,14 @@ def played(arm: str, options, trails: TrailConfig, seed: int, questions: int, na
     ))  # fmt: skip
 
 
-def line(arm: str, result: agent.AgentResult) -> dict:
+def line(arm: str, result: agents.AgentResult) -> dict:
     """A line of the table."""
     size = {each.round: each.mean for each in result.sizes}
-    share = lambda name: f"{100 * result.groups[name].success:.1f}" if name in result.groups else None
+    share = lambda name: f"{100 * result.groups[name].accuracy.value:.1f}" if name in result.groups else None
     return {
-        "agent": arm, **{f"{name} %": share(name) for name in (agent.ALL, multihop.EASY, multihop.HARD)},
+        "agent": arm, **{f"{name} %": share(name) for name in (agents.ALL, multihop.EASY, multihop.HARD)},
         **{f"at {number}": size.get(number) for number in SHOWN},
-        "out of context": result.groups[agent.ALL].finishes.get("context", 0),
+        "out of context": result.groups[agents.ALL].finishes.get("context", 0),
         "reuse spared %": 100 * result.saved,
     }  # fmt: skip
 
@@ -116,7 +175,9 @@ def line(arm: str, result: agent.AgentResult) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", default=",".join(ARMS), help="names, separated by commas: " + ", ".join(ARMS))
-    parser.add_argument("--steps", type=int, default=1000, help="of training")
+    parser.add_argument("--look-ups", type=int, default=600, help="steps of training before that of the arms")
+    parser.add_argument("--steps", type=int, default=1200, help="of training")
+    parser.add_argument("--rate", type=float, default=6e-3, help="learning rate of the arms")
     parser.add_argument("--trajectories", type=int, default=3000, help="of the expert")
     parser.add_argument("--train-hops", type=int, nargs=2, default=(16, 60), help="stops of a trail, in training")
     parser.add_argument("--hops", type=int, nargs=2, default=(20, 60), help="stops of a trail, in the questions")
@@ -138,7 +199,7 @@ def main() -> None:
         sets = {"questions": (options.hops, options.questions), "long questions": (options.long_hops, options.long)}
         for name, (hops, count) in sets.items():
             result = played(arm, options, TrailConfig(hops=tuple(hops)), TEST, count, name.replace(" ", "_"))
-            found[name][arm] = {**line(arm, result), "whole": dataclasses.asdict(result)}
+            found[name][arm] = {**line(arm, result), "whole": plain(result)}
         sizes = {name: value for name, value in vars(options).items() if name not in ("results", "out", "arms")}
         write(options.results, provenance(2, ("jax", "jaxlib")) | {"sizes": sizes} | found)
     for name, by_arm in found.items():

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -125,7 +124,7 @@ def solve_plainly(arm: str, final: Path, problems, sizes: Sizes, budget: int) ->
     if arm == "vanilla":
         within = [record.correct and record.counts.peak <= budget for record in method.records]
         found["vanilla in the budget"] = dict(accuracy=metrics.wilson(sum(within), len(within)), right=within)
-    return plain_values(found)
+    return metrics.plain(found)
 
 
 def solve(arm: str, final: Path, problems, sizes: Sizes, memory: MemoryConfig) -> dict[str, dict]:
@@ -136,24 +135,15 @@ def solve(arm: str, final: Path, problems, sizes: Sizes, memory: MemoryConfig) -
         budget = memory.budget if mode.spends else None
         solved = evaluation.solve(model, problems, mode, budget=budget, rows=sizes.rows, capacity=sizes.capacity,
                                   turns=8 * sizes.most, tokens=4 * sizes.capacity)  # fmt: skip
-        one = evaluation.summarise(solved)
-        result = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
-        result["right"] = [each.log.correct is True for each in solved]
+        result = metrics.plain(evaluation.summarise(solved))
+        result["right"] = [each.correct is True for each in solved]
         result["families"] = {
             family: {"accuracy": each.accuracy.value, "edits": each.edits.value, "actions": each.actions}
             for family, each in evaluation.by_family(solved).items()
         }
         way = arm if arm.startswith(PLAINLY) else f"{EDITED} {name} {arm.split()[-1]}"
         found[way] = result
-    return plain_values(found)
-
-
-def plain_values(value):
-    """Intervals as {value, low, high}, all through; what is not known as null."""
-    value = vars(value) if isinstance(value, metrics.Interval) else value
-    if isinstance(value, float):
-        return round(value, 5) if math.isfinite(value) else None
-    return {key: plain_values(each) for key, each in value.items()} if isinstance(value, dict) else value
+    return metrics.plain(found)
 
 
 def pass_tokens(sizes: Sizes) -> dict[str, float]:

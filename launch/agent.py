@@ -26,9 +26,9 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "the config of agents, 
 def main(argv) -> None:
     config = resolved(CONFIG, example="configs/agent.py")
     compile_cache(config.compile_cache)
-    from lt_jax.memory import agent_job
+    from lt_jax.evaluation import agent_run
 
-    agent_job.run(agent_config(config))
+    agent_run.run(agent_config(config))
 
 
 if __name__ == "__main__":

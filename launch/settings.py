@@ -122,7 +122,7 @@ def rl_config(config):
 def agent_config(config):
     """The `AgentConfig` of a config file."""
     from lt_jax.decode import Sampling
-    from lt_jax.memory.agent_job import AgentConfig
+    from lt_jax.evaluation.agent_run import AgentConfig
     from lt_jax.memory.multihop import TrailConfig
     from lt_jax.memory.tools import ToolsConfig
     from lt_jax.memory.trajectories import Limits

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from lt_jax.data import answers, latex
+from lt_jax.data.answers import right
 from lt_jax.data.latex import LatexJudge
 from lt_jax.data.problem import Problem
 from lt_jax.errors import UserError
@@ -443,3 +444,15 @@ def test_judge_bare_replies_and_lists():
     assert answers.judge(primes, r"\boxed{3}, \boxed{5} and \boxed{9}") == ("3, 5, 9", False)
     assert answers.judge(Problem("which?", "7"), r"\boxed{3}, \boxed{5} and \boxed{7}") == ("7", True)
     assert answers.judge(Problem("how many?", "1,234"), r"\boxed{1}, \boxed{234}") == ("234", False)
+
+
+def test_a_final_answer_is_nothing_but_that():
+    """Read as a text is, and as it stands where nothing is found in it; without a reference nobody knows."""
+    problem = Problem("?", "9")
+    assert right(problem, "9") and right(problem, "The answer is 9.") and right(problem, "\\boxed{9}")
+    assert right(problem, "8") is False and right(problem, " ") is False
+    assert right(Problem("?", "Berlin"), "berlin") and right(Problem("?", "1/2"), "0.5")
+    assert right(Problem("?", "rice lake"), "answer: rice lake") and not right(Problem("?", "rice lake"), "rice hill")
+    choices = Problem("?", "B", choices=("rice", "lake"))
+    assert right(choices, "lake") and right(choices, "(b)") and not right(choices, "rice")
+    assert right(Problem("?", ""), "9") is None

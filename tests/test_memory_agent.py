@@ -14,15 +14,18 @@ import jax
 import numpy as np
 import pytest
 
+from lt_jax.data import answers
 from lt_jax.data import tokenizer as trained_tokenizer
-from lt_jax.data.problem import Problem
 from lt_jax.decode import DecodeConfig, Engine, control
 from lt_jax.errors import UserError
+from lt_jax.evaluation import agent_run, agents
+from lt_jax.evaluation.metrics import plain
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import default_table
 from lt_jax.layout.tokenizer import load_tokenizer
-from lt_jax.memory import agent, agent_job
+from lt_jax.memory import agent
 from lt_jax.memory.agent_files import read_questions
+from lt_jax.memory.counted import counted
 from lt_jax.memory.log import from_json, row_of, turns_of
 from lt_jax.memory.machine import Call, Expand, Fold
 from lt_jax.memory.multihop import EASY, HARD, TOOLS, TrailConfig, world, worlds
@@ -64,7 +67,7 @@ def test_the_expert_solves_every_question_through_the_tools(config):
             problems += 1
             for memory in (True, False):
                 log = solved(problem, tools_of(place), memory, every=2 if config is SHORT else 4)
-                assert log.correct and agent.judged(problem, log.answer)
+                assert log.correct and answers.right(problem, log.answer)
                 assert from_json(json.loads(json.dumps(log.to_json()))) == log
                 counts = collections.Counter(turn.action for turn in log.turns)
                 assert counts["call"] >= problem.metadata["hops"], "every stop is visited"
@@ -106,15 +109,6 @@ def test_worlds_follow_from_their_seeds_and_fit_their_names():
             TrailConfig(**settings)
 
 
-def sized(log, syntax, prompt, semantics):
-    """The log with the context of every turn, from its row alone."""
-    row, turns = ROWS[semantics](syntax, prompt), []
-    for (turn, observation), logged in zip(turns_of(log, syntax), log.turns, strict=True):
-        turns.append(dataclasses.replace(logged, context=row.visible))
-        assert row.turn(turn, observation) is None
-    return dataclasses.replace(log, turns=tuple(turns))
-
-
 @pytest.mark.parametrize("semantics", list(ROWS))
 def test_150_rounds_stay_small(small, semantics):
     """What is left of a round is what a summary says of it, however long its page: the context grows by that alone."""
@@ -125,8 +119,8 @@ def test_150_rounds_stay_small(small, semantics):
         problem = place.problems[1]
         prompt = syntax.ids(problem.text)
         for memory in (True, False):
-            log = sized(solved(problem, tools_of(place), memory), syntax, prompt, semantics)
-            sizes = {each.round: each.mean for each in agent.summarise([log]).sizes}
+            log = counted(solved(problem, tools_of(place), memory), syntax, prompt, semantics)
+            sizes = {each.round: each.mean for each in agents.summarise([log]).sizes}
             assert max(sizes) >= 150 and log.turns[0].context == len(prompt)
             found[filler, memory] = sizes
             if memory and semantics == "lifetimes":
@@ -172,11 +166,11 @@ def played(small):
         patch.setattr(control, "sample", script.sample)
         runner = Trajectories(engine, syntax, Limits(), named | {"visit": slow_visit})
         mine = []
-        for each in agent.play(runner, [(problem, 0), (problem, 1)], prompt):
+        for _, each in agent.play(runner, {0: problem, 1: problem}, prompt):
             mine.append(each)
             ended.set()
         limited = Trajectories(engine, syntax, Limits(context=350), named)
-        (whole,) = agent.play(limited, [(problem, 2)], prompt)
+        ((_, whole),) = agent.play(limited, {2: problem}, prompt)
     return problem, log, mine, whole, syntax
 
 
@@ -193,22 +187,22 @@ def test_an_agent_is_judged_and_counted(played):
         assert each.correct and each.id == problem.metadata["id"] and each.extra["difficulty"] == HARD
         assert [turn.content for turn in each.turns] == [turn.content for turn in expert[True].turns]
         assert [turn.observation for turn in each.turns] == [turn.observation for turn in expert[True].turns]
-    own = sized(expert[True], syntax, syntax.ids(problem.text), "lifetimes")
+    own = counted(expert[True], syntax, syntax.ids(problem.text), "lifetimes")
     assert [turn.context for turn in mine[0].turns] == [turn.context for turn in own.turns], "as counted from the row"
     assert limited.finish == "context" and limited.correct is False
     assert 1 < len(limited.turns) < len(expert[False].turns)
     contents = [turn.content for turn in expert[False].turns]
     assert [turn.content for turn in limited.turns] == contents[: len(limited.turns)]
-    result = agent.summarise([*mine, limited])
-    assert result.groups[agent.ALL].success == 2 / 3 and result.groups[HARD].questions == 3
+    result = agents.summarise([*mine, limited])
+    assert result.groups[agents.ALL].accuracy.value == 2 / 3 and result.groups[HARD].problems == 3
     assert result.groups[HARD].finishes == {"answered": 2, "context": 1} and result.groups[HARD].unjudged == 0
-    assert result.groups[HARD].actions["expand"] == 2 * result.groups[HARD].actions["fold"] / 2 > 0
+    assert result.groups[HARD].actions["expand"] == result.groups[HARD].actions["fold"] > 0
     first = result.sizes[0]
     assert (first.round, first.trajectories, first.mean) == (1, 3, len(syntax.ids(problem.text)))
     assert result.sizes[-1].trajectories == 2
     assert result.tokens["reused"] > result.tokens["read"] > result.tokens["again"] > 0 and result.saved > 0.5
-    shown = agent.table(result)
-    assert "all: 2 of 3 right (66.7%), " in shown and "2 answered, 1 context" in shown
+    shown = agents.table(result)
+    assert "all: 66.7% of 3 right; 2 answered, 1 context; a question has " in shown
     assert re.search(r"^ +1 +3 +\d+ +\d+$", shown, re.M)
 
 
@@ -219,14 +213,6 @@ def test_rounds_are_calls_with_what_was_done_between(played):
     assert all(turns[-1].action == "call" for turns in each[:-1]) and each[-1][-1].action == "final_answer"
     kinds = {type(turn.taken) for turns in each for turn in turns[:-1]}
     assert {Expand, Fold} <= kinds and Call not in kinds
-
-
-def test_answers_are_judged_as_in_an_evaluation():
-    problem = Problem("?", "rice lake")
-    assert agent.judged(problem, "answer: rice lake") and agent.judged(problem, " Rice lake ")
-    assert agent.judged(problem, "rice hill") is False and agent.judged(problem, "") is False
-    assert agent.judged(Problem("?", "1/2"), "0.5") and agent.judged(Problem("?", ""), "x") is None
-    assert agent.judged(Problem("?", "B", choices=("rice", "lake")), "lake")
 
 
 def hidden(text, key):
@@ -281,23 +267,24 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path):
     """With random weights: every question ends somehow, and the second half of a run is as if it had never stopped."""
     folder = make(tmp_path / "model", Scheme("memory"))
     limits = Limits(turn=12, turns=3, malformed=2)
-    config = agent_job.AgentConfig(model=str(folder), out=str(tmp_path / "run"), embedded=3, trails=SHORT, told=False,
+    config = agent_run.AgentConfig(model=str(folder), out=str(tmp_path / "run"), embedded=3, trails=SHORT, told=False,
                                    limits=limits, rows=2)  # fmt: skip
     said = []
-    result = agent_job.run(config, said.append)
-    assert result.groups[agent.ALL].questions == 3 and result.groups[agent.ALL].right == 0
-    assert set(result.groups) == {agent.ALL, EASY, HARD} and said[0] == agent.table(result)
-    lines = tmp_path / "run" / "trajectories.jsonl"
-    whole = sorted(lines.read_text().splitlines())
-    lines.write_text(lines.read_text()[:-40])
-    again = agent_job.run(config, said.append)
-    assert sorted(lines.read_text().splitlines()) == whole
-    assert again.groups == result.groups and again.sizes == result.sizes
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["groups"][agent.ALL]["questions"] == 3
+    result = agent_run.run(config, said.append)
+    assert result.groups[agents.ALL].problems == 3 and result.groups[agents.ALL].accuracy.value == 0
+    assert set(result.groups) == {agents.ALL, EASY, HARD} and said[0] == agents.table(result)
+    lines, journal = tmp_path / "run" / "trajectories.jsonl", tmp_path / "run" / "journal.jsonl"
+    whole = lines.read_text()
+    assert whole.count("\n") == 3
+    journal.write_text(journal.read_text()[:-40])
+    again = agent_run.run(config, said.append)
+    assert lines.read_text() == whole
+    assert plain(again) == plain(result)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["groups"][agents.ALL]["problems"] == 3
     with pytest.raises(UserError, match="holds a run with other settings"):
-        agent_job.run(dataclasses.replace(config, seed=1), said.append)
+        agent_run.run(dataclasses.replace(config, seed=1), said.append)
     with pytest.raises(UserError, match="no marks of a memory"):
-        agent_job.run(dataclasses.replace(config, model=str(make(tmp_path / "plain")), out=str(tmp_path / "x")))
+        agent_run.run(dataclasses.replace(config, model=str(make(tmp_path / "plain")), out=str(tmp_path / "x")))
     assert not (tmp_path / "x").exists()
     for settings, words in (({"questions": "x.csv"}, "either questions"), ({"corpus": ("x",)}, "pages of its own"),
                             ({"embedded": 0, "questions": "x.csv"}, "there are no tools")):  # fmt: skip

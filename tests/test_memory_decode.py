@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lt_jax import lifetimes
+from lt_jax.data.problem import Problem
 from lt_jax.decode import DecodeConfig, Engine, Sampling, control
 from lt_jax.errors import UserError
 from lt_jax.layout.scheme import Scheme
@@ -133,19 +134,20 @@ def test_a_log_is_the_trajectory(decoded):
     """Through JSON and back, as the same row and the same memory."""
     semantics, syntax, found, _ = decoded
     for each in found:
-        log = log_of(each, syntax, "x", gold="7")
+        log = log_of(each, syntax, Problem("x", "7"))
         assert from_json(json.loads(json.dumps(log.to_json()))) == log
         again = row_of(log, syntax, syntax.ids(f"x {LONG}x"), semantics).row()
         row = each.row.row()
         np.testing.assert_array_equal(again.tokens, row.tokens)
         np.testing.assert_array_equal(again.death, row.death)
         np.testing.assert_array_equal(again.position, row.position)
-        assert log.answer == syntax.text(each.answer)
+        assert log.answer == syntax.text(each.answer) and log.correct is False and log.counts == each.counts
+        assert (log.extra["peak"], log.extra["dependency"]) == (each.peak, each.dependency)
         shown = [entity.shown for entity in log.states()[-1].entities]
         assert len(shown) == len(each.memory.entities)
-    bad = log_of(found[0], syntax, "x").to_json()
+    bad = log_of(found[0], syntax, Problem("x", "")).to_json()
     bad["turns"][2]["number"] = 5
-    with pytest.raises(UserError, match="line 3: there is no entity 5; possible here: commit, expand of 1, 2"):
+    with pytest.raises(UserError, match="line 3: there is no entity 5; possible here: commit, expand of 1-2"):
         from_json(bad, "line 3")
     for change, said in (({"turn": []}, "unknown field 'turn'"), ({"finish": "won"}, "finish is 'won'"),
                          ({"turns": [{"text": "a"}]}, "turn 1: a turn is an object with 'text' and 'action'"),

@@ -256,13 +256,14 @@ def test_a_run_leaves_a_model_that_is_decoded_as_it_was_trained(trained):
 
 
 def test_a_summary_counts_what_was_done():
-    problem = Lookbacks(1)[0].problem
-    one = lambda correct, **counts: evaluation.Solved(
-        problem, Log("1", "q", (), correct=correct), 10, 100, 3, 7,
-        {"commit": 0, "expand": 0, "fold": 0, "call": 0, "final_answer": 1, "malformed": 0, "illegal": 0, **counts},
-    )  # fmt: skip
-    found = evaluation.summarise([one(True, commit=3, expand=1, fold=1), one(None, malformed=2, illegal=1)])
-    assert (found.accuracy.value, found.problems, found.again.value) == (0.5, 2, 3)
+    said = lambda action, why="": LoggedTurn("", action, "z", why=why, written=7, again=1)
+    one = lambda correct, *turns: Log("1", "q", (*turns, said("final_answer")), correct=correct,
+                                      extra={"peak": 10, "dependency": 100})  # fmt: skip
+    commits, edits = [said("commit")] * 3, [said("expand"), said("fold")]
+    wrong = [said("malformed", "no action"), said("malformed", "no action"), said("fold", "not possible")]
+    found = evaluation.summarise([one(True, *commits, *edits), one(None, *wrong)])
+    assert (found.accuracy.value, found.problems, found.unjudged, found.again.value) == (0.5, 2, 1, 5)
+    assert (found.peak.value, found.dependency.value, found.written.value, found.rounds.value) == (10, 100, 35, 1)
     assert found.parsed.value == 8 / 10 and found.legal.value == 7 / 8 and found.edits.value == 2 / 7
     assert found.actions["commit"] == 1.5 and found.finishes == {"answered": 2}
 

@@ -49,6 +49,17 @@ def judge(problem: Problem, text: str) -> tuple[str | None, bool | None]:
     return found, same(found, problem.answer)
 
 
+def right(problem: Problem, answer: str) -> bool | None:
+    """Whether a final answer, which is nothing but that, is right; None if nobody knows, or as of `judge`. Where
+    `given` finds no answer in it, it is the answer as it stands."""
+    if not problem.answer.strip():
+        return None
+    if not answer.strip():
+        return False
+    found = given(problem, answer) or answer
+    return same_choice(found, problem.answer, problem.choices) if problem.choices else same(found, problem.answer)
+
+
 def given(problem: Problem, text: str) -> str | None:
     """The answer that `text` gives to `problem`; None if it gives none.
 

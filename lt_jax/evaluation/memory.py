@@ -16,43 +16,25 @@ from lt_jax.data.problem import Problem
 from lt_jax.decode import DecodeConfig, Sampling
 from lt_jax.errors import UserError
 from lt_jax.evaluation.metrics import Interval, mean, wilson
+from lt_jax.memory.agent import rounds
 from lt_jax.memory.log import Log, log_of
 from lt_jax.memory.modes import Mode, asked
 from lt_jax.memory.syntax import syntax_of
-from lt_jax.memory.trajectories import Limits, Tool, Trajectories, Trajectory
+from lt_jax.memory.trajectories import ILLEGAL, MALFORMED, Limits, Tool, Trajectories, tallied
 from lt_jax.model import Model
 
 EDITS = ("expand", "fold")
-WRONG = ("malformed", "illegal")
-
-
-@dataclasses.dataclass(frozen=True)
-class Solved:
-    """A problem and the trajectory that it was given.
-
-    Attributes:
-        problem: what was asked.
-        log: the trajectory as text; `correct` is None where the answers could not be compared in time.
-        peak, dependency, again, written: see `trajectories.Trajectory`; written are its `tokens`.
-        counts: how often each action was taken, see there.
-    """
-
-    problem: Problem
-    log: Log
-    peak: int
-    dependency: int
-    again: int
-    written: int
-    counts: Mapping[str, int]
+COST = ("peak", "dependency")  # what `extra` has of a trajectory
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Many of them.
+    """Many trajectories.
 
     Attributes:
-        accuracy: with its 95 % interval; what could not be judged counts as wrong.
-        peak, dependency, again, written: means over the problems.
+        accuracy: with its 95 % interval; what could not be judged counts as wrong. unjudged: how many that are.
+        peak, dependency, again, written: means over the problems, see `trajectories.Trajectory`.
+        rounds: calls of tools, and what follows the last, see `memory.agent.rounds`; a mean as well.
         parsed: the share of turns that could be read as an action. legal: of these, the share that was possible.
         edits: expands and folds, as a share of the actions that were taken.
         actions: {action: mean number a problem}.
@@ -61,10 +43,12 @@ class Summary:
 
     problems: int
     accuracy: Interval
+    unjudged: int
     peak: Interval
     dependency: Interval
     again: Interval
     written: Interval
+    rounds: Interval
     parsed: Interval
     legal: Interval
     edits: Interval
@@ -76,8 +60,8 @@ def solve(
     model: Model, problems: Sequence[Problem], mode: Mode | None = None, *, budget: int | None = None, rows: int = 16,
     capacity: int = 4096, block_steps: int = 32, sampling: Sampling | None = None, seed: int = 0,
     tools: Mapping[str, Tool] | None = None, **limits,
-) -> list[Solved]:  # fmt: skip
-    """Lets a model solve problems, each in a trajectory of its own.
+) -> list[Log]:  # fmt: skip
+    """Lets a model solve problems, each in a trajectory of its own; `extra` has the name of the mode.
 
     Args:
         model: trained for method "memory", in the semantics that it was trained with.
@@ -103,30 +87,31 @@ def solve(
         for number, problem in enumerate(problems)
     ]
     found = Trajectories(engine, syntax, held, tools).complete(questions)
-    return [_judged(problem, each, syntax, mode) for problem, each in zip(problems, found, strict=True)]
+    extra = {"mode": mode.name} if mode else {}
+    return [log_of(each, syntax, problem, **extra) for problem, each in zip(problems, found, strict=True)]
 
 
-def summarise(found: Sequence[Solved]) -> Summary:
-    """The `Summary` of a list of `Solved`."""
-    names = found[0].counts if found else ()
-    total = {name: sum(each.counts[name] for each in found) for name in names}
-    turns, wrong = sum(total.values()), {name: total.get(name, 0) for name in WRONG}
-    read = turns - wrong["malformed"]
-    finishes = [each.log.finish for each in found]
-    means = {name: mean([getattr(each, name) for each in found]) for name in ("peak", "dependency", "again", "written")}
+def summarise(logs: Sequence[Log]) -> Summary:
+    """What became of trajectories that a model wrote (`log.log_of`), or whose turns were counted (`counted`)."""
+    total = {name: sum(log.counts[name] for log in logs) for name in tallied(())}
+    turns, possible = sum(total.values()), sum(total.values()) - total[MALFORMED] - total[ILLEGAL]
+    finishes = [log.finish for log in logs]
+    over = lambda name: [sum(getattr(turn, name) for turn in log.turns) for log in logs]
     return Summary(
-        len(found), wilson(sum(each.log.correct is True for each in found), len(found)), **means,
-        parsed=wilson(read, turns), legal=wilson(read - wrong["illegal"], read),
-        edits=wilson(sum(total.get(name, 0) for name in EDITS), read - wrong["illegal"]),
-        actions={name: count / len(found) for name, count in total.items()},
+        len(logs), wilson(sum(log.correct is True for log in logs), len(logs)),
+        sum(log.correct is None for log in logs), **{name: mean([log.extra[name] for log in logs]) for name in COST},
+        again=mean(over("again")), written=mean(over("written")), rounds=mean([len(rounds(log)) for log in logs]),
+        parsed=wilson(turns - total[MALFORMED], turns), legal=wilson(possible, turns - total[MALFORMED]),
+        edits=wilson(sum(total[name] for name in EDITS), possible),
+        actions={name: count / max(len(logs), 1) for name, count in total.items()},
         finishes={name: finishes.count(name) for name in dict.fromkeys(finishes)},
     )  # fmt: skip
 
 
-def by_family(found: Sequence[Solved]) -> dict[str, Summary]:
+def by_family(logs: Sequence[Log]) -> dict[str, Summary]:
     """The summary of each family of problems, such as problems of one difficulty, in the order of their names."""
-    families = sorted({each.problem.family for each in found})
-    return {name: summarise([each for each in found if each.problem.family == name]) for name in families}
+    families = sorted({log.extra["family"] for log in logs})
+    return {name: summarise([log for log in logs if log.extra["family"] == name]) for name in families}
 
 
 def _limits(mode: Mode | None, semantics: str, budget: int | None, more: dict) -> Limits:
@@ -135,14 +120,3 @@ def _limits(mode: Mode | None, semantics: str, budget: int | None, more: dict) -
             raise UserError(f"budget is {budget}, which is for mode 'budget'; give the mode, or leave the budget out")
         return Limits(semantics, **more)
     return mode.limits(semantics, budget, **more)
-
-
-def _judged(problem: Problem, each: Trajectory, syntax, mode: Mode | None) -> Solved:
-    log = log_of(each, syntax, problem.text, problem.system, problem.answer, extra={"mode": mode.name} if mode else {})
-    verdict = False
-    if log.answer:
-        given, verdict = answers.judge(problem, log.answer)
-        if given is None:  # an answer that is nothing but itself
-            verdict = answers.same(log.answer, problem.answer)
-    log = dataclasses.replace(log, correct=verdict)
-    return Solved(problem, log, each.peak, each.dependency, each.again, each.tokens, each.counts)

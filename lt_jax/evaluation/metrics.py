@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -45,6 +45,17 @@ def mean(values: Sequence[float]) -> Interval:
     half = Z95 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
     middle = float(values.mean())
     return Interval(middle, middle - half, middle + half)
+
+
+def plain(value):
+    """A result as JSON values: intervals and other dataclasses by the names of their fields, what is not known as
+    null."""
+    value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclasses.dataclass(frozen=True)

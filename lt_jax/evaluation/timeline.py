@@ -18,8 +18,9 @@ import itertools
 from collections.abc import Sequence
 
 from lt_jax.evaluation.svg import SOFT, Scale, axes, path, picture, tag, text
-from lt_jax.memory.log import MALFORMED, Log, LoggedTurn
+from lt_jax.memory.log import Log, LoggedTurn
 from lt_jax.memory.machine import OBSERVATION, STEP, Entity, Memory
+from lt_jax.memory.trajectories import MALFORMED
 
 LEFT, RIGHT, TOP, OPEN, CHART, BOTTOM = 66, 14, 30, 18, 104, 44  # pixels
 TALLEST, LOWEST, ALL = 16.0, 5.0, 420.0  # of an entity's line, and of all of them if they may be that tall

@@ -10,8 +10,7 @@
     prune.py, statistics.py, dataset.py    what is worth learning from, numbers about it, and it as a TFDS data set
     counted.py    what a trajectory costs in either semantics, without a model
     rl.py         reinforcement learning of the actions, on `lt_jax.rl`
-    agent.py      agents: questions worked on with tools, judged and counted; agent_job.py a whole run, agent_files.py
-                  the questions of BrowseComp and xBench
+    agent.py      agents: questions worked on with tools; agent_files.py the questions of BrowseComp and xBench
     tools.py      search and visit over a corpus (corpus.py), programs and the user's functions (tool_process.py)
     multihop.py   the embedded world of agents, and multihop_expert.py, which solves it
 

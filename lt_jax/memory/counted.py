@@ -12,7 +12,8 @@ from lt_jax.memory.syntax import Syntax
 
 
 def counted(log: Log, syntax: Syntax, prompt: Sequence[int], semantics: str) -> Log:
-    """The log with the counts of its turns, as an engine would have them that keeps every row while tools answer.
+    """The log with the counts of its turns, as an engine would have them that keeps every row while tools answer; peak
+    and dependency are in its `extra`, as `log.log_of` puts them there.
 
     An engine feeds one token more where a turn goes on from nothing new: the last that was written (a `fold` in
     `lifetimes`).
@@ -35,4 +36,8 @@ def counted(log: Log, syntax: Syntax, prompt: Sequence[int], semantics: str) -> 
         why = row.turn(turn, observation)
         if why and not logged.why:
             raise UserError(f"trajectory {log.id}, turn {number}: {why}")
-    return dataclasses.replace(log, turns=tuple(turns))
+    cost = {
+        "peak": max((turn.context + turn.written for turn in turns), default=0),
+        "dependency": sum(turn.written * turn.context + turn.written * (turn.written + 1) // 2 for turn in turns),
+    }
+    return dataclasses.replace(log, turns=tuple(turns), extra={**log.extra, **cost})

@@ -23,12 +23,12 @@ from collections.abc import Mapping
 from lt_jax.data import answers
 from lt_jax.data.problem import Problem
 from lt_jax.decode.request import sample_seed
-from lt_jax.memory.log import MALFORMED, WITH_NUMBER, Log, LoggedTurn
+from lt_jax.memory.log import WITH_NUMBER, Log, LoggedTurn
 from lt_jax.memory.machine import NAMES, POSSIBLE, Call, Memory, ranges
 from lt_jax.memory.rows import taken_in, written_in
 from lt_jax.memory.syntax import Ids, Malformed, Turn, spelt
 from lt_jax.memory.teachers import Asked, Reply, Teacher, prompts
-from lt_jax.memory.trajectories import Limits, Tool, called
+from lt_jax.memory.trajectories import MALFORMED, Limits, Tool, called
 
 SOLVER, ACTOR, GOVERNOR = "solver", "actor", "governor"
 ROLES = {
@@ -160,7 +160,7 @@ class Desk:
             "replies": len(self.turns) + self.left, "attempts": self.attempts,
             **({"why": self.why} if self.why else {}),
         }  # fmt: skip
-        return dataclasses.replace(log, correct=right(problem, log.answer), extra=extra)
+        return dataclasses.replace(log, correct=answers.right(problem, log.answer), extra=extra)
 
 
 async def worked(problem: Problem, number: int, teacher: Teacher, work: Work, seed: int = 0) -> Log:
@@ -209,17 +209,6 @@ async def _turn(desk: Desk, role: str, teacher: Teacher, seed: int) -> bool:
     if not desk.finish and desk.written >= limits.tokens:
         desk.finish = "length"
     return turn is not None and not (role == ACTOR and desk.wrong)
-
-
-def right(problem: Problem, answer: str) -> bool | None:
-    """Whether a final answer is right; None if nobody knows. It is read as `data.answers` reads a text, and where that
-    finds no answer in it, it is the answer as it stands."""
-    if not problem.answer:
-        return None
-    given = answers.given(problem, answer) or answer
-    if problem.choices:
-        return answers.same_choice(given, problem.answer, problem.choices)
-    return answers.same(given, problem.answer)
 
 
 def _described(name: str, tool: Tool) -> str:

@@ -18,14 +18,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lt_jax.data import answers
+from lt_jax.data.problem import Problem
 from lt_jax.errors import UserError
 from lt_jax.memory import machine
 from lt_jax.memory.machine import NAMES, Action, Call, Commit, Expand, FinalAnswer, Fold, Memory
 from lt_jax.memory.rows import ROWS, LifetimesRow, RebuiltRow
 from lt_jax.memory.syntax import ACTIONS, Ids, Malformed, Syntax, Turn
-from lt_jax.memory.trajectories import FINISHES, Trajectory, Written
+from lt_jax.memory.trajectories import FINISHES, MALFORMED, Trajectory, Written, tallied
 
-MALFORMED = "malformed"
 WITH_CONTENT = {"commit": Commit, "final_answer": FinalAnswer}
 WITH_NUMBER = {"expand": Expand, "fold": Fold}
 
@@ -94,6 +95,11 @@ class Log:
         """The final answer, "" if there is none."""
         last = self.turns[-1] if self.turns else None
         return last.content if last and last.action == "final_answer" and not last.why else ""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """As of `trajectories.Trajectory`."""
+        return tallied((turn.action, bool(turn.why)) for turn in self.turns)
 
     def states(self) -> list[Memory[str]]:
         """The memory after each turn. What was written in a turn that was not possible stands in the open step, without
@@ -202,13 +208,17 @@ def row_of(log: Log, syntax: Syntax, prompt: Sequence[int], semantics: str) -> L
     return row
 
 
-def log_of(
-    trajectory: Trajectory, syntax: Syntax, question: str, system: str = "", gold: str = "",
-    correct: bool | None = None, extra: Mapping[str, Any] | None = None,
-) -> Log:  # fmt: skip
-    """A trajectory of a model's as text."""
+def log_of(trajectory: Trajectory, syntax: Syntax, problem: Problem, **extra) -> Log:
+    """A trajectory of a model's as text, and whether its answer is right. Its `id` is the problem's, if that has one in
+    its metadata; these are in `extra`, with the problem's family and what the trajectory cost."""
     turns = tuple(_logged(written, syntax) for written in trajectory.turns)
-    return Log(str(trajectory.id), question, turns, trajectory.finish, system, gold, correct, dict(extra or {}))
+    metadata = dict(problem.metadata or {})
+    id, reused = str(metadata.pop("id", trajectory.id)), sum(each.reused for each in trajectory.turns)
+    cost = {"peak": trajectory.peak, "dependency": trajectory.dependency, "reused": reused, "seed": trajectory.seed}
+    why = {"why": trajectory.why} if trajectory.why else {}
+    log = Log(id, problem.text, turns, trajectory.finish, problem.system, problem.answer,
+              extra={"family": problem.family, **metadata, **extra, **cost, **why})  # fmt: skip
+    return dataclasses.replace(log, correct=answers.right(problem, log.answer))
 
 
 def _logged(written: Written, syntax: Syntax) -> LoggedTurn:

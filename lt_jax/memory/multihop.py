@@ -160,7 +160,7 @@ class _Trail:
 
     def not_found(self, corpus: Corpus) -> set[int]:
         """The stops that are described and that a search by that does not find; they must be named instead."""
-        found = lambda name: {page.title for page in corpus.search(" ".join(self.likes[name]), TOOLS.results)}
+        found = lambda name: {page.title for page in corpus.search(AND.join(self.likes[name]), TOOLS.results)}
         following = {place: self.stops[place + 1] for place in self.described}
         return {place for place, name in following.items() if name not in found(name)}
 

@@ -85,7 +85,7 @@ class _Expert:
         if not last.startswith("has "):
             return last
         wanted = last.removeprefix("has ").split(AND)
-        results = _RESULT.findall(self.call("search", " ".join(wanted)))
+        results = _RESULT.findall(self.call("search", AND.join(wanted)))
         return next(title for title, text in results if [_LIKE["food"].search(text)[1],
                                                          _LIKE["home"].search(text)[1]] == wanted)  # fmt: skip
 

@@ -32,9 +32,10 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from lt_jax.errors import UserError
-from lt_jax.memory.log import MALFORMED, Log, LoggedTurn
+from lt_jax.memory.log import Log, LoggedTurn
 from lt_jax.memory.machine import Expand, Fold
 from lt_jax.memory.syntax import spelt
+from lt_jax.memory.trajectories import MALFORMED
 
 SYNTAX = spelt()
 DIGEST = 16  # bytes that tell trajectories apart

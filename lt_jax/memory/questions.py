@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from lt_jax.data import suites
 from lt_jax.data.builder import by_content
@@ -13,7 +13,7 @@ from lt_jax.data.problem import Problem
 from lt_jax.data.readers import trace_files
 from lt_jax.data.tasks import FAMILIES, Problems
 from lt_jax.errors import UserError
-from lt_jax.memory.teachers.scripted import named
+from lt_jax.user_function import user_function
 
 TOLD_BY = 16  # problems whose texts tell a stream from others
 
@@ -69,9 +69,16 @@ def open_questions(config: QuestionsConfig) -> tuple[Iterable[Problem], dict]:
         found = (Problem(each.question, each.answer, each.family) for each in made)
         found, told = _told(found)
     else:
-        found, told = _told(named(config.function, "questions.function")())
+        found, told = _told(_function(config.function)())
         told |= {"function": config.function}
     return itertools.islice(found, config.limit or None), told
+
+
+def _function(text: str) -> Callable[[], Iterable[Problem]]:
+    try:
+        return user_function(text, takes="nothing")
+    except UserError as error:
+        raise UserError(f"questions.function: {error}") from None
 
 
 def _told(problems: Iterable[Problem]) -> tuple[Iterable[Problem], dict]:

@@ -29,7 +29,7 @@ from lt_jax.decode.request import sample_seed
 from lt_jax.errors import UserError
 from lt_jax.memory.machine import NAMES, Commit, FinalAnswer
 from lt_jax.memory.syntax import Syntax, syntax_of
-from lt_jax.memory.trajectories import Limits, Tool, Trajectories, Trajectory
+from lt_jax.memory.trajectories import ILLEGAL, MALFORMED, Limits, Tool, Trajectories, Trajectory
 from lt_jax.model import Model
 from lt_jax.rl import loop
 from lt_jax.rl.config import RlConfig
@@ -160,7 +160,7 @@ def completion_of(trajectory: Trajectory, prompt: Sequence[int], id: object = No
 
 def _wrong(completion: Completion, how: TrajectoryConfig) -> float:
     counts = completion.stands_for.counts
-    return min(how.wrong * (counts["malformed"] + counts["illegal"]), how.most_wrong)
+    return min(how.wrong * (counts[MALFORMED] + counts[ILLEGAL]), how.most_wrong)
 
 
 def said(completions: Sequence[Completion]) -> dict[str, float]:
@@ -168,7 +168,7 @@ def said(completions: Sequence[Completion]) -> dict[str, float]:
     done = [each.stands_for for each in completions]
     mean = lambda values: float(np.mean(values))
     return {f"memory_{name}": mean([each.counts[name] for each in done])
-            for name in (*NAMES.values(), "malformed", "illegal")} | {
+            for name in (*NAMES.values(), MALFORMED, ILLEGAL)} | {
         "memory_turns": mean([len(each.turns) for each in done]),
         "memory_peak": mean([each.peak for each in done]),
         "memory_dependency": mean([each.dependency for each in done]),

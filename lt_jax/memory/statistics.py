@@ -7,9 +7,10 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lt_jax.memory.log import MALFORMED, Log
+from lt_jax.memory.log import Log
 from lt_jax.memory.prune import Verdicts
 from lt_jax.memory.syntax import ACTIONS
+from lt_jax.memory.trajectories import ILLEGAL, MALFORMED
 
 BINS = {"tokens": 32, "characters": 128}  # width of a bin of step lengths
 MOST_BINS = 64  # the last one has all that is longer
@@ -42,13 +43,10 @@ class Group:
         self.answered += log.finish == "answered"
         self.correct += log.correct is True
         self.kept += bool(kept)
-        for turn in log.turns:
-            if not turn.why:
-                self.actions[turn.action] += 1
-            elif turn.action == MALFORMED:
-                self.malformed += 1
-            else:
-                self.illegal += 1
+        counts = log.counts
+        self.malformed += counts.pop(MALFORMED)
+        self.illegal += counts.pop(ILLEGAL)
+        self.actions = {name: self.actions[name] + count for name, count in counts.items()}
         tokens = log.extra.get("tokens", {})
         self.read += tokens.get("read", 0)
         self.written += tokens.get("written", 0)

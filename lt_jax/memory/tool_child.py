@@ -23,7 +23,6 @@ import struct
 import sys
 
 ORPHAN_SECONDS = 2.0  # on top of the limit of a call; who started this process has killed it before, if it still runs
-MOST_CHARS = 300  # of what is told of an error
 MOST_PRINTED = 1_000_000  # characters
 READY = ("array", "bisect", "calendar", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum",
          "fractions", "functools", "heapq", "itertools", "json", "math", "numbers", "operator", "random", "re",
@@ -80,6 +79,8 @@ def filter_of(processor: int, calls) -> bytes:
 
 def program_tool(text: str) -> str:
     """Runs a program and gives what it printed."""
+    from lt_jax.user_function import told  # main() has imported it: the kernel now keeps this process from files
+
     printed = io.StringIO()
     own, sys.stdout = sys.stdout, printed
     try:
@@ -99,31 +100,9 @@ def program_tool(text: str) -> str:
     return "\n".join(filter(None, (said, ending))) or "nothing was printed"
 
 
-def named(kind: str):
-    """The function of "module:function". Raises Wrong if there is none that takes one text."""
-    module, _, name = kind.partition(":")
-    try:
-        found = importlib.import_module(module)
-    except BaseException as error:
-        raise Wrong(f"module {module!r} cannot be imported ({told(error)}); it is looked for in the working directory "
-                    "and on PYTHONPATH") from None  # fmt: skip
-    function = getattr(found, name, None)
-    if not callable(function):
-        raise Wrong(f"{getattr(found, '__file__', module)} has no function {name!r}")
-    try:
-        inspect.signature(function).bind("")
-    except TypeError:
-        raise Wrong(f"{name}{inspect.signature(function)} must take one text") from None
-    except ValueError:  # it does not say what it takes
-        pass
-    return function
-
-
-def told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")[:MOST_CHARS]
-
-
 def answer(function, text: str) -> str:
+    from lt_jax.user_function import told
+
     try:
         return str(function(text))
     except BaseException as error:  # SystemExit too
@@ -137,6 +116,9 @@ def main() -> None:
     asked, said = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0), os.dup2(nothing, 1)
+    from lt_jax.errors import UserError  # ours are found from here on
+    from lt_jax.user_function import user_function
+
     say = lambda value: print(json.dumps(value), file=said, flush=True)
     try:
         if how["kind"] == "python":
@@ -146,9 +128,9 @@ def main() -> None:
             function = program_tool
             about = "runs a program of Python, which can compute and print, and shows what it prints (python: print(1))"
         else:
-            function = named(how["kind"])
+            function = user_function(how["kind"], "", takes="one text")
             about = ((inspect.getdoc(function) or "").splitlines() or [""])[0]
-    except Wrong as error:
+    except (Wrong, UserError) as error:
         say({"wrong": str(error)})
         return
     say({"ready": about})

@@ -27,6 +27,7 @@ from lt_jax.memory.rows import ROWS, LifetimesRow, RebuiltRow
 from lt_jax.memory.syntax import Ids, Malformed, Syntax, Turn
 
 FINISHES = ("answered", "malformed", "turns", "length", "context", "nan", "refused", "cancelled")
+MALFORMED, ILLEGAL = "malformed", "illegal"  # turns that were no action, and actions that were not possible
 Tool = Callable[[str], str]
 
 
@@ -141,11 +142,15 @@ class Trajectory:
     @property
     def counts(self) -> dict[str, int]:
         """How often each action was taken; `malformed` and `illegal` are turns that were not possible."""
-        found = dict.fromkeys((*NAMES.values(), "malformed", "illegal"), 0)
-        for each in self.turns:
-            name = NAMES.get(type(each.turn.action), "malformed")
-            found["illegal" if each.why and name != "malformed" else name] += 1
-        return found
+        return tallied((NAMES.get(type(each.turn.action), MALFORMED), bool(each.why)) for each in self.turns)
+
+
+def tallied(turns: Iterable[tuple[str, bool]]) -> dict[str, int]:
+    """How often each action was taken, and how many turns were not possible, from (name, whether it was not)."""
+    found = dict.fromkeys((*NAMES.values(), MALFORMED, ILLEGAL), 0)
+    for name, wrong in turns:
+        found[ILLEGAL if wrong and name != MALFORMED else name] += 1
+    return found
 
 
 @dataclasses.dataclass

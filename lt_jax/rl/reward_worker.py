@@ -12,8 +12,6 @@ was no verdict in time, or {"refused": "why"} if nothing can be said about any r
 import dataclasses
 import faulthandler
 import functools
-import importlib
-import inspect
 import json
 import math
 import os
@@ -22,7 +20,6 @@ import sys
 import warnings
 
 ORPHAN_SECONDS = 2.0  # on top of the limit of a call; who started this process has killed it before, if it still runs
-MOST_CHARS = 300  # of what is told of an error
 FLOAT32 = 3.4e38
 
 
@@ -130,26 +127,6 @@ def _importing() -> bool:
 KINDS = {"math": math_reward, "choice": choice_reward, "format": format_reward, "reasoning_gym": reasoning_gym_reward}
 
 
-def named(kind: str):
-    """The function of "module:function". Refused if there is none that takes two things."""
-    module, _, name = kind.partition(":")
-    try:
-        found = importlib.import_module(module)
-    except BaseException as error:
-        raise Refused(f"module {module!r} cannot be imported ({told(error)}); it is looked for in the working "
-                      "directory and on PYTHONPATH") from None  # fmt: skip
-    function = getattr(found, name, None)
-    if not callable(function):
-        raise Refused(f"{getattr(found, '__file__', module)} has no function {name!r}")
-    try:
-        inspect.signature(function).bind(None, "")
-    except TypeError:
-        raise Refused(f"{name}{inspect.signature(function)} must take a problem and a text") from None
-    except ValueError:  # it does not say what it takes
-        pass
-    return function
-
-
 def answer(function, listed: bool, problems: list, texts: list) -> dict:
     """What a call comes to; see the top of this file."""
     try:
@@ -166,6 +143,8 @@ def answer(function, listed: bool, problems: list, texts: list) -> dict:
     except RunsCode as error:
         return {"raised": str(error), "code": True}
     except BaseException as error:  # SystemExit too
+        from lt_jax.user_function import told
+
         return {"raised": told(error)}
 
 
@@ -179,10 +158,6 @@ def number(value) -> float:
     return found
 
 
-def told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")[:MOST_CHARS]
-
-
 def main() -> None:
     """Says what functions it has, or which it cannot have, then answers until its input closes."""
     paths, how = map(json.loads, sys.argv[1:])
@@ -192,12 +167,14 @@ def main() -> None:
     os.dup2(nothing, 0), os.dup2(how["stderr"], 1), os.dup2(how["stderr"], 2)
     sys.stdout.reconfigure(line_buffering=True)  # it may be killed at any moment
     from lt_jax.data.problem import Problem
+    from lt_jax.user_function import user_function
 
     say = lambda value: print(json.dumps(value), file=said, flush=True)
     functions = {}
     for kind in how["kinds"]:
         try:
-            functions[kind] = KINDS[kind]() if kind in KINDS else named(kind)
+            own = KINDS.get(kind)
+            functions[kind] = own() if own else user_function(kind, None, "", takes="a problem and a text")
         except Exception as error:
             say({"wrong": f"reward {kind!r}: {error}"})
             return

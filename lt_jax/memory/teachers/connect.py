@@ -12,8 +12,9 @@ from lt_jax.memory.teachers import Teacher
 from lt_jax.memory.teachers.endpoint import Endpoint
 from lt_jax.memory.teachers.endpoint_config import EndpointConfig
 from lt_jax.memory.teachers.local import Local, LocalConfig
-from lt_jax.memory.teachers.scripted import named, scripted
+from lt_jax.memory.teachers.scripted import scripted
 from lt_jax.model import load
+from lt_jax.user_function import user_function
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,5 +59,8 @@ def by_script(expert: str) -> Connection:
     Raises:
         UserError: there is no such function.
     """
-    teacher = scripted(named(expert, "scripted.expert"))
+    try:
+        teacher = scripted(user_function(expert, None, takes="a problem"))
+    except UserError as error:
+        raise UserError(f"scripted.expert: {error}") from None
     return Connection(contextlib.nullcontext(teacher), {"teacher": "scripted", "model": expert, "settings": {}})

@@ -7,11 +7,9 @@ it: a log that an expert got wrong is found out here.
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 
 from lt_jax.data.problem import Problem
-from lt_jax.errors import UserError
 from lt_jax.memory.environment import GOVERNOR, ROLES, SYNTAX
 from lt_jax.memory.log import WITH_NUMBER, Log, LoggedTurn
 from lt_jax.memory.teachers import Asked, Reply, Teacher, prompts
@@ -47,23 +45,3 @@ def said(turn: LoggedTurn) -> str:
         return turn.text
     content = SYNTAX.ids(str(turn.number) if turn.action in WITH_NUMBER else turn.content)
     return SYNTAX.text((*SYNTAX.ids(turn.text), *SYNTAX.marked(turn.action, content)))
-
-
-def named(text: str, what: str) -> Callable:
-    """The function of "module:function".
-
-    Args:
-        what: the setting that named it.
-
-    Raises:
-        UserError: there is none.
-    """
-    module, _, name = text.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name, None) if module and name else None
-    except ImportError as error:
-        raise UserError(f"{what} is {text!r}: {module} cannot be imported ({error}); it is looked for on PYTHONPATH "
-                        "and in the working directory") from None  # fmt: skip
-    if not callable(found):
-        raise UserError(f"{what} is {text!r}; it must be module:function, with a function that is there")
-    return found

@@ -1,6 +1,7 @@
 """A whole run of agents from one config: opens the checkpoint, works on the questions, prints a table, writes files.
 
-    trajectories.jsonl   a line for each trajectory, written as it ends
+    journal.jsonl        a line for each trajectory, written as it ends
+    trajectories.jsonl   the trajectories in the order of the questions, when all have ended
     results.json         success and context by round
     settings.json        of the run
 
@@ -16,13 +17,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lt_jax.data.problem import Problem
-from lt_jax.data.readers import read_records
 from lt_jax.decode import DecodeConfig
 from lt_jax.errors import UserError
+from lt_jax.evaluation import agents
+from lt_jax.evaluation.metrics import plain
+from lt_jax.evaluation.results import write_whole
 from lt_jax.memory import agent, multihop
 from lt_jax.memory.agent_files import read_questions
 from lt_jax.memory.corpus import Corpus, read_corpus
-from lt_jax.memory.log import Log, from_json
+from lt_jax.memory.journal import Journal, read_logs
 from lt_jax.memory.multihop import TrailConfig
 from lt_jax.memory.syntax import syntax_of
 from lt_jax.memory.tools import ToolsConfig, tools
@@ -78,7 +81,7 @@ class AgentConfig:
             raise UserError("there are no tools: give corpus (files of pages), or tools.functions")
 
 
-def run(config: AgentConfig, write: Callable[[str], None] = print) -> agent.AgentResult:
+def run(config: AgentConfig, write: Callable[[str], None] = print) -> agents.AgentResult:
     """Runs all questions; see the head of the file.
 
     Raises:
@@ -89,38 +92,33 @@ def run(config: AgentConfig, write: Callable[[str], None] = print) -> agent.Agen
     syntax = syntax_of(model.special, model.tokenizer)
     limits = dataclasses.replace(config.limits, semantics=model.scheme.memory_semantics or config.limits.semantics)
     engine = model.engine(DecodeConfig(rows=config.rows, capacity=config.capacity or model.config.max_positions + 1))
-    done = _begun(config, out)
-    first = config.seed  # of the questions of a source
-    for corpus, problems in _sources(config):
-        left = [(each, first + place) for place, each in enumerate(problems) if each.metadata["id"] not in done]
-        first += len(problems)
-        with tools(config.tools, corpus) as named, open(out / "trajectories.jsonl", "a", encoding="utf-8") as file:
-            system = "\n\n".join(filter(None, (agent.instructions(named) if config.told else "", config.system)))
-            runner = Trajectories(engine, syntax, limits, named, config.threads)
-            for log in agent.play(runner, left, lambda each: _prompt(model, each, system)):  # noqa: B023
-                done[log.id] = log
-                file.write(json.dumps(log.to_json(), ensure_ascii=False) + "\n")
-                file.flush()
-    result = agent.summarise(list(done.values()))
-    (out / "results.json").write_text(json.dumps(dataclasses.asdict(result), indent=1) + "\n", encoding="utf-8")
-    write(agent.table(result))
+    _begin(config, out)
+    with Journal(out / "journal.jsonl") as journal:
+        for corpus, problems in _sources(config):
+            left = {number: problem for number, problem in problems.items() if number not in journal.done}
+            with tools(config.tools, corpus) as named:
+                system = "\n\n".join(filter(None, (agent.instructions(named) if config.told else "", config.system)))
+                runner = Trajectories(engine, syntax, limits, named, config.threads)
+                prompt = lambda problem: _prompt(model, problem, system)  # noqa: B023
+                for number, log in agent.play(runner, left, prompt, config.seed):
+                    journal.write(number, log)
+        journal.write_sorted(out / "trajectories.jsonl")
+    result = agents.summarise(list(read_logs(out / "trajectories.jsonl")))
+    write_whole(out / "results.json", json.dumps(plain(result), indent=1) + "\n")
+    write(agents.table(result))
     return result
 
 
-def _sources(config: AgentConfig) -> Iterator[tuple[Corpus | None, Sequence[Problem]]]:
-    """Corpora, each with its questions, every one with an id."""
-    if config.embedded:
-        for world in multihop.worlds(config.trails, config.embedded, config.seed):
-            yield world.corpus, world.problems
+def _sources(config: AgentConfig) -> Iterator[tuple[Corpus | None, dict[int, Problem]]]:
+    """Corpora, each with its questions by their numbers."""
+    if not config.embedded:
+        problems = read_questions(config.questions, config.limit, config.seed)
+        yield read_corpus(config.corpus) if config.corpus else None, dict(enumerate(problems))
         return
-    problems = read_questions(config.questions, config.limit, config.seed)
-    named = [dataclasses.replace(each, metadata={"id": str(place), **(each.metadata or {})})
-             for place, each in enumerate(problems, 1)]  # fmt: skip
-    named = [dataclasses.replace(each, metadata={**each.metadata, "id": str(each.metadata["id"])}) for each in named]
-    ids = [each.metadata["id"] for each in named]
-    if twice := next((id for id in ids if ids.count(id) > 1), None):
-        raise UserError(f"{config.questions}: the id {twice!r} comes twice; every question needs one of its own")
-    yield read_corpus(config.corpus) if config.corpus else None, named
+    first = 0
+    for world in multihop.worlds(config.trails, config.embedded, config.seed):
+        yield world.corpus, dict(enumerate(world.problems, first))
+        first += len(world.problems)
 
 
 def _prompt(model: Model, problem: Problem, system: str) -> Sequence[int]:
@@ -128,21 +126,14 @@ def _prompt(model: Model, problem: Problem, system: str) -> Sequence[int]:
     return model.ask(problem.text, both).tokens.tolist()
 
 
-def _begun(config: AgentConfig, out: Path) -> dict[str, Log]:
-    """The trajectories that are there already, of a run with these settings; a line that was cut off is taken away."""
+def _begin(config: AgentConfig, out: Path) -> None:
+    """Makes the folder, or checks that it holds a run with these settings."""
     settings = json.dumps(dataclasses.asdict(config), indent=1, sort_keys=True) + "\n"
-    written, lines = out / "settings.json", out / "trajectories.jsonl"
+    written = out / "settings.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
         if written.exists() and written.read_text(encoding="utf-8") != settings:
             raise UserError(f"{out}: holds a run with other settings (settings.json); give another folder in out")
         written.write_text(settings, encoding="utf-8")
-        if not lines.exists():
-            return {}
-        text = lines.read_bytes()
-        with open(lines, "r+b") as file:
-            file.truncate(text.rfind(b"\n") + 1)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
-    logs = (from_json(record, where) for where, record in read_records(lines))
-    return {log.id: log for log in logs}

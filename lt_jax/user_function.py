@@ -1,0 +1,47 @@
+"""Functions of the user's by name, "module:function". Nothing here imports JAX, since it is used in child processes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+
+from lt_jax.errors import UserError
+
+MOST_CHARS = 300  # of what is told of an error
+
+
+def user_function(text: str, *sample, takes: str) -> Callable:
+    """The function of that name, after its module has been imported.
+
+    Args:
+        text: "module:function".
+        sample: what it will be called with, as far as its signature can say whether it takes that.
+        takes: that in words.
+
+    Raises:
+        UserError: there is no such function, or it takes something else.
+    """
+    module, _, name = text.partition(":")
+    if not module or not name:
+        raise UserError(f"{text!r} must be module:function, with a function that is there")
+    try:
+        found = importlib.import_module(module)
+    except BaseException as error:  # a module is the user's and may raise anything
+        raise UserError(f"module {module!r} cannot be imported ({told(error)}); it is looked for in the working "
+                        "directory and on PYTHONPATH") from None  # fmt: skip
+    function = getattr(found, name, None)
+    if not callable(function):
+        raise UserError(f"{getattr(found, '__file__', module)} has no function {name!r}")
+    try:
+        inspect.signature(function).bind(*sample)
+    except TypeError:
+        raise UserError(f"{name}{inspect.signature(function)} must take {takes}") from None
+    except ValueError:  # it does not say what it takes
+        pass
+    return function
+
+
+def told(error: BaseException) -> str:
+    """An error as one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")[:MOST_CHARS]
