@@ -14,6 +14,7 @@ It may be stopped at any time; the same command goes on. RESULTS is written afte
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import functools
 import json
@@ -38,11 +39,15 @@ from lt_jax.evaluation.metrics import plain  # noqa: E402
 from lt_jax.evaluation.results import write_whole  # noqa: E402
 from lt_jax.memory import multihop  # noqa: E402
 from lt_jax.memory.corpus import Page  # noqa: E402
+from lt_jax.memory.counted import counted, pass_tokens  # noqa: E402
 from lt_jax.memory.multihop import TOOLS, TrailConfig, worlds  # noqa: E402
 from lt_jax.memory.multihop_expert import solved  # noqa: E402
+from lt_jax.memory.rows import ROWS  # noqa: E402
 from lt_jax.memory.sft import lessons  # noqa: E402
+from lt_jax.memory.syntax import syntax_of  # noqa: E402
 from lt_jax.memory.tools import tools  # noqa: E402
 from lt_jax.memory.trajectories import Limits  # noqa: E402
+from lt_jax.model import load  # noqa: E402
 from lt_jax.training.sft import Lessons, row_maker, sft, told  # noqa: E402
 
 ARMS = ("vanilla", "++ lifetimes", "++ rebuild")
@@ -160,6 +165,23 @@ def played(arm: str, options, trails: TrailConfig, seed: int, questions: int, na
     ))  # fmt: skip
 
 
+def costs(folder: str, options) -> list[dict]:
+    """What the expert's trajectories of the questions cost, in tokens of one trajectory: of a training pass, and in
+    decoding. Of the model in `folder` only the tokens are used."""
+    model, found = load(folder), collections.defaultdict(list)
+    syntax = syntax_of(model.special, model.tokenizer)
+    for place in worlds(TrailConfig(hops=tuple(options.hops)), options.questions, TEST):
+        with tools(TOOLS, place.corpus) as named:
+            for problem in place.problems:
+                log, prompt = solved(problem, named), model.ask(problem.text).tokens.tolist()
+                for name, tokens in pass_tokens(log, syntax, prompt).items():
+                    found[f"training, {name}"].append(tokens)
+                for semantics in ROWS:
+                    decoded = counted(log, syntax, prompt, semantics)
+                    found[f"read again, {semantics}"].append(sum(turn.again for turn in decoded.turns))
+    return [{"tokens of a trajectory": name, "mean": sum(each) / len(each)} for name, each in found.items()]
+
+
 def line(arm: str, result: agents.AgentResult) -> dict:
     """A line of the table."""
     size = {each.round: each.mean for each in result.sizes}
@@ -201,7 +223,9 @@ def main() -> None:
             result = played(arm, options, TrailConfig(hops=tuple(hops)), TEST, count, name.replace(" ", "_"))
             found[name][arm] = {**line(arm, result), "whole": plain(result)}
         sizes = {name: value for name, value in vars(options).items() if name not in ("results", "out", "arms")}
-        write(options.results, provenance(2, ("jax", "jaxlib")) | {"sizes": sizes} | found)
+        spent = costs(trained(arm, options, TrailConfig(hops=tuple(options.train_hops))), options)
+        write(options.results, provenance(2, ("jax", "jaxlib")) | {"sizes": sizes, "expert": spent} | found)
+    print("\n" + table(spent))
     for name, by_arm in found.items():
         shown = [{key: value for key, value in each.items() if key != "whole"} for each in by_arm.values()]
         print(f"\n{name}\n{table(shown)}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -33,9 +34,8 @@ from lt_jax.evaluation.contenders import contender  # noqa: E402
 from lt_jax.evaluation.run import evaluate  # noqa: E402
 from lt_jax.layout.scheme import SEMANTICS  # noqa: E402
 from lt_jax.layout.tokenizer import load_tokenizer  # noqa: E402
-from lt_jax.memory.log import turns_of  # noqa: E402
+from lt_jax.memory.counted import pass_tokens  # noqa: E402
 from lt_jax.memory.modes import MODES  # noqa: E402
-from lt_jax.memory.rows import RebuiltRow  # noqa: E402
 from lt_jax.memory.sft import MemoryConfig, lessons, plain_lessons  # noqa: E402
 from lt_jax.memory.tasks import Lookbacks  # noqa: E402
 from lt_jax.model import load  # noqa: E402
@@ -146,32 +146,18 @@ def solve(arm: str, final: Path, problems, sizes: Sizes, memory: MemoryConfig) -
     return metrics.plain(found)
 
 
-def pass_tokens(sizes: Sizes) -> dict[str, float]:
-    """Tokens that a training pass needs for a trajectory, by mode: each step as a row of its own with its context (the
-    paper's), one row with shared prefixes, and one row under lifetimes."""
+def training_tokens(sizes: Sizes) -> dict[str, float]:
+    """Tokens that a training pass needs for a trajectory, by mode, see `counted.pass_tokens`."""
     found = {}
+    config, memory = settings(f"{EDITED} lifetimes", 0, sizes, "unused")
+    tokenizer = load_tokenizer(config.model)
+    special = special_tokens(tokenizer, config).special
     for mode in MODES:
-        for semantics in SEMANTICS:
-            config, memory = settings(f"{EDITED} {semantics}", 0, sizes, "unused")
-            tokenizer = load_tokenizer(config.model)
-            special = special_tokens(tokenizer, config).special
-            taught = lessons(dataclasses.replace(memory, modes=(mode,)))(config, tokenizer, special)
-            logs = [taught.samples[number] for number in range(MEASURED)]
-            mean = lambda tokens: sum(map(tokens, logs)) / MEASURED  # noqa: B023
-            if semantics == "rebuild":
-                found[f"{mode}, separate rows"] = mean(lambda log: separate_tokens(log, taught.to_row))  # noqa: B023
-            name = {"rebuild": "shared prefixes", "lifetimes": "lifetimes"}[semantics]
-            found[f"{mode}, {name}"] = mean(lambda log: len(taught.to_row(log)))  # noqa: B023
+        taught = lessons(dataclasses.replace(memory, modes=(mode,)))(config, tokenizer, special)
+        row = taught.to_row
+        each = [pass_tokens(log, row.syntax, row.asked(log)) for log in itertools.islice(taught.samples, MEASURED)]
+        found |= {f"{mode}, {name}": sum(tokens[name] for tokens in each) / MEASURED for name in each[0]}
     return found
-
-
-def separate_tokens(log, to_row) -> int:
-    """Tokens of all steps of a trajectory, each in a row with its whole context."""
-    row, total = RebuiltRow(to_row.syntax, to_row.asked(log)), 0
-    for turn, observation in turns_of(log, to_row.syntax):
-        total += len(row.prompt()) + len(turn.text) + len(turn.marked)
-        row.turn(turn, observation)
-    return total
 
 
 def line(way: str, runs: list[dict]) -> dict:
@@ -212,7 +198,7 @@ def main() -> None:
     if unknown := [arm for arm in arms if arm not in ARMS]:
         parser.error(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
     compile_cache(memory_tiny.get_config().compile_cache)
-    tokens, found = pass_tokens(sizes), {}
+    tokens, found = training_tokens(sizes), {}
     for seed in map(int, options.seeds.split(",")):
         for arm in arms:
             one = run(arm, seed, sizes, options.out)

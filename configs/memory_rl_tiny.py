@@ -21,17 +21,18 @@ from configs import rl_defaults
 def get_config() -> ConfigDict:
     config = rl_defaults.get_config()
     config.folder = "runs/memory_rl_tiny"
-    families = ("lcm", "products", "simple_equations", "gcd")
-    config.data.update(embedded=100_000, steps=(4, 6), families=families, prefix="")
+    # The problems of memory_tiny.py, with the cue of the mode "throughput" before each question.
+    config.data.update(embedded=1_000_000, steps=(4, 8), prefix="[early] ")
     # max_new: tokens that the model writes in a whole trajectory
-    config.rollout.update(prompts=8, group=8, max_prompt=48, max_new=768, temperature=1.0, block_steps=16)
+    config.rollout.update(prompts=8, group=8, max_prompt=48, max_new=1024, temperature=1.0, block_steps=16)
     config.memory = ConfigDict({
-        "turn": 128,  # the most tokens of a turn
+        "turn": 160,  # the most tokens of a turn
         "turns": 32,  # the most turns
         "malformed": 3,  # so many turns that were not possible, one after the other, end a trajectory
         "row": 2048,  # tokens of a trajectory's training row, with all that the environment fed
         "wrong": 0.1,  # taken from the reward for each turn that was not possible
         "most_wrong": 0.5,  # and in all at most this
+        "looks": (1, 4),  # the least and most look-backs of a problem
     })  # fmt: skip
     config.preset = "paper"  # rejects and weighs whole trajectories; sampler and learner agree but for rounding
     config.loss.kl_weight = 0.0

@@ -192,11 +192,11 @@ def synthesis_config(config):
     from lt_jax.memory.environment import Work
     from lt_jax.memory.prune import PruneConfig
     from lt_jax.memory.synthesis import SynthesisConfig
-    from lt_jax.memory.teachers.scripted import named
     from lt_jax.memory.trajectories import Limits
+    from lt_jax.user_function import user_function
 
     limits = Limits(**{**config.limits, "context": config.limits.context or None})
-    tools = named(config.tools, "config.tools")() if config.tools else {}
+    tools = user_function(config.tools, takes="nothing", setting="config.tools")() if config.tools else {}
     return SynthesisConfig(
         folder=config.folder, work=Work(limits, tools), at_once=config.at_once, seed=config.seed,
         leave_out=config.leave_out, prune=PruneConfig(**config.prune),

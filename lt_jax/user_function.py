@@ -11,20 +11,28 @@ from lt_jax.errors import UserError
 MOST_CHARS = 300  # of what is told of an error
 
 
-def user_function(text: str, *sample, takes: str) -> Callable:
+def user_function(text: str, *sample, takes: str, setting: str = "") -> Callable:
     """The function of that name, after its module has been imported.
 
     Args:
         text: "module:function".
         sample: what it will be called with, as far as its signature can say whether it takes that.
         takes: that in words.
+        setting: what named it, if the error is to say so.
 
     Raises:
         UserError: there is no such function, or it takes something else.
     """
+    try:
+        return _found(text, sample, takes)
+    except UserError as error:
+        raise UserError(f"{setting} is {text!r}: {error}" if setting else str(error)) from None
+
+
+def _found(text: str, sample: tuple, takes: str) -> Callable:
     module, _, name = text.partition(":")
     if not module or not name:
-        raise UserError(f"{text!r} must be module:function, with a function that is there")
+        raise UserError("it must be module:function, with a function that is there")
     try:
         found = importlib.import_module(module)
     except BaseException as error:  # a module is the user's and may raise anything

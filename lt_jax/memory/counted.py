@@ -41,3 +41,16 @@ def counted(log: Log, syntax: Syntax, prompt: Sequence[int], semantics: str) -> 
         "dependency": sum(turn.written * turn.context + turn.written * (turn.written + 1) // 2 for turn in turns),
     }
     return dataclasses.replace(log, turns=tuple(turns), extra={**log.extra, **cost})
+
+
+def pass_tokens(log: Log, syntax: Syntax, prompt: Sequence[int]) -> dict[str, int]:
+    """Tokens that a training pass needs for a trajectory: with every turn as a row of its own behind its context (the
+    paper's), as one row with shared prefixes, and as one under lifetimes. Arguments as of `counted`."""
+    rows = {name: kind(syntax, prompt) for name, kind in ROWS.items()}
+    separate = 0
+    for turn, observation in turns_of(log, syntax):
+        separate += len(rows["rebuild"].prompt()) + len(turn.text) + len(turn.marked)
+        for row in rows.values():
+            row.turn(turn, observation)
+    tokens = {name: len(row.row()) for name, row in rows.items()}
+    return {"separate rows": separate, "shared prefixes": tokens["rebuild"], "lifetimes": tokens["lifetimes"]}

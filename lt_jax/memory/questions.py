@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from lt_jax.data import suites
 from lt_jax.data.builder import by_content
@@ -69,16 +69,9 @@ def open_questions(config: QuestionsConfig) -> tuple[Iterable[Problem], dict]:
         found = (Problem(each.question, each.answer, each.family) for each in made)
         found, told = _told(found)
     else:
-        found, told = _told(_function(config.function)())
+        found, told = _told(user_function(config.function, takes="nothing", setting="questions.function")())
         told |= {"function": config.function}
     return itertools.islice(found, config.limit or None), told
-
-
-def _function(text: str) -> Callable[[], Iterable[Problem]]:
-    try:
-        return user_function(text, takes="nothing")
-    except UserError as error:
-        raise UserError(f"questions.function: {error}") from None
 
 
 def _told(problems: Iterable[Problem]) -> tuple[Iterable[Problem], dict]:

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lt_jax.data.problem import Problem
+from lt_jax.data.sources import Mapped
 from lt_jax.decode import Completion, Engine, Request
 from lt_jax.decode.pieces import keys_kept
 from lt_jax.decode.record import as_row
@@ -29,10 +31,12 @@ from lt_jax.decode.request import sample_seed
 from lt_jax.errors import UserError
 from lt_jax.memory.machine import NAMES, Commit, FinalAnswer
 from lt_jax.memory.syntax import Syntax, syntax_of
+from lt_jax.memory.tasks import Lookbacks
 from lt_jax.memory.trajectories import ILLEGAL, MALFORMED, Limits, Tool, Trajectories, Trajectory
 from lt_jax.model import Model
 from lt_jax.rl import loop
-from lt_jax.rl.config import RlConfig
+from lt_jax.rl.config import ProblemsConfig, RlConfig
+from lt_jax.rl.problems import open_problems, told_by
 from lt_jax.rl.rollout import Responses
 
 # How a trajectory ended, in the words of a completion: "stop" where it was ended for what it wrote.
@@ -50,6 +54,7 @@ class TrajectoryConfig:
             `rollout.max_prompt` + 4 x `rollout.max_new`. In `lifetimes` it is at most the model's positions.
         wrong: taken from the reward for each turn that was not possible.
         most_wrong: and in all at most this.
+        looks: least and most look-backs of embedded problems, see `tasks.Lookbacks`.
     """
 
     turn: int = 512
@@ -58,6 +63,7 @@ class TrajectoryConfig:
     row: int = 0
     wrong: float = 0.0
     most_wrong: float = 1.0
+    looks: tuple[int, int] = (1, 4)
 
     def __post_init__(self):
         for name in ("row", "wrong", "most_wrong"):
@@ -83,7 +89,22 @@ def learn(
                         "shows; leave rollout.kv empty")  # fmt: skip
     if config.rollout.max_thought:
         raise UserError("rollout.max_thought is set: nothing closes the thoughts of a memory by force; set memory.turn")
-    return loop.learn(config, say, lambda model: responses(model, config, how, tools))
+    if config.problems.embedded and config.problems.families:
+        raise UserError(f"data.families is {config.problems.families!r}; method 'memory' has one family of problems of "
+                        "its own; leave it empty")  # fmt: skip
+    return loop.learn(config, say, lambda model: responses(model, config, how, tools),
+                      lambda source, answers: problems(source, answers, how))  # fmt: skip
+
+
+def problems(
+    config: ProblemsConfig, answers: bool, how: TrajectoryConfig
+) -> tuple[Sequence[Problem], Sequence[Problem], dict]:
+    """As `rl.problems.open_problems`; embedded ones are those of `tasks`, which supervised training teaches."""
+    if not config.embedded:
+        return open_problems(config, answers)
+    of = lambda size, apart: Lookbacks(size, steps=tuple(config.steps), looks=tuple(how.looks), held_out=apart)
+    training = Mapped(of(config.embedded, False), lambda each: each.problem)
+    return training, [each.problem for each in of(config.held_out, True)], {"told_by": told_by(training)}
 
 
 def responses(

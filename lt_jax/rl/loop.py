@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -22,13 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from lt_jax.data.problem import Problem
 from lt_jax.errors import UserError
 from lt_jax.model import Model, load
 from lt_jax.models import huggingface, lora
 from lt_jax.models.config import DecoderConfig
 from lt_jax.rl import memory, sharing
 from lt_jax.rl.clock import compiling
-from lt_jax.rl.config import RlConfig
+from lt_jax.rl.config import ProblemsConfig, RlConfig
 from lt_jax.rl.experience import Experience
 from lt_jax.rl.problems import Order, open_problems
 from lt_jax.rl.reward_worker import KINDS
@@ -46,12 +47,14 @@ CHECKED = 256  # problems of an endless stream that are looked at before anythin
 
 
 def learn(
-    config: RlConfig, say: Callable[[str], None] = print, responses: Callable[[Model], Responses] = lambda _: PLAIN
-) -> Path | None:
+    config: RlConfig, say: Callable[[str], None] = print, responses: Callable[[Model], Responses] = lambda _: PLAIN,
+    opened: Callable[[ProblemsConfig, bool], tuple[Sequence[Problem], Sequence[Problem], dict]] = open_problems,
+) -> Path | None:  # fmt: skip
     """Trains and exports; returns the exported folder, or None if the run was asked to stop before its end.
 
     Args:
         responses: what a response of the model is.
+        opened: what gives the problems, as `open_problems` does.
 
     Raises:
         UserError: anything about model, problems, rewards, mesh, checkpoint or disk that the user can put right.
@@ -61,7 +64,7 @@ def learn(
     mesh = meshes.make(config.train.mesh)
     check_rows(config, mesh)
     judged = any(kind in KINDS and kind != "format" for kind, _ in config.reward.kinds)
-    problems, held_out, named = open_problems(config.problems, judged)
+    problems, held_out, named = opened(config.problems, judged)
     params, model = read_model(config, mesh)
     folder = Path(config.folder)
     train = dataclasses.replace(config.train, gist_rule=model.scheme.gist_rule)

@@ -36,16 +36,21 @@ def open_problems(
         families = tuple(config.families) or tuple(FAMILIES)
         made = Problems(config.embedded, steps=tuple(config.steps), families=families)
         problems = Mapped(made, lambda worked: Problem(worked.question, worked.answer, worked.family))
-        told = repr([problems[number] for number in range(min(TOLD_BY, len(problems)))])
         held_out = ()
         if config.held_out:
             held_out = suites.embedded(config.held_out, steps=tuple(config.steps), families=families).problems
-        return problems, held_out, {"told_by": hashlib.sha256(told.encode()).hexdigest()}
+        return problems, held_out, {"told_by": told_by(problems)}
     found = suites.from_files(config.paths, name="problems", format=config.format, answers=answers).problems
     mixed = [found[place] for place in np.random.default_rng(MIXED).permutation(len(found))]
     training, held_out = hold_out(mixed, config.held_out)
     files = [[digest, str(file)] for digest, file in by_content(trace_files(config.paths))]
     return training, held_out, {"files": files}
+
+
+def told_by(problems: Sequence[Problem]) -> str:
+    """What tells embedded problems from those of another version."""
+    first = repr([problems[number] for number in range(min(TOLD_BY, len(problems)))])
+    return hashlib.sha256(first.encode()).hexdigest()
 
 
 class Order:

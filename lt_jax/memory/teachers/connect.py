@@ -59,8 +59,5 @@ def by_script(expert: str) -> Connection:
     Raises:
         UserError: there is no such function.
     """
-    try:
-        teacher = scripted(user_function(expert, None, takes="a problem"))
-    except UserError as error:
-        raise UserError(f"scripted.expert: {error}") from None
+    teacher = scripted(user_function(expert, None, takes="a problem", setting="scripted.expert"))
     return Connection(contextlib.nullcontext(teacher), {"teacher": "scripted", "model": expert, "settings": {}})
