@@ -91,10 +91,10 @@ def look_ups(trails: TrailConfig, index: int) -> Trace:
     """Pages, and then what they say of one stop or another, and which page is whose: all that the trails ask for."""
     draw = random.Random(f"look-ups/{index}")
     pages = draw.choice(some_pages(trails))
-    pages = draw.sample(pages, draw.randint(4, min(60, len(pages))))
+    pages = draw.sample(pages, min(round(2 * 30 ** draw.random()), len(pages)))  # few as often as many
     numbers = sorted(draw.sample(range(1, 2 * len(pages) + 1), len(pages)))
     said = []
-    for _ in range(len(pages) + 4):
+    for _ in range(len(pages) + 8):
         at = draw.randrange(len(pages))
         kind, list_of = draw.choice((multihop.FOOD, multihop.HOME, multihop.FRIEND, "")), pages[at : at + 4]
         if kind:

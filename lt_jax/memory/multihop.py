@@ -1,10 +1,10 @@
 """The embedded world of agents: trails over the pages of a generated corpus, long, with an answer that can be checked.
 
     question   start red fox
-    visit      food rice , home lake , friend green cat . the moss hums . next blue owl .
-    visit      food soup , home hill , friend grey elk . the fog rolls . next has bean and cave .       -> a search
+    visit      red fox food rice , red fox home lake , red fox friend green cat . the moss hums . next blue owl .
+    visit      blue owl food soup , ... . the fog rolls . next has bean and cave .       -> a search
     ...
-    visit      food milk , home pond , friend sad bee . the rain sings . next is friend of red fox .    -> recalled
+    visit      tame ant food milk , ... . the rain sings . next is friend of red fox .   -> recalled
     ...
     visit      end : food of red fox and home of blue owl .
     answer     rice lake
@@ -166,7 +166,7 @@ class _Trail:
 
     def _about(self, name: str) -> str:
         food, home = self.likes[name]
-        about = f"{FOOD} {food} , {HOME} {home} , {FRIEND} {self.friends[name]} ."
+        about = f"{name} {FOOD} {food} , {name} {HOME} {home} , {name} {FRIEND} {self.friends[name]} ."
         said = (f"the {self.draw.choice(THINGS)} {self.draw.choice(DOINGS)} ." for _ in range(self.config.filler))
         return " ".join([about, *said])
 

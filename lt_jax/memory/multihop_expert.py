@@ -92,12 +92,12 @@ class _Expert:
     def recall(self, kind: str, name: str) -> str:
         """What the page of an early stop says; it is shown again for as long as it takes to write that down."""
         archived = name not in self.visited
-        self.note = f"{self.note} {name}".strip()
         number = self.noted(name) if archived else self.visited[name]
         if archived:
+            self.note = f"{self.note} {name}".strip()
             self.turn(Expand(number))
         found = _LIKE[kind].search(self.memory.entity(number).shown)[1]
-        self.note = f"{self.note} {kind} {found}".strip()
+        self.note = f"{self.note} {name} {kind} {found}".strip()
         if archived:
             self.turn(Fold(number))
         return found
