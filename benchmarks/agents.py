@@ -2,11 +2,11 @@
 
     python benchmarks/agents.py [--arms=vanilla,...] [--steps=1000] [--questions=100] [--out=DIR]
 
-Small models, all from one that has learned from random weights to look things up in pages, learn from the scripted
-expert of the embedded world (lt_jax/memory/multihop_expert.py) for equally many steps of equally many tokens: without a
-memory, and with one in each of the two semantics. All then work on the same questions, about worlds that training has
-not seen, through the same tools. A question ends where a turn would begin with more than `--context` keys. The
-questions are worked on by `evaluation.agent_run`, as by launch/agent.py.
+Small models, all from the base model that comes with the library, learn from the scripted expert of the embedded world
+(lt_jax/memory/multihop_expert.py) for equally many steps of equally many tokens: without a memory, and with one in each
+of the two semantics. All then work on the same questions, about worlds that training has not seen, through the same
+tools. A question ends where a turn would begin with more than `--context` keys. The questions are worked on by
+`evaluation.agent_run`, as by launch/agent.py.
 
 It may be stopped at any time; the same command goes on. RESULTS is written after every arm with what is there.
 """
@@ -16,29 +16,23 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
-import functools
 import json
-import random
-import re
+import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from machine import provenance, table, write  # noqa: E402
 
-from configs import defaults, memory_tiny  # noqa: E402
+from configs import memory_tiny  # noqa: E402
 from launch.main import compile_cache  # noqa: E402
 from launch.settings import sft_config  # noqa: E402
-from lt_jax.data import tokenizer as words  # noqa: E402
-from lt_jax.data.sources import Mapped  # noqa: E402
-from lt_jax.data.traces import Trace  # noqa: E402
+from lt_jax.demo import BASE  # noqa: E402
 from lt_jax.evaluation import agent_run, agents  # noqa: E402
 from lt_jax.evaluation.metrics import plain  # noqa: E402
 from lt_jax.evaluation.results import write_whole  # noqa: E402
 from lt_jax.memory import multihop  # noqa: E402
-from lt_jax.memory.corpus import Page  # noqa: E402
 from lt_jax.memory.counted import counted, pass_tokens  # noqa: E402
 from lt_jax.memory.multihop import TOOLS, TrailConfig, worlds  # noqa: E402
 from lt_jax.memory.multihop_expert import solved  # noqa: E402
@@ -48,17 +42,12 @@ from lt_jax.memory.syntax import syntax_of  # noqa: E402
 from lt_jax.memory.tools import tools  # noqa: E402
 from lt_jax.memory.trajectories import Limits  # noqa: E402
 from lt_jax.model import load  # noqa: E402
-from lt_jax.training.sft import Lessons, row_maker, sft, told  # noqa: E402
+from lt_jax.training.sft import sft  # noqa: E402
 
 ARMS = ("vanilla", "++ lifetimes", "++ rebuild")
 TRAIN, TEST = 1, 2  # seeds of the worlds
 SHOWN = (10, 20, 40, 60, 80)  # rounds of the table
-MODEL = {
-    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 128, "intermediate_size": 384,
-    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "hidden_act": "silu",
-    "rms_norm_eps": 1e-6, "rope_theta": 1e6, "rope_scaling": None, "max_position_embeddings": 16384,
-    "tie_word_embeddings": True, "torch_dtype": "float32",
-}  # fmt: skip
+POSITIONS = 16384  # of the models: a row under lifetimes has a position for each of its tokens
 
 
 def expert_file(path: Path, trails: TrailConfig, count: int, memory: bool) -> None:
@@ -72,64 +61,13 @@ def expert_file(path: Path, trails: TrailConfig, count: int, memory: bool) -> No
     write_whole(path, "".join(lines))
 
 
-def start(folder: Path, trails: TrailConfig) -> None:
-    """The folder that training takes sizes and tokenizer from: whole words of the embedded world."""
-    if (folder / "config.json").is_file():
-        return
-    texts = (f"{page.title}\n{page.text}" for place in worlds(trails, 64, TRAIN) for page in place.corpus.pages)
-    said = " ".join((multihop.START, multihop.NEXT, multihop.END, "visit: search: answer: food home friend"))
-    size = words.train((f" {text} {said}\n" * 2 for text in texts), 2048, str(folder))
-    write(folder / "config.json", MODEL | {"vocab_size": size})
-
-
-@functools.cache
-def some_pages(trails: TrailConfig) -> tuple[Sequence[Page], ...]:
-    return tuple(place.corpus.pages for place in worlds(trails, 400, TRAIN))
-
-
-def look_ups(trails: TrailConfig, index: int) -> Trace:
-    """Pages, and then what they say of one stop or another, and which page is whose: all that the trails ask for."""
-    draw = random.Random(f"look-ups/{index}")
-    pages = draw.choice(some_pages(trails))
-    pages = draw.sample(pages, min(round(2 * 30 ** draw.random()), len(pages)))  # few as often as many
-    numbers = sorted(draw.sample(range(1, 2 * len(pages) + 1), len(pages)))
-    said = []
-    for _ in range(len(pages) + 8):
-        at = draw.randrange(len(pages))
-        kind, list_of = draw.choice((multihop.FOOD, multihop.HOME, multihop.FRIEND, "")), pages[at : at + 4]
-        if kind:
-            found = re.search(rf"{kind} ([\w ]+) [,.]", pages[at].text)[1]
-            said.append(f"{pages[at].title} {kind} {found}")
-        else:
-            said.append(" ".join(f"{page.title} {number}" for page, number in zip(list_of, numbers[at:], strict=False)))
-    shown = "\n".join(f"visit: {page.title}\n{number}:{page.text}" for page, number in zip(pages, numbers, strict=True))
-    return Trace(shown, "\n".join(said), segments=tuple(said), source="look-ups")
-
-
-def looked_up(options, trails: TrailConfig) -> str:
-    """The folder of the model that all arms start from."""
-    out = Path(options.out)
-    final = out / "look_ups" / "final"
-    if final.is_dir():
-        return str(final)
-    start(out / "start", trails)
-    config = defaults.get_config()
-    config.folder, config.model.path, config.model.scratch = str(final.parent), str(out / "start"), True
-    config.data.embedded = 1_000_000
-    config.batches.update(length=options.length, batch=1, bins=8, over_length="drop", seed=1)
-    config.scheme.update(method="vanilla", n_gist=0)
-    config.train.update(steps=options.look_ups, log_every=50, save_every=250)
-    config.optim = memory_tiny.get_config().optim
-    config.log.tensorboard = False
-
-    def lessons(config, tokenizer, special) -> Lessons:
-        samples = Mapped(range(config.source.embedded), lambda index: look_ups(trails, index))
-        return Lessons(samples, {"look-ups": told(samples)}, row_maker(config, tokenizer, special))
-
-    print("\nlook-ups")
-    if sft(sft_config(config), lessons=lessons) is None:
-        sys.exit(3)
-    return str(final)
+def start(folder: Path) -> str:
+    """The base model that comes with the library, with room for long rows. Returns its folder."""
+    if not folder.is_dir():
+        shutil.copytree(BASE, folder)
+        config = json.loads((folder / "config.json").read_text())
+        write(folder / "config.json", config | {"max_position_embeddings": POSITIONS})
+    return str(folder)
 
 
 def trained(arm: str, options, trails: TrailConfig) -> str:
@@ -142,12 +80,11 @@ def trained(arm: str, options, trails: TrailConfig) -> str:
     data = out / f"expert_{'memory' if memory else 'plain'}.jsonl"
     expert_file(data, trails, options.trajectories, memory)
     config = memory_tiny.get_config()
-    config.folder, config.model.path = str(final.parent), looked_up(options, trails)
+    config.folder, config.model.path = str(final.parent), start(out / "start")
     config.data.update(path=str(data), embedded=0)
     config.scheme.semantics = arm.split()[-1] if memory else "lifetimes"
     config.batches.update(length=options.length, batch=1, bins=16)
     config.train.update(steps=options.steps, save_every=250)
-    config.optim.learning_rate = options.rate
     config.log.tensorboard = False
     print(f"\n{arm}")
     if sft(sft_config(config), lessons=lessons()) is None:
@@ -197,9 +134,7 @@ def line(arm: str, result: agents.AgentResult) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", default=",".join(ARMS), help="names, separated by commas: " + ", ".join(ARMS))
-    parser.add_argument("--look-ups", type=int, default=600, help="steps of training before that of the arms")
-    parser.add_argument("--steps", type=int, default=1200, help="of training")
-    parser.add_argument("--rate", type=float, default=6e-3, help="learning rate of the arms")
+    parser.add_argument("--steps", type=int, default=800, help="of training")
     parser.add_argument("--trajectories", type=int, default=3000, help="of the expert")
     parser.add_argument("--train-hops", type=int, nargs=2, default=(16, 60), help="stops of a trail, in training")
     parser.add_argument("--hops", type=int, nargs=2, default=(20, 60), help="stops of a trail, in the questions")

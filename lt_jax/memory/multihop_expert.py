@@ -3,7 +3,7 @@
 With a memory it commits every few rounds. The summary says which entity is the page of which stop, and where the trail
 goes on:
 
-    red fox 7 blue owl 8 green cat 10 next sad bee
+    417:7 561:8 338:10 next 620
 
 When something early is asked for, it writes down whose page that is on, expands the entity of that stop, writes down
 what it needs, and folds the entity. Without a memory (vanilla) it only calls and answers. In both forms it uses nothing
@@ -19,12 +19,12 @@ from lt_jax.data.problem import Problem
 from lt_jax.memory import machine
 from lt_jax.memory.log import Log, LoggedTurn
 from lt_jax.memory.machine import STEP, Call, Commit, Entity, Expand, FinalAnswer, Fold, Memory
-from lt_jax.memory.multihop import AND, END, FRIEND, NEXT, START
+from lt_jax.memory.multihop import END, FOOD, FRIEND, HOME, NEXT, START
 from lt_jax.memory.trajectories import Tool
 
-_LIKE = {kind: re.compile(rf"\b{kind} (\w+(?: \w+)?) [,.]") for kind in ("food", "home", "friend")}
-_LAST = re.compile(rf"(?:{NEXT}|{END}) ([\w ]+) \.\s*$")
-_RESULT = re.compile(r"^\d+\. ([\w ]+): (.*)$", re.M)
+_LIKE = {kind: re.compile(rf"\b{kind}(\d+)") for kind in (FOOD, HOME, FRIEND)}
+_LAST = re.compile(rf"(?:{NEXT}|{END}) ([\w ]+)$")
+_RESULT = re.compile(r"^\d+\. (\d+): (.*)$", re.M)
 
 
 def solved(problem: Problem, tools: Mapping[str, Tool], memory: bool = True, every: int = 4) -> Log:
@@ -37,14 +37,14 @@ def solved(problem: Problem, tools: Mapping[str, Tool], memory: bool = True, eve
     """
     expert = _Expert(tools, every if memory else 0)
     page = problem.question.removeprefix(f"{START} ")
-    while True:
+    for _ in range(problem.metadata["hops"]):
         text = expert.call("visit", page)
         last = _LAST.search(text)[1]
         if f"{END} {last}" in text:
             break
         page = expert.onward(last)
-    found = [expert.recall(*each.split(" of ")) for each in last.split(AND)]
-    expert.turn(FinalAnswer(f"answer: {' '.join(found)}"))
+    found = [expert.recall(each[0], each[1:]) for each in last.split()]
+    expert.turn(FinalAnswer(" ".join(found)))
     metadata = dict(problem.metadata or {})
     return Log(metadata.pop("id", ""), problem.question, tuple(expert.turns), gold=problem.answer,
                correct=" ".join(found) == problem.answer, extra=metadata)  # fmt: skip
@@ -77,17 +77,15 @@ class _Expert:
 
     def onward(self, last: str) -> str:
         """The next stop, by what a page says of it."""
-        if last.startswith(f"is {FRIEND} of "):
-            last = self.recall(FRIEND, last.removeprefix(f"is {FRIEND} of "))
+        if last.startswith(FRIEND):
+            last = self.recall(FRIEND, last.removeprefix(FRIEND))
         if self.every and self.calls >= self.every:
-            self.turn(Commit(" ".join([*(f"{name} {number}" for name, number in self.visited.items()), NEXT, last])))
+            self.turn(Commit(" ".join([*(f"{name}:{number}" for name, number in self.visited.items()), NEXT, last])))
             self.calls, self.visited = 0, {}
-        if not last.startswith("has "):
+        if not last.startswith(FOOD):
             return last
-        wanted = last.removeprefix("has ").split(AND)
-        results = _RESULT.findall(self.call("search", AND.join(wanted)))
-        return next(title for title, text in results if [_LIKE["food"].search(text)[1],
-                                                         _LIKE["home"].search(text)[1]] == wanted)  # fmt: skip
+        results = _RESULT.findall(self.call("search", last))
+        return next(title for title, text in results if text.startswith(_wanted(title, last)))
 
     def recall(self, kind: str, name: str) -> str:
         """What the page of an early stop says; it is shown again for as long as it takes to write that down."""
@@ -97,13 +95,18 @@ class _Expert:
             self.note = f"{self.note} {name}".strip()
             self.turn(Expand(number))
         found = _LIKE[kind].search(self.memory.entity(number).shown)[1]
-        self.note = f"{self.note} {name} {kind} {found}".strip()
+        self.note = f"{self.note} {name} {kind}{found}".strip()
         if archived:
             self.turn(Fold(number))
         return found
 
     def noted(self, name: str) -> int:
         """The entity that a summary names for a stop."""
-        said = re.compile(rf"\b{name} (\d+)")
+        said = re.compile(rf"\b{name}:(\d+)")
         steps = (each.shown for each in self.memory.visible() if isinstance(each, Entity) and each.kind == STEP)
         return next(int(found[1]) for found in map(said.search, steps) if found)
+
+
+def _wanted(title: str, likes: str) -> str:
+    """How the page begins that has that food and home."""
+    return " ".join(f"{title} {each}" for each in likes.split())
