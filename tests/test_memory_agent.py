@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from lt_jax.data import answers
-from lt_jax.data import tokenizer as trained_tokenizer
 from lt_jax.decode import DecodeConfig, Engine, control
+from lt_jax.demo import BASE
 from lt_jax.errors import UserError
 from lt_jax.evaluation import agent_run, agents
 from lt_jax.evaluation.metrics import plain
@@ -28,7 +28,7 @@ from lt_jax.memory.agent_files import read_questions
 from lt_jax.memory.counted import counted
 from lt_jax.memory.log import from_json, row_of, turns_of
 from lt_jax.memory.machine import Call, Expand, Fold
-from lt_jax.memory.multihop import EASY, HARD, TOOLS, TrailConfig, world, worlds
+from lt_jax.memory.multihop import EASY, HARD, TOOLS, TrailConfig, worlds
 from lt_jax.memory.multihop_expert import solved
 from lt_jax.memory.rows import ROWS
 from lt_jax.memory.syntax import syntax_of
@@ -47,14 +47,10 @@ def tools_of(place):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """(world, special tokens, syntax): two short questions, and a tokenizer of whole words."""
+def small():
+    """(world, special tokens, syntax): two short questions, and the tokenizer of the base model that comes along."""
     place = next(worlds(SHORT, 2, seed=1))
-    folder = tmp_path_factory.mktemp("words")
-    pages = (page for seed in range(6) for page in world(TrailConfig(), range(6), seed).corpus.pages)
-    spelt = (f"visit: {page.title}\nnext {page.title}\nsearch: rice\nanswer: {page.text}" for page in pages)
-    trained_tokenizer.train(spelt, 1600, str(folder))
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(BASE)
     special = default_table(tokenizer, Scheme("memory"), eos="<|end|>", pad="<|pad|>").special
     return place, special, syntax_of(special, tokenizer)
 
@@ -98,12 +94,12 @@ def test_what_is_asked_late_was_read_early_and_the_hard_half_is_harder():
 def test_worlds_follow_from_their_seeds_and_fit_their_names():
     pages = lambda seed: [place.corpus.pages for place in worlds(TrailConfig(), 4, seed)]
     assert pages(1) == pages(1) != pages(2)
-    long = list(worlds(TrailConfig(hops=(100, 150), distractors=3), 5))
+    long = list(worlds(TrailConfig(hops=(100, 150)), 5))
     assert [len(place.problems) for place in long] == [3, 2]
     ids = [problem.metadata["id"] for place in long for problem in place.problems]
     assert len(set(ids)) == 5
     for settings, said in (({"hops": (4, 9)}, "trails.hops"), ({"hops": (9, 12)}, "trails.recalls is"),
-                           ({"hops": (20, 900), "distractors": 2}, "more pages than there are names, 2,304"),
+                           ({"hops": (20, 900), "distractors": 2}, "more pages than there are names, 1,000"),
                            ({"searches": 1.5}, "searches must be a share")):  # fmt: skip
         with pytest.raises(UserError, match=said):
             TrailConfig(**settings)
@@ -129,14 +125,14 @@ def test_150_rounds_stay_small(small, semantics):
     slope = lambda sizes: (mean(sizes, 150) - mean(sizes, 90)) / 60
     for filler in (6, 20):
         mine, whole = found[filler, True], found[filler, False]
-        assert slope(mine) < 9, "tokens a round: numbers and names"
-        assert mine[60] < 0.2 * whole[60] and mine[150] < 0.2 * whole[150]
+        assert slope(mine) < 13, "tokens a round: numbers and names"
+        assert mine[60] < 0.25 * whole[60] and mine[150] < 0.2 * whole[150]
     assert slope(found[20, True]) < slope(found[6, True]) + 1, "longer pages leave no more"
     assert slope(found[20, False]) > slope(found[6, False]) + 40
-    assert found[20, True][150] < 0.1 * found[20, False][150]
+    assert found[20, True][150] < 0.12 * found[20, False][150]
 
 
-MODEL = DecoderConfig(vocab_size=1664, hidden=32, intermediate=48, layers=2, heads=4, kv_heads=2, head_dim=16,
+MODEL = DecoderConfig(vocab_size=320, hidden=32, intermediate=48, layers=2, heads=4, kv_heads=2, head_dim=16,
                       max_positions=4096)  # fmt: skip
 
 
