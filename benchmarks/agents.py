@@ -4,8 +4,8 @@
 
 Small models, all from one that has learned to look things up in pages, learn from the scripted expert of the embedded
 world (lt_jax/memory/multihop_expert.py) for equally many steps of equally many tokens: without a memory, and with one
-in each of the two semantics. All then work on the same questions, about worlds that training has not seen, through the same
-tools. A question ends where a turn would begin with more than `--context` keys. The questions are worked on by
+in each of the two semantics. All then work on the same questions, about worlds that training has not seen, through the
+same tools. A question ends where a turn would begin with more than `--context` keys. The questions are worked on by
 `evaluation.agent_run`, as by launch/agent.py.
 
 It may be stopped at any time; the same command goes on. RESULTS is written after every arm with what is there.
@@ -209,7 +209,8 @@ def main() -> None:
     for arm in arms:
         sets = {"questions": (options.hops, options.questions), "long questions": (options.long_hops, options.long)}
         for name, (hops, count) in sets.items():
-            result = played(arm, options, TrailConfig(hops=tuple(hops), recalls=RECALLS), TEST, count, name.replace(" ", "_"))
+            trails = TrailConfig(hops=tuple(hops), recalls=RECALLS)
+            result = played(arm, options, trails, TEST, count, name.replace(" ", "_"))
             found[name][arm] = {**line(arm, result), "whole": plain(result)}
         sizes = {name: value for name, value in vars(options).items() if name not in ("results", "out", "arms")}
         spent = costs(trained(arm, options, TrailConfig(hops=tuple(options.train_hops), recalls=RECALLS)), options)

@@ -5,7 +5,7 @@ success by difficulty and the context by round, mean and 95th percentile. A vani
 model that was trained without memory actions, and with memory.context; it ends where its context is full.
 
     python launch/agent.py --config=configs/agent.py --config.model.path=DIR --config.embedded=100 \
-        --config.told=False --config.tools.results=3 --config.tools.snippet=60
+        --config.told=False --config.tools.results=3 --config.tools.snippet=15
 
 DIR is a folder that training wrote. These are questions of the embedded world (lt_jax/memory/multihop.py): trails over
 generated pages, whose end asks for something that was read early. For questions of a file, in the style of BrowseComp
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.trails = ConfigDict({
         "hops": (20, 60),  # the fewest and the most stops of a trail, which are rounds; hard ones are of the upper half
         "distractors": 1,  # other pages for every stop
-        "filler": 6,  # sentences of a page that say nothing
+        "filler": 4,  # words of a page that say nothing
         "recalls": (1, 4),  # how often easy and hard questions ask for what was read early
         "searches": 0.1,  # the share of stops that are to be searched for
     })  # fmt: skip
