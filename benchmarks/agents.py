@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import dataclasses
 import functools
 import json
 import random
@@ -52,8 +51,8 @@ from lt_jax.training.sft import Lessons, row_maker, sft, told  # noqa: E402
 
 ARMS = ("vanilla", "++ lifetimes", "++ rebuild")
 TRAIN, TEST = 1, 2  # seeds of the worlds
-RECALLS = (1, 3)  # of easy and of hard questions, see `TrailConfig`
-SHOWN = (10, 20, 40, 60, 80)  # rounds of the table
+WORLD = {"recalls": (1, 3), "letters": True, "distractors": 0}  # see `TrailConfig`
+SHOWN = (10, 20, 40, 60, 80, 100)  # rounds of the tables
 POSITIONS = 16384  # of the models: a row under lifetimes has a position for each of its tokens
 
 
@@ -145,31 +144,36 @@ def trained(arm: str, options, trails: TrailConfig) -> str:
     return str(final)
 
 
-def played(arm: str, options, trails: TrailConfig, seed: int, questions: int, name: str) -> agents.AgentResult:
+def played(arm: str, options, trails: TrailConfig) -> agents.AgentResult:
     """What an arm's agent comes to."""
     return agent_run.run(agent_run.AgentConfig(
-        model=trained(arm, options, dataclasses.replace(trails, hops=tuple(options.train_hops))),
-        out=f"{options.out}/{arm.replace('++ ', 'pp_')}/{name}", embedded=questions, trails=trails, seed=seed,
-        told=False, tools=TOOLS, limits=Limits(turn=64, turns=8 * trails.hops[1], context=options.context),
-        rows=options.rows, capacity=options.context + 512,
+        model=trained(arm, options, trails), out=f"{options.out}/{arm.replace('++ ', 'pp_')}/questions",
+        embedded=options.questions, trails=trails, seed=TEST, told=False, tools=TOOLS,
+        limits=Limits(turn=64, turns=8 * trails.hops[1], context=options.context), rows=options.rows,
+        capacity=options.context + 512,
     ))  # fmt: skip
 
 
-def costs(folder: str, options) -> list[dict]:
-    """What the expert's trajectories of the questions cost, in tokens of one trajectory: of a training pass, and in
-    decoding. Of the model in `folder` only the tokens are used."""
-    model, found = load(folder), collections.defaultdict(list)
+def costs(folder: str, options) -> dict[str, dict[str, float]]:
+    """What the expert's trajectories cost on long trails, without any model but its tokens: the mean tokens of a
+    training pass for one trajectory, those read again in decoding it, and the mean context at some rounds."""
+    model, tokens, logs = load(folder), collections.defaultdict(list), collections.defaultdict(list)
     syntax = syntax_of(model.special, model.tokenizer)
-    for place in worlds(TrailConfig(hops=tuple(options.hops), recalls=RECALLS), options.questions, TEST):
+    for place in worlds(TrailConfig(hops=tuple(options.long_hops)), options.long, TEST):
         with tools(TOOLS, place.corpus) as named:
             for problem in place.problems:
                 log, prompt = solved(problem, named), model.ask(problem.text).tokens.tolist()
-                for name, tokens in pass_tokens(log, syntax, prompt).items():
-                    found[f"training, {name}"].append(tokens)
+                for name, count in pass_tokens(log, syntax, prompt).items():
+                    tokens[f"training, {name}"].append(count)
+                logs["vanilla"].append(counted(solved(problem, named, memory=False), syntax, prompt, "lifetimes"))
                 for semantics in ROWS:
-                    decoded = counted(log, syntax, prompt, semantics)
-                    found[f"read again, {semantics}"].append(sum(turn.again for turn in decoded.turns))
-    return [{"tokens of a trajectory": name, "mean": sum(each) / len(each)} for name, each in found.items()]
+                    logs[f"++ {semantics}"].append(counted(log, syntax, prompt, semantics))
+    found = {name: {"tokens": sum(each) / len(each)} for name, each in tokens.items()}
+    for name, each in logs.items():
+        result = agents.summarise(each)
+        sizes = {f"at {size.round}": size.mean for size in result.sizes if size.round in SHOWN}
+        found[name] = {"read again": result.tokens["again"] / len(each), **sizes}
+    return found
 
 
 def line(arm: str, result: agents.AgentResult) -> dict:
@@ -187,16 +191,15 @@ def line(arm: str, result: agents.AgentResult) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", default=",".join(ARMS), help="names, separated by commas: " + ", ".join(ARMS))
-    parser.add_argument("--look-ups", type=int, default=400, help="steps of training before that of the arms")
-    parser.add_argument("--steps", type=int, default=600, help="of training")
+    parser.add_argument("--look-ups", type=int, default=300, help="steps of training before that of the arms")
+    parser.add_argument("--steps", type=int, default=500, help="of training")
     parser.add_argument("--trajectories", type=int, default=3000, help="of the expert")
-    parser.add_argument("--train-hops", type=int, nargs=2, default=(12, 30), help="stops of a trail, in training")
-    parser.add_argument("--hops", type=int, nargs=2, default=(12, 30), help="stops of a trail, in the questions")
-    parser.add_argument("--long-hops", type=int, nargs=2, default=(80, 100), help="and in the long ones")
+    parser.add_argument("--hops", type=int, nargs=2, default=(12, 22), help="stops of a trail")
+    parser.add_argument("--long-hops", type=int, nargs=2, default=(100, 150), help="stops of the expert's long trails")
     parser.add_argument("--questions", type=int, default=100)
-    parser.add_argument("--long", type=int, default=20, help="long questions")
+    parser.add_argument("--long", type=int, default=10, help="how many of these")
     parser.add_argument("--length", type=int, default=5120, help="tokens of a row and of a step")
-    parser.add_argument("--context", type=int, default=1280, help="the most keys that a turn may begin with")
+    parser.add_argument("--context", type=int, default=896, help="the most keys that a turn may begin with")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--out", default="runs/agents")
     parser.add_argument("--results", type=Path, default=Path("results/agents.json"))
@@ -205,20 +208,16 @@ def main() -> None:
     if unknown := [arm for arm in arms if arm not in ARMS]:
         parser.error(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
     compile_cache(memory_tiny.get_config().compile_cache)
-    found: dict[str, dict] = {"questions": {}, "long questions": {}}
+    found: dict[str, dict] = {}
     for arm in arms:
-        sets = {"questions": (options.hops, options.questions), "long questions": (options.long_hops, options.long)}
-        for name, (hops, count) in sets.items():
-            trails = TrailConfig(hops=tuple(hops), recalls=RECALLS)
-            result = played(arm, options, trails, TEST, count, name.replace(" ", "_"))
-            found[name][arm] = {**line(arm, result), "whole": plain(result)}
+        trails = TrailConfig(hops=tuple(options.hops), **WORLD)
+        result = played(arm, options, trails)
+        found[arm] = {**line(arm, result), "whole": plain(result)}
+        spent = costs(trained(arm, options, trails), options)
         sizes = {name: value for name, value in vars(options).items() if name not in ("results", "out", "arms")}
-        spent = costs(trained(arm, options, TrailConfig(hops=tuple(options.train_hops), recalls=RECALLS)), options)
-        write(options.results, provenance(2, ("jax", "jaxlib")) | {"sizes": sizes, "expert": spent} | found)
-    print("\n" + table(spent))
-    for name, by_arm in found.items():
-        shown = [{key: value for key, value in each.items() if key != "whole"} for each in by_arm.values()]
-        print(f"\n{name}\n{table(shown)}")
+        write(options.results, provenance(2, ("jax", "jaxlib")) | {"sizes": sizes, "expert": spent, "agents": found})
+    print("\nthe expert on long trails\n" + table([{"": name, **each} for name, each in spent.items()]))
+    print("\n" + table([{key: value for key, value in each.items() if key != "whole"} for each in found.values()]))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+import string
 from collections.abc import Iterator
 
 from lt_jax.data.problem import Problem
@@ -32,6 +33,7 @@ from lt_jax.memory.corpus import Corpus, Page
 from lt_jax.memory.tools import ToolsConfig
 
 NAMES = [f"{number:03d}" for number in range(1000)]
+LETTERS = [each for each in string.ascii_lowercase if each not in "fhrx"]
 VALUES = [f"{number:02d}" for number in range(100)]
 EASY, HARD = "easy", "hard"
 START, NEXT, END = "start", "next", "end"
@@ -49,6 +51,8 @@ class TrailConfig:
         filler: words of a page that say nothing.
         recalls: how often an easy and a hard trail ask for what was read early, the question at its end included.
         searches: the share of stops that say only what the next one is like, if a search finds it by that.
+        letters: whether a name is one letter in place of three digits, for models that are too small to find three
+            digits at once; there are only 22 of them.
     """
 
     hops: tuple[int, int] = (20, 60)
@@ -56,6 +60,12 @@ class TrailConfig:
     filler: int = 4
     recalls: tuple[int, int] = (1, 4)
     searches: float = 0.1
+    letters: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """All that a page can be called."""
+        return LETTERS if self.letters else NAMES
 
     def __post_init__(self):
         least, most = self.hops
@@ -66,9 +76,9 @@ class TrailConfig:
         if not all(1 <= count < least // 3 for count in self.recalls):
             raise UserError(f"trails.recalls is {self.recalls}; each must be 1 or more, and less than a third of the "
                             f"fewest stops ({least // 3})")  # fmt: skip
-        if most * (1 + self.distractors) > len(NAMES):
+        if most * (1 + self.distractors) > len(self.names):
             raise UserError(f"trails: {most} stops with {self.distractors} distractors each are more pages than there "
-                            f"are names, {len(NAMES):,}")  # fmt: skip
+                            f"are names, {len(self.names):,}")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +92,7 @@ class World:
 
 def worlds(config: TrailConfig, count: int, seed: int = 0, size: int = 8) -> Iterator[World]:
     """Worlds with `count` questions in all, each with `size` at most, and fewer where the names do not suffice."""
-    size = max(1, min(size, len(NAMES) // (config.hops[1] * (1 + config.distractors))))
+    size = max(1, min(size, len(config.names) // (config.hops[1] * (1 + config.distractors))))
     for number, first in enumerate(range(0, count, size)):
         yield world(config, range(first, min(first + size, count)), seed * 1_000_003 + number)
 
@@ -90,8 +100,8 @@ def worlds(config: TrailConfig, count: int, seed: int = 0, size: int = 8) -> Ite
 def world(config: TrailConfig, numbers: range, seed: int) -> World:
     """One world with the questions of these numbers; even ones are easy, odd ones hard."""
     draw = random.Random(seed)
-    names = iter(draw.sample(NAMES, len(NAMES)))
-    likes = iter(draw.sample(list(itertools.product(VALUES, VALUES)), len(NAMES)))  # no two pages have the same two
+    names = iter(draw.sample(config.names, len(config.names)))
+    likes = iter(draw.sample(list(itertools.product(VALUES, VALUES)), len(config.names)))  # no two pages have the same two
     trails = [_Trail(config, number, names, likes, draw) for number in numbers]
     count = sum(len(trail.about) for trail in trails)
     order = draw.sample(range(1, count + 1), count)

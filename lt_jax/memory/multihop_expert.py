@@ -22,9 +22,9 @@ from lt_jax.memory.machine import STEP, Call, Commit, Entity, Expand, FinalAnswe
 from lt_jax.memory.multihop import END, FOOD, FRIEND, HOME, NEXT, START
 from lt_jax.memory.trajectories import Tool
 
-_LIKE = {kind: re.compile(rf"\b{kind}(\d+)") for kind in (FOOD, HOME, FRIEND)}
+_LIKE = {kind: re.compile(rf"\b{kind}(\w+)") for kind in (FOOD, HOME, FRIEND)}
 _LAST = re.compile(rf"(?:{NEXT}|{END}) ([\w ]+)$")
-_RESULT = re.compile(r"^\d+\. (\d+): (.*)$", re.M)
+_RESULT = re.compile(r"^\d+\. (\w+): (.*)$", re.M)
 
 
 def solved(problem: Problem, tools: Mapping[str, Tool], memory: bool = True, every: int = 4) -> Log:
