@@ -1,12 +1,13 @@
 """Agents with a memory beside one without, under the same limit of context: success, and context by round.
 
-    python benchmarks/agents.py [--arms=vanilla,...] [--steps=1000] [--questions=100] [--out=DIR]
+    python benchmarks/lightthinker_pp.py "--arms=++ lifetimes" --seeds=0
+    python benchmarks/agents.py [--arms=vanilla,...] [--steps=500] [--questions=100] [--out=DIR]
 
-Small models, all from one that has learned to look things up in pages, learn from the scripted expert of the embedded
-world (lt_jax/memory/multihop_expert.py) for equally many steps of equally many tokens: without a memory, and with one
-in each of the two semantics. All then work on the same questions, about worlds that training has not seen, through the
-same tools. A question ends where a turn would begin with more than `--context` keys. The questions are worked on by
-`evaluation.agent_run`, as by launch/agent.py.
+Small models, all from the one that the first command trains, which can copy what it is shown, learn from the scripted
+expert of the embedded world (lt_jax/memory/multihop_expert.py) for equally many steps of equally many tokens: without a
+memory, and with one in each of the two semantics. All then work on the same questions, about worlds that training has
+not seen, through the same tools. A question ends where a turn would begin with more than `--context` keys. The
+questions are worked on by `evaluation.agent_run`, as by launch/agent.py.
 
 It may be stopped at any time; the same command goes on. RESULTS is written after every arm with what is there.
 """
@@ -15,29 +16,21 @@ from __future__ import annotations
 
 import argparse
 import collections
-import functools
 import json
-import random
-import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from machine import provenance, table, write  # noqa: E402
 
-from configs import defaults, memory_tiny  # noqa: E402
+from configs import memory_tiny  # noqa: E402
 from launch.main import compile_cache  # noqa: E402
 from launch.settings import sft_config  # noqa: E402
-from lt_jax.data.sources import Mapped  # noqa: E402
-from lt_jax.data.traces import Trace  # noqa: E402
-from lt_jax.demo import BASE  # noqa: E402
 from lt_jax.evaluation import agent_run, agents  # noqa: E402
 from lt_jax.evaluation.metrics import plain  # noqa: E402
 from lt_jax.evaluation.results import write_whole  # noqa: E402
 from lt_jax.memory import multihop  # noqa: E402
-from lt_jax.memory.corpus import Page  # noqa: E402
 from lt_jax.memory.counted import counted, pass_tokens  # noqa: E402
 from lt_jax.memory.multihop import TOOLS, TrailConfig, worlds  # noqa: E402
 from lt_jax.memory.multihop_expert import solved  # noqa: E402
@@ -47,13 +40,12 @@ from lt_jax.memory.syntax import syntax_of  # noqa: E402
 from lt_jax.memory.tools import tools  # noqa: E402
 from lt_jax.memory.trajectories import Limits  # noqa: E402
 from lt_jax.model import load  # noqa: E402
-from lt_jax.training.sft import Lessons, row_maker, sft, told  # noqa: E402
+from lt_jax.training.sft import sft  # noqa: E402
 
 ARMS = ("vanilla", "++ lifetimes", "++ rebuild")
 TRAIN, TEST = 1, 2  # seeds of the worlds
 WORLD = {"recalls": (1, 3), "letters": True, "distractors": 0}  # see `TrailConfig`
 SHOWN = (10, 20, 40, 60, 80, 100)  # rounds of the tables
-POSITIONS = 16384  # of the models: a row under lifetimes has a position for each of its tokens
 
 
 def expert_file(path: Path, trails: TrailConfig, count: int, memory: bool) -> None:
@@ -67,61 +59,6 @@ def expert_file(path: Path, trails: TrailConfig, count: int, memory: bool) -> No
     write_whole(path, "".join(lines))
 
 
-def start(folder: Path) -> str:
-    """The base model that comes with the library, with room for long rows. Returns its folder."""
-    if not folder.is_dir():
-        shutil.copytree(BASE, folder)
-        config = json.loads((folder / "config.json").read_text())
-        write(folder / "config.json", config | {"max_position_embeddings": POSITIONS})
-    return str(folder)
-
-
-@functools.cache
-def some_pages(trails: TrailConfig) -> tuple[Sequence[Page], ...]:
-    return tuple(place.corpus.pages for place in worlds(trails, 400, TRAIN))
-
-
-def look_ups(trails: TrailConfig, index: int) -> Trace:
-    """Pages with numbers, a list of whose number is whose, and then what these say of one page or another."""
-    draw = random.Random(f"look-ups/{index}")
-    pages = draw.choice(some_pages(trails))
-    pages = draw.sample(pages, min(round(2 * 15 ** draw.random()), len(pages)))  # few as often as many
-    numbers = sorted(draw.sample(range(1, 2 * len(pages) + 1), len(pages)))
-    shown = [f"visit: {page.title}\n{number}:{page.text}" for page, number in zip(pages, numbers, strict=True)]
-    listed = " ".join(f"{page.title}:{number}" for page, number in zip(pages, numbers, strict=True))
-    said = []
-    for _ in range(2 * len(pages) + 8):
-        at = draw.randrange(len(pages))
-        facts = pages[at].text.split()[:6]  # title and what is said of it, three times
-        said.append(draw.choice((f"{pages[at].title}:{numbers[at]}", *(" ".join(facts[i : i + 2]) for i in (0, 2, 4)))))
-    return Trace("\n".join([*shown, listed]), "\n".join(said), segments=tuple(said), source="look-ups")
-
-
-def looked_up(options, trails: TrailConfig) -> str:
-    """The folder of the model that all arms start from: it can look things up in pages."""
-    out = Path(options.out)
-    final = out / "look_ups" / "final"
-    if final.is_dir():
-        return str(final)
-    config = defaults.get_config()
-    config.folder, config.model.path = str(final.parent), start(out / "start")
-    config.data.embedded = 1_000_000
-    config.batches.update(length=options.length, batch=1, bins=8, over_length="drop", seed=1)
-    config.scheme.update(method="vanilla", n_gist=0)
-    config.train.update(steps=options.look_ups, log_every=50, save_every=250)
-    config.optim = memory_tiny.get_config().optim
-    config.log.tensorboard = False
-
-    def taught(config, tokenizer, special) -> Lessons:
-        samples = Mapped(range(config.source.embedded), lambda index: look_ups(trails, index))
-        return Lessons(samples, {"look-ups": told(samples)}, row_maker(config, tokenizer, special))
-
-    print("\nlook-ups")
-    if sft(sft_config(config), lessons=taught) is None:
-        sys.exit(3)
-    return str(final)
-
-
 def trained(arm: str, options, trails: TrailConfig) -> str:
     """The folder of the trained model."""
     out = Path(options.out)
@@ -132,7 +69,7 @@ def trained(arm: str, options, trails: TrailConfig) -> str:
     data = out / f"expert_{'memory' if memory else 'plain'}.jsonl"
     expert_file(data, trails, options.trajectories, memory)
     config = memory_tiny.get_config()
-    config.folder, config.model.path = str(final.parent), looked_up(options, trails)
+    config.folder, config.model.path = str(final.parent), options.start
     config.data.update(path=str(data), embedded=0)
     config.scheme.semantics = arm.split()[-1] if memory else "lifetimes"
     config.batches.update(length=options.length, batch=1, bins=16)
@@ -191,7 +128,7 @@ def line(arm: str, result: agents.AgentResult) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", default=",".join(ARMS), help="names, separated by commas: " + ", ".join(ARMS))
-    parser.add_argument("--look-ups", type=int, default=300, help="steps of training before that of the arms")
+    parser.add_argument("--start", default="runs/lightthinker_pp/pp_lifetimes-0/final", help="the model to begin with")
     parser.add_argument("--steps", type=int, default=500, help="of training")
     parser.add_argument("--trajectories", type=int, default=3000, help="of the expert")
     parser.add_argument("--hops", type=int, nargs=2, default=(12, 22), help="stops of a trail")
@@ -214,7 +151,7 @@ def main() -> None:
         result = played(arm, options, trails)
         found[arm] = {**line(arm, result), "whole": plain(result)}
         spent = costs(trained(arm, options, trails), options)
-        sizes = {name: value for name, value in vars(options).items() if name not in ("results", "out", "arms")}
+        sizes = {name: value for name, value in vars(options).items() if name not in ("results", "out", "arms", "start")}
         write(options.results, provenance(2, ("jax", "jaxlib")) | {"sizes": sizes, "expert": spent, "agents": found})
     print("\nthe expert on long trails\n" + table([{"": name, **each} for name, each in spent.items()]))
     print("\n" + table([{key: value for key, value in each.items() if key != "whole"} for each in found.values()]))

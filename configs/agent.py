@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
         "filler": 4,  # words of a page that say nothing
         "recalls": (1, 4),  # how often easy and hard questions ask for what was read early
         "searches": 0.1,  # the share of stops that are to be searched for
+        "letters": False,  # names of one letter in place of three digits, for the smallest models
     })  # fmt: skip
     config.tools = ConfigDict({
         "results": 5,  # pages that a search gives at most

@@ -55,7 +55,11 @@ def small():
     return place, special, syntax_of(special, tokenizer)
 
 
-@pytest.mark.parametrize("config", [SHORT, TrailConfig(), TrailConfig(hops=(60, 150), distractors=2, searches=0.5)])
+LONG = TrailConfig(hops=(60, 150), distractors=2, searches=0.5)
+LETTERS = TrailConfig(hops=(12, 22), recalls=(1, 3), distractors=0, letters=True)
+
+
+@pytest.mark.parametrize("config", [SHORT, TrailConfig(), LONG, LETTERS])
 def test_the_expert_solves_every_question_through_the_tools(config):
     problems = 0
     for place in itertools.chain(*(worlds(config, 6, seed) for seed in range(4))):

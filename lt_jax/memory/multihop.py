@@ -101,7 +101,7 @@ def world(config: TrailConfig, numbers: range, seed: int) -> World:
     """One world with the questions of these numbers; even ones are easy, odd ones hard."""
     draw = random.Random(seed)
     names = iter(draw.sample(config.names, len(config.names)))
-    likes = iter(draw.sample(list(itertools.product(VALUES, VALUES)), len(config.names)))  # no two pages have the same two
+    likes = iter(draw.sample(list(itertools.product(VALUES, VALUES)), len(config.names)))  # no two pages share both
     trails = [_Trail(config, number, names, likes, draw) for number in numbers]
     count = sum(len(trail.about) for trail in trails)
     order = draw.sample(range(1, count + 1), count)
