@@ -151,7 +151,8 @@ def main() -> None:
         result = played(arm, options, trails)
         found[arm] = {**line(arm, result), "whole": plain(result)}
         spent = costs(trained(arm, options, trails), options)
-        sizes = {name: value for name, value in vars(options).items() if name not in ("results", "out", "arms", "start")}
+        apart = ("results", "out", "arms", "start")
+        sizes = {name: value for name, value in vars(options).items() if name not in apart}
         write(options.results, provenance(2, ("jax", "jaxlib")) | {"sizes": sizes, "expert": spent, "agents": found})
     print("\nthe expert on long trails\n" + table([{"": name, **each} for name, each in spent.items()]))
     print("\n" + table([{key: value for key, value in each.items() if key != "whole"} for each in found.values()]))
