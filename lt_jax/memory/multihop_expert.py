@@ -5,8 +5,8 @@ goes on:
 
     417:7 561:8 338:10 next 620
 
-When something early is asked for, it writes down whose page that is on, expands the entity of that stop, writes down
-what it needs, and folds the entity. Without a memory (vanilla) it only calls and answers. In both forms it uses nothing
+When something early is asked for, it writes down which entity that stop has, as the summary says it, expands it, writes
+down what it needs, and folds it. Without a memory (vanilla) it only calls and answers. In both forms it uses nothing
 but what it then sees: an archived page is read after an expand only, and its number is the one that a summary has.
 """
 
@@ -92,7 +92,7 @@ class _Expert:
         archived = name not in self.visited
         number = self.noted(name) if archived else self.visited[name]
         if archived:
-            self.note = f"{self.note} {name}".strip()
+            self.note = f"{self.note} {name}:{number}".strip()
             self.turn(Expand(number))
         found = _LIKE[kind].search(self.memory.entity(number).shown)[1]
         self.note = f"{self.note} {name} {kind}{found}".strip()
