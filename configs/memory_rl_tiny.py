@@ -10,7 +10,8 @@ turn, in the semantics that it was trained with.
 DIR is a model that was trained for method "memory". Problems of your own: --config.data.path=problems.jsonl
 --config.data.embedded=0. Curves: python launch/curves.py --runs=runs/memory_rl_tiny --out=runs/curves.html
 
-Hardware: two CPU cores.
+Hardware: two CPU cores. Expected: the run says how many turns were not possible, how often each action was taken, the
+peak, and the tokens read again, besides the reward. How far it gets was not measured.
 """
 
 from ml_collections import ConfigDict
