@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -43,6 +45,7 @@ from lt_jax.model import load  # noqa: E402
 from lt_jax.training.sft import sft  # noqa: E402
 
 ARMS = ("vanilla", "++ lifetimes", "++ rebuild")
+EXPERT = "an agent without a mistake,"
 TRAIN, TEST = 1, 2  # seeds of the worlds
 WORLD = {"recalls": (1, 3), "letters": True, "distractors": 0}  # see `TrailConfig`
 SHOWN = (10, 20, 40, 60, 80, 100)  # rounds of the tables
@@ -89,6 +92,23 @@ def played(arm: str, options, trails: TrailConfig) -> agents.AgentResult:
         limits=Limits(turn=64, turns=8 * trails.hops[1], context=options.context), rows=options.rows,
         capacity=options.context + 512,
     ))  # fmt: skip
+
+
+def flawless(folder: str, options, trails: TrailConfig, memory: bool) -> agents.AgentResult:
+    """What an agent would come to that does what the expert does, on the same questions and under the same limit. Of
+    the model in `folder` only the tokens are used."""
+    model, logs = load(folder), []
+    syntax = syntax_of(model.special, model.tokenizer)
+    for place in worlds(trails, options.questions, TEST):
+        with tools(TOOLS, place.corpus) as named:
+            for problem in place.problems:
+                prompt = model.ask(problem.text).tokens.tolist()
+                log = counted(solved(problem, named, memory), syntax, prompt, "lifetimes")
+                within = list(itertools.takewhile(lambda turn: turn.context <= options.context, log.turns))
+                if len(within) < len(log.turns):
+                    log = dataclasses.replace(log, turns=tuple(within), finish="context", correct=False)
+                logs.append(log)
+    return agents.summarise(logs)
 
 
 def costs(folder: str, options) -> dict[str, dict[str, float]]:
@@ -150,7 +170,12 @@ def main() -> None:
         trails = TrailConfig(hops=tuple(options.hops), **WORLD)
         result = played(arm, options, trails)
         found[arm] = {**line(arm, result), "whole": plain(result)}
-        spent = costs(trained(arm, options, trails), options)
+        folder = trained(arm, options, trails)
+        for memory in (False, True):
+            name = f"{EXPERT} {'with' if memory else 'without'} a memory"
+            best = flawless(folder, options, trails, memory)
+            found[name] = {**line(name, best), "whole": plain(best)}
+        spent = costs(folder, options)
         apart = ("results", "out", "arms", "start")
         sizes = {name: value for name, value in vars(options).items() if name not in apart}
         write(options.results, provenance(2, ("jax", "jaxlib")) | {"sizes": sizes, "expert": spent, "agents": found})
