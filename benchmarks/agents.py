@@ -1,6 +1,6 @@
 """Agents with a memory beside one without, under the same limit of context: success, and context by round.
 
-    python benchmarks/lightthinker_pp.py "--arms=++ lifetimes" --seeds=0
+    python benchmarks/lightthinker_pp.py '--arms=++ lifetimes' --seeds=0
     python benchmarks/agents.py [--arms=vanilla,...] [--steps=500] [--questions=100] [--out=DIR]
 
 Small models, all from the one that the first command trains, which can copy what it is shown, learn from the scripted

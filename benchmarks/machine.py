@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -54,7 +55,7 @@ def provenance(threads: int, packages: tuple[str, ...]) -> dict:
     git = lambda *a: subprocess.run(["git", *a], capture_output=True, text=True, check=False).stdout.strip()
     names = [row.split(":")[1].strip() for row in open("/proc/cpuinfo") if row.startswith("model name")]
     return dict(
-        command=" ".join(["python", *sys.argv]),
+        command=shlex.join(["python", *sys.argv]),
         commit=git("rev-parse", "HEAD"),
         uncommitted=bool(git("status", "--porcelain", "--untracked-files=no")),
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
