@@ -201,7 +201,7 @@ def test_a_terminal_and_a_pipe(folder):
 
     def until(wanted: bytes, press: bytes = b""):
         nonlocal seen
-        end = time.monotonic() + 120
+        end = time.monotonic() + 400
         while wanted not in seen:
             assert time.monotonic() < end and process.poll() is None, seen[-2000:]
             os.write(ours, press)
@@ -222,7 +222,7 @@ def test_a_terminal_and_a_pipe(folder):
         # has the terminal to itself is lost: a person presses again.
         until(b"-- /quit or Ctrl-D ends", press=b"\x03")
         until(b"you> ")
-        end = time.monotonic() + 120
+        end = time.monotonic() + 400
         while process.poll() is None and time.monotonic() < end:
             os.write(ours, b"\x04")
             time.sleep(0.5)
