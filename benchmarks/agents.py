@@ -165,17 +165,16 @@ def main() -> None:
     if unknown := [arm for arm in arms if arm not in ARMS]:
         parser.error(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
     compile_cache(memory_tiny.get_config().compile_cache)
-    found: dict[str, dict] = {}
+    trails, found = TrailConfig(hops=tuple(options.hops), **WORLD), {}
+    folder = trained(arms[0], options, trails)
+    for memory in (False, True):
+        name = f"{EXPERT} {'with' if memory else 'without'} a memory"
+        best = flawless(folder, options, trails, memory)
+        found[name] = {**line(name, best), "whole": plain(best)}
+    spent = costs(folder, options)
     for arm in arms:
-        trails = TrailConfig(hops=tuple(options.hops), **WORLD)
         result = played(arm, options, trails)
         found[arm] = {**line(arm, result), "whole": plain(result)}
-        folder = trained(arm, options, trails)
-        for memory in (False, True):
-            name = f"{EXPERT} {'with' if memory else 'without'} a memory"
-            best = flawless(folder, options, trails, memory)
-            found[name] = {**line(name, best), "whole": plain(best)}
-        spent = costs(folder, options)
         apart = ("results", "out", "arms", "start")
         sizes = {name: value for name, value in vars(options).items() if name not in apart}
         write(options.results, provenance(2, ("jax", "jaxlib")) | {"sizes": sizes, "expert": spent, "agents": found})

@@ -14,7 +14,7 @@ or xBench (encrypted ones are decrypted with their canary), over pages of a file
     python launch/agent.py --config=configs/agent.py --config.model.path=DIR --config.questions.path=questions.csv \
         --config.corpus=pages.jsonl --config.tools.python=True
 
-Hardware: anything. On two CPU cores a small model works on a hundred questions of the embedded world in four minutes.
+Hardware: anything. On two CPU cores a small model needs minutes for a hundred questions of the embedded world.
 Expected: with a memory the context grows by what the summaries say of a page, twelve tokens a round here;
 without one it grows by a page a round.
 """

@@ -13,7 +13,7 @@ To train on trajectories of your own, --config.data.path=trajectories.jsonl --co
 
 Hardware: two CPU cores, 5 minutes. Expected: 99 % of the tokens of a trajectory right after 500 steps. What comes of it
 is in docs/performance.md: with 800 steps, in `lifetimes` and the mode "throughput", 87 % of unseen problems are solved
-(77 to 99.7 % from seed to seed) with a context that never has more than 29 % of vanilla's, which solves 66 %.
+(77 to 99.7 % from seed to seed) with a peak that is 29 % of vanilla's, which solves 66 %.
 """
 
 from ml_collections import ConfigDict

@@ -93,7 +93,8 @@ def solve(
 
 def summarise(logs: Sequence[Log]) -> Summary:
     """What became of trajectories that a model wrote (`log.log_of`), or whose turns were counted (`counted`)."""
-    total = {name: sum(log.counts[name] for log in logs) for name in tallied(())}
+    counts = [log.counts for log in logs]
+    total = {name: sum(each[name] for each in counts) for name in tallied(())}
     turns, possible = sum(total.values()), sum(total.values()) - total[MALFORMED] - total[ILLEGAL]
     finishes = [log.finish for log in logs]
     over = lambda name: [sum(getattr(turn, name) for turn in log.turns) for log in logs]

@@ -51,12 +51,14 @@ class Moment:
     Attributes:
         turn: what was done in it.
         before, after: the memory when it began, and when it had ended.
+        seen: numbers of the entities of which something was visible when it began.
         low, high: what was visible when it began, and when it ended, in the unit of all of them.
     """
 
     turn: LoggedTurn
     before: Memory[str]
     after: Memory[str]
+    seen: frozenset[int]
     low: int
     high: int
 
@@ -75,7 +77,8 @@ def moments(log: Log) -> tuple[list[Moment], str]:
     for turn, before, after in zip(log.turns, [Memory(), *states[:-1]], states, strict=True):
         low = turn.context if counted else _characters(before)
         high = low + (turn.written if counted else len(turn.text) + len(turn.content))
-        found.append(Moment(turn, before, after, low, high))
+        seen = frozenset(part.number for part in before.visible() if isinstance(part, Entity))
+        found.append(Moment(turn, before, after, seen, low, high))
     return found, "keys" if counted else "characters"
 
 
@@ -153,14 +156,10 @@ def _entity(drawn: Sequence[Moment], number: int, x: Scale, middle: float, line:
     """The line of an entity: a bar for each stretch of turns in which it was archived, or active; a faint one where
     nothing of it was visible."""
 
-    def state(memory: Memory[str]) -> tuple[Entity[str], bool] | None:
-        if number > len(memory.entities):
-            return None
-        entity = memory.entities[number - 1]
-        return entity, entity in memory.visible()
-
+    there = lambda each: number <= len(each.before.entities)
+    states = ((each.before.entities[number - 1], number in each.seen) if there(each) else None for each in drawn)
     parts, first = [], 1
-    for found, group in itertools.groupby(state(each.before) for each in drawn):
+    for found, group in itertools.groupby(states):
         last = first + len(list(group)) - 1
         if found is not None:
             entity, visible = found

@@ -3,7 +3,7 @@ scripts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lt_jax.data.readers import read_records
@@ -16,7 +16,7 @@ from lt_jax.evaluation.svg import tag
 from lt_jax.evaluation.timeline import KINDS, MALFORMED, MARKS, OPENED, cut, moments, named, timeline
 from lt_jax.evaluation.visible_chart import Keys, chart, keys_from_json, visible
 from lt_jax.memory.log import Log, from_json
-from lt_jax.memory.machine import STEP, Entity, Memory
+from lt_jax.memory.machine import STEP, Entity, Memory, ranges
 from lt_jax.memory.syntax import ACTIONS
 
 Shown = Log | Keys
@@ -203,20 +203,9 @@ def _block(kind: str, content: str) -> str:
 
 def _seen(memory: Memory) -> str:
     """Which entities are visible, and how."""
-    numbers = lambda active: _ranges(each.number for each in memory.entities if each.active == active)
+    numbers = lambda active: ranges(each.number for each in memory.entities if each.active == active)
     parts = [f"{words} {found}" for words, found in (("archived", numbers(False)), ("active", numbers(True))) if found]
-    return "; ".join(parts) or "no entities yet"
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """1, 2, 3, 7 -> "1-3, 7"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}&ndash;{b}" for a, b in runs)
+    return "; ".join(parts).replace("-", "&ndash;") or "no entities yet"
 
 
 def _entities(memory: Memory) -> str:
