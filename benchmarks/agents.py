@@ -1,13 +1,13 @@
 """Agents with a memory beside one without, under the same limit of context: success, and context by round.
 
-    python benchmarks/lightthinker_pp.py '--arms=++ lifetimes' --seeds=0
-    python benchmarks/agents.py [--arms=vanilla,...] [--steps=500] [--questions=100] [--out=DIR]
+    python benchmarks/agents.py [--arms=vanilla,...] [--look-ups=1300] [--steps=500] [--questions=100] [--out=DIR]
 
-Small models, all from the one that the first command trains, which can copy what it is shown, learn from the scripted
-expert of the embedded world (lt_jax/memory/multihop_expert.py) for equally many steps of equally many tokens: without a
-memory, and with one in each of the two semantics. All then work on the same questions, about worlds that training has
-not seen, through the same tools. A question ends where a turn would begin with more than `--context` keys. The
-questions are worked on by `evaluation.agent_run`, as by launch/agent.py.
+Small models, all from the base model that comes with the library. First this learns to find a name's number in what
+summaries say (lt_jax/memory/multihop_look_ups.py), which trails alone do not teach it. From there every arm learns from
+the scripted expert of the embedded world (lt_jax/memory/multihop_expert.py) for equally many steps of equally many
+tokens: without a memory, and with one in each of the two semantics. All then work on the same questions, about worlds
+that training has not seen, through the same tools. A question ends where a turn would begin with more than `--context`
+keys. The questions are worked on by `evaluation.agent_run`, as by launch/agent.py.
 
 It may be stopped at any time; the same command goes on. RESULTS is written after every arm with what is there.
 """
@@ -36,18 +36,20 @@ from lt_jax.memory import multihop  # noqa: E402
 from lt_jax.memory.counted import counted, pass_tokens  # noqa: E402
 from lt_jax.memory.multihop import TOOLS, TrailConfig, worlds  # noqa: E402
 from lt_jax.memory.multihop_expert import solved  # noqa: E402
+from lt_jax.memory.multihop_look_ups import Drills  # noqa: E402
 from lt_jax.memory.rows import ROWS  # noqa: E402
 from lt_jax.memory.sft import lessons  # noqa: E402
 from lt_jax.memory.syntax import syntax_of  # noqa: E402
 from lt_jax.memory.tools import tools  # noqa: E402
 from lt_jax.memory.trajectories import Limits  # noqa: E402
 from lt_jax.model import load  # noqa: E402
-from lt_jax.training.sft import sft  # noqa: E402
+from lt_jax.training.sft import Lessons, sft, told  # noqa: E402
 
 ARMS = ("vanilla", "++ lifetimes", "++ rebuild")
 EXPERT = "an agent without a mistake,"
 TRAIN, TEST = 1, 2  # seeds of the worlds
 WORLD = {"recalls": (1, 3), "letters": True, "distractors": 0}  # see `TrailConfig`
+DRILL, DRILLS = 2048, 22  # tokens of a step of look-ups, and how many drills that is
 SHOWN = (10, 20, 40, 60, 80, 100)  # rounds of the tables
 
 
@@ -62,6 +64,28 @@ def expert_file(path: Path, trails: TrailConfig, count: int, memory: bool) -> No
     write_whole(path, "".join(lines))
 
 
+def looked_up(options, trails: TrailConfig) -> str:
+    """The folder of the model that all arms start from: it finds a name's number in what summaries say."""
+    final = Path(options.out) / "look_ups" / "final"
+    if final.is_dir():
+        return str(final)
+    config = memory_tiny.get_config()
+    config.folder, config.batches.shuffle = str(final.parent), False  # the easy ones come first
+    config.batches.update(length=DRILL, batch=1, bins=4)
+    config.optim.update(learning_rate=2e-2, warmup=30)
+    config.train.update(steps=options.look_ups, log_every=50, save_every=250)
+    config.log.tensorboard = False
+
+    def taught(config, tokenizer, special) -> Lessons:
+        syntax, drills = syntax_of(special, tokenizer), Drills(options.look_ups * DRILLS, trails.names)
+        return Lessons(drills, {"look-ups": told(drills)}, lambda drill: drill.row(syntax))
+
+    print("\nlook-ups")
+    if sft(sft_config(config), lessons=taught) is None:
+        sys.exit(3)
+    return str(final)
+
+
 def trained(arm: str, options, trails: TrailConfig) -> str:
     """The folder of the trained model."""
     out = Path(options.out)
@@ -72,7 +96,7 @@ def trained(arm: str, options, trails: TrailConfig) -> str:
     data = out / f"expert_{'memory' if memory else 'plain'}.jsonl"
     expert_file(data, trails, options.trajectories, memory)
     config = memory_tiny.get_config()
-    config.folder, config.model.path = str(final.parent), options.start
+    config.folder, config.model.path = str(final.parent), looked_up(options, trails)
     config.data.update(path=str(data), embedded=0)
     config.scheme.semantics = arm.split()[-1] if memory else "lifetimes"
     config.batches.update(length=options.length, batch=1, bins=16)
@@ -148,7 +172,7 @@ def line(arm: str, result: agents.AgentResult) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", default=",".join(ARMS), help="names, separated by commas: " + ", ".join(ARMS))
-    parser.add_argument("--start", default="runs/lightthinker_pp/pp_lifetimes-0/final", help="the model to begin with")
+    parser.add_argument("--look-ups", type=int, default=1300, help="steps of training before that of the arms")
     parser.add_argument("--steps", type=int, default=500, help="of training")
     parser.add_argument("--trajectories", type=int, default=3000, help="of the expert")
     parser.add_argument("--hops", type=int, nargs=2, default=(12, 22), help="stops of a trail")
@@ -175,7 +199,7 @@ def main() -> None:
     for arm in arms:
         result = played(arm, options, trails)
         found[arm] = {**line(arm, result), "whole": plain(result)}
-        apart = ("results", "out", "arms", "start")
+        apart = ("results", "out", "arms")
         sizes = {name: value for name, value in vars(options).items() if name not in apart}
         write(options.results, provenance(2, ("jax", "jaxlib")) | {"sizes": sizes, "expert": spent, "agents": found})
     print("\nthe expert on long trails\n" + table([{"": name, **each} for name, each in spent.items()]))

@@ -3,7 +3,8 @@
 With a memory it commits every few rounds. The summary says which entity is the page of which stop, and where the trail
 goes on:
 
-    417:7 561:8 338:10 next 620
+    417:7 561:8 338:10 next 620        names of three digits
+    7t 8m 10z next k                   names of a letter
 
 When something early is asked for, it writes down which entity that stop has, as the summary says it, expands it, writes
 down what it needs, and folds it. Without a memory (vanilla) it only calls and answers. In both forms it uses nothing
@@ -25,6 +26,17 @@ from lt_jax.memory.trajectories import Tool
 _LIKE = {kind: re.compile(rf"\b{kind}(\w+)") for kind in (FOOD, HOME, FRIEND)}
 _LAST = re.compile(rf"(?:{NEXT}|{END}) ([\w ]+)$")
 _RESULT = re.compile(r"^\d+\. (\w+): (.*)$", re.M)
+
+
+def listed(name: str, number: int) -> str:
+    """How a summary says which entity is the page of a name. A letter has the number before it: so a small model finds
+    the number sooner than behind it (`multihop_look_ups`)."""
+    return f"{name}:{number}" if name.isdigit() else f"{number}{name}"
+
+
+def noted(name: str, number: int) -> str:
+    """How the expert writes down what it found in a summary, before an expand: the name, and then the number."""
+    return f"{name}:{number}" if name.isdigit() else f"{name}{number}"
 
 
 def solved(problem: Problem, tools: Mapping[str, Tool], memory: bool = True, every: int = 4) -> Log:
@@ -80,7 +92,7 @@ class _Expert:
         if last.startswith(FRIEND):
             last = self.recall(FRIEND, last.removeprefix(FRIEND))
         if self.every and self.calls >= self.every:
-            self.turn(Commit(" ".join([*(f"{name}:{number}" for name, number in self.visited.items()), NEXT, last])))
+            self.turn(Commit(" ".join([*(listed(*each) for each in self.visited.items()), NEXT, last])))
             self.calls, self.visited = 0, {}
         if not last.startswith(FOOD):
             return last
@@ -90,9 +102,9 @@ class _Expert:
     def recall(self, kind: str, name: str) -> str:
         """What the page of an early stop says; it is shown again for as long as it takes to write that down."""
         archived = name not in self.visited
-        number = self.noted(name) if archived else self.visited[name]
+        number = self.told(name) if archived else self.visited[name]
         if archived:
-            self.note = f"{self.note} {name}:{number}".strip()
+            self.note = f"{self.note} {noted(name, number)}".strip()
             self.turn(Expand(number))
         found = _LIKE[kind].search(self.memory.entity(number).shown)[1]
         self.note = f"{self.note} {name} {kind}{found}".strip()
@@ -100,9 +112,9 @@ class _Expert:
             self.turn(Fold(number))
         return found
 
-    def noted(self, name: str) -> int:
+    def told(self, name: str) -> int:
         """The entity that a summary names for a stop."""
-        said = re.compile(rf"\b{name}:(\d+)")
+        said = re.compile(rf"\b{name}:(\d+)\b" if name.isdigit() else rf"\b(\d+){name}\b")
         steps = (each.shown for each in self.memory.visible() if isinstance(each, Entity) and each.kind == STEP)
         return next(int(found[1]) for found in map(said.search, steps) if found)
 
