@@ -1,6 +1,6 @@
 """Agents with a memory beside one without, under the same limit of context: success, and context by round.
 
-    python benchmarks/agents.py [--arms=vanilla,...] [--look-ups=1300] [--steps=500] [--questions=100] [--out=DIR]
+    python benchmarks/agents.py [--arms=vanilla,...] [--look-ups=1600] [--steps=700] [--questions=100] [--out=DIR]
 
 Small models, all from the base model that comes with the library. First this learns to find a name's number in what
 summaries say (lt_jax/memory/multihop_look_ups.py), which trails alone do not teach it. From there every arm learns from
@@ -49,7 +49,7 @@ ARMS = ("vanilla", "++ lifetimes", "++ rebuild")
 EXPERT = "an agent without a mistake,"
 TRAIN, TEST = 1, 2  # seeds of the worlds
 WORLD = {"recalls": (1, 3), "letters": True, "distractors": 0}  # see `TrailConfig`
-DRILL, DRILLS = 2048, 22  # tokens of a step of look-ups, and how many drills that is
+DRILL, DRILLS = 2048, 23  # tokens of a step of look-ups, and how many drills that is
 SHOWN = (10, 20, 40, 60, 80, 100)  # rounds of the tables
 
 
@@ -172,14 +172,14 @@ def line(arm: str, result: agents.AgentResult) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", default=",".join(ARMS), help="names, separated by commas: " + ", ".join(ARMS))
-    parser.add_argument("--look-ups", type=int, default=1300, help="steps of training before that of the arms")
-    parser.add_argument("--steps", type=int, default=500, help="of training")
+    parser.add_argument("--look-ups", type=int, default=1600, help="steps of training before that of the arms")
+    parser.add_argument("--steps", type=int, default=700, help="of training")
     parser.add_argument("--trajectories", type=int, default=3000, help="of the expert")
     parser.add_argument("--hops", type=int, nargs=2, default=(12, 22), help="stops of a trail")
     parser.add_argument("--long-hops", type=int, nargs=2, default=(100, 150), help="stops of the expert's long trails")
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--long", type=int, default=10, help="how many of these")
-    parser.add_argument("--length", type=int, default=5120, help="tokens of a row and of a step")
+    parser.add_argument("--length", type=int, default=2560, help="tokens of a row and of a step")
     parser.add_argument("--context", type=int, default=896, help="the most keys that a turn may begin with")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--out", default="runs/agents")

@@ -22,8 +22,8 @@ from lt_jax.memory.multihop_expert import listed, noted
 from lt_jax.memory.syntax import Syntax
 
 FEW, MANY = 2, 20  # names of the first and of the last drills
-WAIT, GROW = 0.12, 0.38  # the shares of the drills that have the fewest names, and over which these become more
-DIGIT, MOST = 9, 99  # the largest numbers of one digit and of two, of which all first digits are as many
+WAIT, GROW = 0.1, 0.4  # the shares of the drills that have the fewest names, and over which these become more
+DIGIT, MOST = 9, 40  # the largest numbers of one digit and of two
 MORE = 12  # a drill asks so many times more than it has names
 
 
@@ -74,7 +74,7 @@ class Drills(Sequence):
         grown = min(1.0, max(0.0, (index / self.count - WAIT) / GROW))
         most = round(FEW * (MANY / FEW) ** grown)
         size = draw.choice((most, draw.randint(FEW, most)))
-        largest = DIGIT if size <= DIGIT and draw.random() < 0.5 else MOST
-        numbers = draw.sample(range(1, largest + 1), size)
+        two = size > DIGIT or most > DIGIT and draw.random() < 0.5
+        numbers = draw.sample(range(1, (MOST if two else DIGIT) + 1), size)
         entries = dict(zip(draw.sample(self.names, size), numbers, strict=True))
         return LookUps(entries, tuple(draw.choices(list(entries), k=size + MORE)))
