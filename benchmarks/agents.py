@@ -1,6 +1,6 @@
 """Agents with a memory beside one without, under the same limit of context: success, and context by round.
 
-    python benchmarks/agents.py [--arms=vanilla,...] [--look-ups=1600] [--steps=700] [--questions=100] [--out=DIR]
+    python benchmarks/agents.py [--arms=vanilla,...] [--look-ups=1600] [--steps=1200] [--questions=100] [--out=DIR]
 
 Small models, all from the base model that comes with the library. First this learns to find a name's number in what
 summaries say (lt_jax/memory/multihop_look_ups.py), which trails alone do not teach it. From there every arm learns from
@@ -29,6 +29,7 @@ from machine import provenance, table, write  # noqa: E402
 from configs import memory_tiny  # noqa: E402
 from launch.main import compile_cache  # noqa: E402
 from launch.settings import sft_config  # noqa: E402
+from lt_jax.data.sources import Part  # noqa: E402
 from lt_jax.evaluation import agent_run, agents  # noqa: E402
 from lt_jax.evaluation.metrics import plain  # noqa: E402
 from lt_jax.evaluation.results import write_whole  # noqa: E402
@@ -49,6 +50,7 @@ ARMS = ("vanilla", "++ lifetimes", "++ rebuild")
 EXPERT = "an agent without a mistake,"
 TRAIN, TEST = 1, 2  # seeds of the worlds
 WORLD = {"recalls": (1, 3), "letters": True, "distractors": 0}  # see `TrailConfig`
+BETWEEN = 5  # look-ups for every trail, about a third of the tokens
 DRILL, DRILLS = 2048, 23  # tokens of a step of look-ups, and how many drills that is
 SHOWN = (10, 20, 40, 60, 80, 100)  # rounds of the tables
 
@@ -102,8 +104,19 @@ def trained(arm: str, options, trails: TrailConfig) -> str:
     config.batches.update(length=options.length, batch=1, bins=16)
     config.train.update(steps=options.steps, save_every=250)
     config.log.tensorboard = False
+    config.optim.learning_rate = 5e-3
+
+    def taught(config, tokenizer, special) -> Lessons:
+        """Trails, and between them look-ups, which are forgotten otherwise."""
+        trailed, syntax = lessons()(config, tokenizer, special), syntax_of(special, tokenizer)
+        count = len(trailed.samples) * BETWEEN
+        drills = Part(Drills(2 * count, trails.names), count, 2 * count)  # grown ones
+        mixed = [*trailed.samples, *enumerate(drills)]
+        to_row = lambda each: each[1].row(syntax, each[0] % 2 > 0) if isinstance(each, tuple) else trailed.to_row(each)
+        return Lessons(mixed, trailed.named | {"look-ups": told(drills)}, to_row)
+
     print(f"\n{arm}")
-    if sft(sft_config(config), lessons=lessons()) is None:
+    if sft(sft_config(config), lessons=taught) is None:
         sys.exit(3)
     return str(final)
 
@@ -173,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", default=",".join(ARMS), help="names, separated by commas: " + ", ".join(ARMS))
     parser.add_argument("--look-ups", type=int, default=1600, help="steps of training before that of the arms")
-    parser.add_argument("--steps", type=int, default=700, help="of training")
+    parser.add_argument("--steps", type=int, default=1200, help="of training")
     parser.add_argument("--trajectories", type=int, default=3000, help="of the expert")
     parser.add_argument("--hops", type=int, nargs=2, default=(12, 22), help="stops of a trail")
     parser.add_argument("--long-hops", type=int, nargs=2, default=(100, 150), help="stops of the expert's long trails")

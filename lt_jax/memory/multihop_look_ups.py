@@ -18,12 +18,14 @@ from collections.abc import Sequence
 
 from lt_jax.errors import UserError
 from lt_jax.layout.row import Role, Row, RowWriter
+from lt_jax.memory.multihop import NEXT
 from lt_jax.memory.multihop_expert import listed, noted
-from lt_jax.memory.syntax import Syntax
+from lt_jax.memory.syntax import REPLY, Syntax
 
 FEW, MANY = 2, 20  # names of the first and of the last drills
 WAIT, GROW = 0.1, 0.4  # the shares of the drills that have the fewest names, and over which these become more
 DIGIT, MOST = 9, 40  # the largest numbers of one digit and of two
+STEP = 4  # names of a summary, as the expert's
 MORE = 12  # a drill asks so many times more than it has names
 
 
@@ -39,15 +41,30 @@ class LookUps:
     entries: dict[str, int]
     asked: tuple[str, ...]
 
-    def row(self, syntax: Syntax) -> Row:
-        """The drill as a row without lifetimes; of what is asked the numbers are trained, with the space behind."""
-        row = RowWriter()
-        row.write(syntax.ids(" ".join(listed(*each) for each in self.entries.items()) + "\n"), Role.PROMPT)
+    def row(self, syntax: Syntax, framed: bool = False) -> Row:
+        """The drill as a row without lifetimes; of what is asked the numbers are trained.
+
+        Args:
+            framed: whether it is written with the marks of a trail, for a model that knows plain drills already:
+                summaries of a few names, and of every name that is asked for a note and an expand.
+        """
+        row, entries = RowWriter(), [listed(*each) for each in self.entries.items()]
+        if framed:
+            for first in range(0, len(entries), STEP):
+                said = " ".join([*entries[first : first + STEP], NEXT, self.asked[-1]])
+                row.write(syntax.marked("commit", syntax.ids(said)) + syntax.label(first + STEP), Role.PROMPT)
+        else:
+            row.write(syntax.ids(" ".join(entries) + "\n"), Role.PROMPT)
         for name in self.asked:
-            whole = syntax.ids(noted(name, self.entries[name]) + " ")
-            name = syntax.ids(name)
-            row.write(name, Role.TEXT)
-            row.write(whole[len(name) :], Role.TEXT, trained=True)
+            number = self.entries[name]
+            known, whole = syntax.ids(name), syntax.ids(noted(name, number))
+            row.write(known, Role.TEXT)
+            row.write(whole[len(known) :], Role.TEXT, trained=True)
+            if framed:
+                row.write(syntax.marked("expand", syntax.ids(str(number))), Role.TEXT, trained=True)
+                row.write(syntax.pair(REPLY)[1:], Role.TEXT)
+            else:
+                row.write(syntax.ids(" "), Role.TEXT, trained=True)
         return row.row()
 
 
