@@ -27,6 +27,11 @@ def test_of_what_is_asked_the_numbers_are_trained(syntax):
     assert syntax.text(row.tokens.tolist()) == "7c 12k\nk12 c7 "
     assert syntax.text(row.tokens[row.trained].tolist()) == "12 7 "
     assert (row.death == NEVER).all() and (row.position == np.arange(len(row))).all()
+    row = LookUps({"c": 7, "k": 12, "m": 3, "q": 5, "z": 1}, ("k", "c")).row(syntax, framed=True)
+    assert syntax.text(row.tokens.tolist()) == (
+        "<commit>7c 12k 3m 5q next c</commit><memory>4</memory><commit>1z next c</commit><memory>8</memory>"
+        "k12<expand>12</expand></memory>c7<expand>7</expand></memory>")  # fmt: skip
+    assert syntax.text(row.tokens[row.trained].tolist()) == "12<expand>12</expand>7<expand>7</expand>"
     row = LookUps({"417": 7}, ("417",)).row(syntax)
     assert syntax.text(row.tokens.tolist()) == "417:7\n417:7 "
     assert syntax.text(row.tokens[row.trained].tolist()) == ":7 "
