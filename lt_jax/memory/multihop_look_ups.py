@@ -41,12 +41,14 @@ class LookUps:
     entries: dict[str, int]
     asked: tuple[str, ...]
 
-    def row(self, syntax: Syntax, framed: bool = False) -> Row:
+    def row(self, syntax: Syntax, framed: bool = False, gap: int = 0) -> Row:
         """The drill as a row without lifetimes; of what is asked the numbers are trained.
 
         Args:
             framed: whether it is written with the marks of a trail, for a model that knows plain drills already:
                 summaries of a few names, and of every name that is asked for a note and an expand.
+            gap: positions between what is listed and what is asked. On a trail there are hundreds, of tokens that have
+                died meanwhile, and who learned to look up from near by cannot do it from there.
         """
         row, entries = RowWriter(), [listed(*each) for each in self.entries.items()]
         if framed:
@@ -55,16 +57,17 @@ class LookUps:
                 row.write(syntax.marked("commit", syntax.ids(said)) + syntax.label(first + STEP), Role.PROMPT)
         else:
             row.write(syntax.ids(" ".join(entries) + "\n"), Role.PROMPT)
+        at = len(row) + gap
         for name in self.asked:
             number = self.entries[name]
             known, whole = syntax.ids(name), syntax.ids(noted(name, number))
-            row.write(known, Role.TEXT)
-            row.write(whole[len(known) :], Role.TEXT, trained=True)
-            if framed:
-                row.write(syntax.marked("expand", syntax.ids(str(number))), Role.TEXT, trained=True)
-                row.write(syntax.pair(REPLY)[1:], Role.TEXT)
-            else:
-                row.write(syntax.ids(" "), Role.TEXT, trained=True)
+            answer = whole[len(known) :]
+            behind = syntax.marked("expand", syntax.ids(str(number))) if framed else syntax.ids(" ")
+            last = syntax.pair(REPLY)[1:] if framed else ()
+            row.write(known, Role.TEXT, position=at)
+            row.write((*answer, *behind), Role.TEXT, trained=True, position=at + len(known))
+            row.write(last, Role.TEXT, position=at + len(known) + len(answer) + len(behind))
+            at += len(known) + len(answer) + len(behind) + len(last)
         return row.row()
 
 
