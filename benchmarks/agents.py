@@ -50,7 +50,6 @@ ARMS = ("vanilla", "++ lifetimes", "++ rebuild")
 EXPERT = "an agent without a mistake,"
 TRAIN, TEST = 1, 2  # seeds of the worlds
 WORLD = {"recalls": (1, 3), "letters": True, "distractors": 0}  # see `TrailConfig`
-FAR = 1500  # positions between what is listed and asked, at most; as many as a trail has
 BETWEEN = 5  # look-ups for every trail, about a third of the tokens
 DRILL, DRILLS = 2048, 23  # tokens of a step of look-ups, and how many drills that is
 SHOWN = (10, 20, 40, 60, 80, 100)  # rounds of the tables
@@ -113,9 +112,7 @@ def trained(arm: str, options, trails: TrailConfig) -> str:
         count = len(trailed.samples) * BETWEEN
         drills = Part(Drills(2 * count, trails.names), count, 2 * count)  # grown ones
         mixed = [*trailed.samples, *enumerate(drills)]
-        gap = lambda number: number * 997 % FAR
-        drilled = lambda number, drill: drill.row(syntax, framed=number % 2 > 0, gap=gap(number))
-        to_row = lambda each: drilled(*each) if isinstance(each, tuple) else trailed.to_row(each)
+        to_row = lambda each: each[1].row(syntax, each[0] % 2 > 0) if isinstance(each, tuple) else trailed.to_row(each)
         return Lessons(mixed, trailed.named | {"look-ups": told(drills)}, to_row)
 
     print(f"\n{arm}")

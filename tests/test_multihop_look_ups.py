@@ -32,6 +32,9 @@ def test_of_what_is_asked_the_numbers_are_trained(syntax):
         "<commit>7c 12k 3m 5q next c</commit><memory>4</memory><commit>1z next c</commit><memory>8</memory>"
         "k12<expand>12</expand></memory>c7<expand>7</expand></memory>")  # fmt: skip
     assert syntax.text(row.tokens[row.trained].tolist()) == "12<expand>12</expand>7<expand>7</expand>"
+    near, far = (LookUps({"c": 7, "k": 12}, ("k", "c"), gap).row(syntax, framed=True) for gap in (0, 100))
+    asked = np.flatnonzero(near.trained)[0] - 1
+    assert (far.position - near.position == 100 * (np.arange(len(far)) >= asked)).all()
     row = LookUps({"417": 7}, ("417",)).row(syntax)
     assert syntax.text(row.tokens.tolist()) == "417:7\n417:7 "
     assert syntax.text(row.tokens[row.trained].tolist()) == ":7 "
@@ -47,6 +50,8 @@ def test_drills_are_many_and_grow():
         assert set(drill.asked) <= set(drill.entries) and len(set(drill.entries.values())) == len(drill.entries)
     numbers = [max(drill.entries.values()) for drill in drills]
     assert max(numbers[:100]) <= 9 and max(numbers) == 40
+    gaps = [drill.gap for drill in drills]
+    assert not any(gaps[:500]) and max(gaps[500:600]) < 100 < 1000 < max(gaps) < 1500 and 0 in gaps[900:]
     assert len({tuple(drill.entries.items()) for drill in drills}) > 980
     with pytest.raises(UserError, match="20 names or more, not 3"):
         Drills(10, NAMES[:3])

@@ -24,6 +24,7 @@ from lt_jax.memory.syntax import REPLY, Syntax
 
 FEW, MANY = 2, 20  # names of the first and of the last drills
 WAIT, GROW = 0.1, 0.4  # the shares of the drills that have the fewest names, and over which these become more
+LEAVE, FAR = 0.3, 1500  # the share over which they move away then, and the most positions that they do
 DIGIT, MOST = 9, 40  # the largest numbers of one digit and of two
 STEP = 4  # names of a summary, as the expert's
 MORE = 12  # a drill asks so many times more than it has names
@@ -36,19 +37,20 @@ class LookUps:
     Attributes:
         entries: {name: number of its entity}, as the summaries list them.
         asked: names in the order in which they are asked for.
+        gap: positions between what is listed and what is asked. On a trail there are hundreds, of tokens that have died
+            meanwhile, and a model that learned to look up from near by cannot do it from there.
     """
 
     entries: dict[str, int]
     asked: tuple[str, ...]
+    gap: int = 0
 
-    def row(self, syntax: Syntax, framed: bool = False, gap: int = 0) -> Row:
+    def row(self, syntax: Syntax, framed: bool = False) -> Row:
         """The drill as a row without lifetimes; of what is asked the numbers are trained.
 
         Args:
             framed: whether it is written with the marks of a trail, for a model that knows plain drills already:
                 summaries of a few names, and of every name that is asked for a note and an expand.
-            gap: positions between what is listed and what is asked. On a trail there are hundreds, of tokens that have
-                died meanwhile, and who learned to look up from near by cannot do it from there.
         """
         row, entries = RowWriter(), [listed(*each) for each in self.entries.items()]
         if framed:
@@ -57,7 +59,7 @@ class LookUps:
                 row.write(syntax.marked("commit", syntax.ids(said)) + syntax.label(first + STEP), Role.PROMPT)
         else:
             row.write(syntax.ids(" ".join(entries) + "\n"), Role.PROMPT)
-        at = len(row) + gap
+        at = len(row) + self.gap
         for name in self.asked:
             number = self.entries[name]
             known, whole = syntax.ids(name), syntax.ids(noted(name, number))
@@ -97,4 +99,6 @@ class Drills(Sequence):
         two = size > DIGIT or most > DIGIT and draw.random() < 0.5
         numbers = draw.sample(range(1, (MOST if two else DIGIT) + 1), size)
         entries = dict(zip(draw.sample(self.names, size), numbers, strict=True))
-        return LookUps(entries, tuple(draw.choices(list(entries), k=size + MORE)))
+        asked = tuple(draw.choices(list(entries), k=size + MORE))
+        away = min(1.0, max(0.0, (index / self.count - WAIT - GROW) / LEAVE))
+        return LookUps(entries, asked, round(FAR ** (away * draw.random())) - 1)
