@@ -29,8 +29,8 @@ _RESULT = re.compile(r"^\d+\. (\w+): (.*)$", re.M)
 
 
 def listed(name: str, number: int) -> str:
-    """How a summary says which entity is the page of a name. A letter has the number before it: so a small model finds
-    the number sooner than behind it (`multihop_look_ups`)."""
+    """How a summary says which entity is the page of a name. A letter has the number before it, where a small model
+    finds it by the letter itself (`multihop_look_ups`)."""
     return f"{name}:{number}" if name.isdigit() else f"{number}{name}"
 
 
