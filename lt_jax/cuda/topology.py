@@ -59,6 +59,7 @@ def tools(folder: Path) -> dict[str, str]:
     made = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas-blackwell"
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / "ptxas"
-    if not link.exists():
+    if not link.exists():  # nor one that points to a Triton of before
+        link.unlink(missing_ok=True)
         link.symlink_to(made)
     return {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
