@@ -53,7 +53,7 @@ def h100() -> SingleDeviceSharding:
 
 
 def tools(folder: Path) -> dict[str, str]:
-    """Environment in which XLA finds the ptxas that comes with Triton, as a link in `folder`, under the name it wants."""
+    """Environment in which XLA finds the ptxas that comes with Triton: a link in `folder`, of the name it wants."""
     import triton
 
     made = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas-blackwell"
