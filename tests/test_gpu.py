@@ -58,8 +58,8 @@ def test_a_decode_block_is_one_graph(what):
 @pytest.mark.slow
 @pytest.mark.gpu_backend
 def test_what_a_layer_launches():
-    """At one row a launch costs more than most kernels: no more than 12 in a layer. And without a graph, the host waits:
-    what the test above looks for is there to be found."""
+    """At one row a launch costs more than most kernels: no more than 12 in a layer. And without a graph the host waits,
+    so that what the test above looks for is there to be found."""
     few, many = (block("vanilla", n)[1] for n in (2, 3))
     assert len(launches.within(many, 1)) - len(launches.within(few, 1)) <= 12
     assert launches.waits(block("vanilla", graph=False)[1]) != []
