@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lt_jax import cuda
+from lt_jax.errors import UserError
 
 DEVICE = "lt_jax.attention.triton_decode_kernels"
 MOST = 256  # largest head size
@@ -80,8 +81,14 @@ def attend(fresh, keys, values, layer: int, rows, start, mask, bound, *, angles=
 
     Returns:
         attended [R, T, H, D] in the dtype of `fresh`, keys, values, and received [R, Hkv, C] float32 or None.
+
+    Raises:
+        UserError: there are no kernels for this head size or dtype.
     """
     r, t, both, size = fresh.shape
+    if not takes(size, keys.dtype):
+        raise UserError(f"triton attention over the cache takes even head sizes up to {MOST} and float32 or bfloat16 "
+                        f"caches, not {size} and {keys.dtype}; name 'blocks'")  # fmt: skip
     _, batch, kv_heads, capacity, _ = keys.shape
     heads = both - 2 * kv_heads
     queries, padded = t * heads // kv_heads, max(16, _power(size))
@@ -89,8 +96,8 @@ def attend(fresh, keys, values, layer: int, rows, start, mask, bound, *, angles=
     groups = r * kv_heads * -(-queries // form.queries)
     where = dict(first=layer * batch, blocks=capacity // UNIT)
     several = form.parts > 1
-    counts = _power(groups) if several else 1
-    q, keys, values, *count = _write(fresh, keys, values, rows, start, angles, norms, eps, counts if several else 0, where)
+    counts = _power(groups) if several else 0
+    q, keys, values, *count = _write(fresh, keys, values, rows, start, angles, norms, eps, counts, where)
     shown = mask[:, :, 0] if t == 1 else jnp.any(mask, 2)
     seen = dict(rows=rows, shown=shown, mask=None if t == 1 else mask, bound=bound)
     same = dict(

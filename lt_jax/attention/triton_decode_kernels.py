@@ -1,4 +1,4 @@
-"""Attention over the cache on an NVIDIA GPU, the device's side: new keys into their slots, attention, what was received.
+"""Attention over the cache on an NVIDIA GPU: what the device does.
 
     write       a program takes some tokens' part of one head: turns it, and puts it where it belongs
     attend      a program takes a tile of the queries that share a kv head, and a part of their row's slots; the last of
@@ -165,7 +165,8 @@ def _scores(x, keys, slot, show, mask, books, m, real, T: tl.constexpr, G: tl.co
 
 @triton.jit
 def _merge(part, line, out, lse, group, used, r, g, begin, T: tl.constexpr, G: tl.constexpr, HKV: tl.constexpr,
-           D: tl.constexpr, DP: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, TOGETHER: tl.constexpr):  # fmt: skip
+           D: tl.constexpr, DP: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr,
+           TOGETHER: tl.constexpr):  # fmt: skip
     """Adds up the parts of a tile, `TOGETHER` at once, always in the same order."""
     m = begin + tl.arange(0, ROWS)
     real = m < G * T
