@@ -1,12 +1,15 @@
 """Kernels under Triton's interpreter, on NumPy arrays in this process: for tests on a machine without a GPU.
 
-The interpreter wants tensors of torch; `_Array` gives it what it asks of them. And two of its functions are replaced
+The interpreter wants tensors of torch; `_Array` gives it what it asks of them. Two of its functions are replaced
 where it differs from a GPU: it multiplies the bit patterns of bfloat16 numbers, and cuts float32 down to bfloat16 where
-hardware rounds to the nearest. It runs the programs of a grid one after another: it does not show races.
+hardware rounds to the nearest. And two where it loses more than half of its time: it prepares Triton's language anew at
+every call inside a kernel, and computes integers twice to find an overflow. It runs the programs of a grid one after
+another: it does not show races.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -86,5 +89,14 @@ def _mend() -> None:
             return np.ascontiguousarray(x).astype(ml_dtypes.bfloat16).view(np.uint16)
         return convert(x, source, target, rounding)
 
+    prepare = functools.cache(interpreter._patch_lang)
+
+    def inner(self, *operands, **named):
+        prepare(self.fn)
+        return self.rewrite()(*operands, **named)
+
+    interpreter.InterpretedFunction.__call__ = inner
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
     interpreter.InterpreterBuilder.create_dot = dot
     interpreter._convert_float = rounded
