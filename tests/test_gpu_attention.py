@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 from lt_jax import cuda
-from lt_jax.attention import attention, planned, triton_train
+from lt_jax.attention import attention, planned
 from lt_jax.cuda import kernel, topology
 from lt_jax.lifetimes import Lifetimes
 from tests.test_gpu import compiler  # noqa: F401 - a fixture
@@ -92,18 +92,16 @@ def test_other_sizes_hardly_spill(dtype, depth, monkeypatch):
 @pytest.mark.gpu_backend
 @pytest.mark.parametrize("per_head", [False, True], ids=["rows", "heads"])
 def test_memory_of_a_recomputed_layer(per_head):
-    """Neither scores nor sorted keys: what a gradient takes beside its results is less than one more k and v. Nor is
-    there a loop, or a kernel twice that is needed once."""
+    """Neither scores nor sorted keys, and no loop. The kernels run once each: nobody asked for the first output."""
     given = shapes(14, 2, 64, 2, 4096, per_head=per_head)
     run = jax.jit(functools.partial(gradients, remat=True))
     compiled = run.lower(*given).compile()
     text = compiled.as_text()
-    names = re.findall(r'custom_call_target="triton_kernel_call_ffi"', text)
-    assert len(names) == 4  # forward, forward again, and the two of the backward pass
-    assert " while(" not in text
-    q, k, v, *_ = (x.size * x.dtype.itemsize for x in given)
+    assert text.count('custom_call_target="triton_kernel_call_ffi"') == 3 and " while(" not in text
+    q, k, *_ = (x.size * x.dtype.itemsize for x in given)
     lists = 2 * 2 * (4096 // 128) * (4096 // 64) * 4 * 8  # a few arrays of pairs of blocks
-    assert compiled.memory_analysis().temp_size_in_bytes < 2 * q + k + v + lists
+    # out and its gradient there are, but for these not even keys in another order.
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * q + k + lists
 
 
 @pytest.mark.gpu_backend

@@ -22,11 +22,32 @@ from lt_jax.attention.blocks import BlockPlan
 
 LOG2_E = math.log2(math.e)
 KERNELS = "lt_jax.attention.triton_train_kernels"
-SIDES = 128, 64  # of the blocks that plans are made for, in queries and keys
+
+# Sides of the blocks that plans are made for, in queries and keys. Shares of all pairs that are visited, and of those the
+# full ones, in %, by the sides: thoughts of 40 tokens, causal, and deaths as under R-KV (512 + 128, scores at random).
+#
+#                      128 x 128     128 x 64     128 x 32      64 x 64      64 x 32     256 x 64
+#     thoughts  4,096  21.2 / 9.2  18.0 / 10.1  15.4 / 10.5  16.6 / 10.2  14.1 / 10.6  20.6 / 9.7
+#     thoughts 16,384  13.0 / 9.8  12.1 / 10.0  11.6 / 10.1  11.7 / 10.1  11.3 / 10.2  12.8 / 9.9
+#     causal    4,096   51.6 / 48    51.6 / 48    51.6 / 48    50.8 / 49    50.8 / 49    53.1 / 47
+#     R-KV      4,096  30.0 / 5.0   22.7 / 6.6   19.8 / 8.0   22.2 / 7.1   19.1 / 8.6  25.4 / 5.8
+#     R-KV     16,384  12.0 / 1.2    8.7 / 1.5    6.8 / 1.8    8.6 / 1.6    6.6 / 1.9   9.4 / 1.4
+#
+# Halving the keys saves 7 to 28 % of the work, and costs nothing: 64 keys are a tile of all three kernels. Halving the
+# queries saves 8 % at most, and loads keys twice as often.
+SIDES = 128, 64
 LEAST = 16  # rows and columns of the smallest matrix product
 MOST = 256  # head size that registers have room for
 
-# kernel -> (queries, keys, warps, stages) of a tile, for bfloat16 and head sizes up to 64, up to 128 and above
+# kernel -> (queries, keys, warps, stages) of a tile, for 16-bit types and head sizes up to 64, up to 128 and above.
+# Compiled for an H100 (tests/test_gpu_attention.py), registers of a thread and kB of shared memory; none spills:
+#
+#                              64         128         256
+#     forward            123,  49    172,  97    232, 161
+#     backward_queries   156,  65    210, 129    255, 128
+#     backward_keys      212,  66    255,  97    173, 101
+#
+# backward_keys of head size 128 spills at 128 x 64; at 64 x 64 two programs share a multiprocessor.
 TILES = {
     "forward": ((128, 64, 8, 3), (128, 64, 8, 3), (64, 64, 4, 2)),
     "backward_queries": ((128, 64, 8, 3), (128, 64, 8, 3), (64, 32, 4, 2)),

@@ -38,8 +38,8 @@ def forward(q, k, v, order, birth, death, key_gist, since, query_gist, blocks, n
     top = tl.full((QUERIES,), LOWEST, tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     acc, top, total = _forward_steps(
-        acc, top, total, q_tile, k + keys_at, v + keys_at, plan, queries, blocks + at * NK, 0, full, factor, False, RULE,
-        HKV * D, D, WIDTH, BLOCK_K, KEYS, PRECISION)  # fmt: skip
+        acc, top, total, q_tile, k + keys_at, v + keys_at, plan, queries, blocks + at * NK, 0, full, factor, False,
+        RULE, HKV * D, D, WIDTH, BLOCK_K, KEYS, PRECISION)  # fmt: skip
     acc, top, total = _forward_steps(
         acc, top, total, q_tile, k + keys_at, v + keys_at, plan, queries, blocks + at * NK, full, active, factor, True,
         RULE, HKV * D, D, WIDTH, BLOCK_K, KEYS, PRECISION)  # fmt: skip
@@ -71,12 +71,15 @@ def _forward_steps(acc, top, total, q, k, v, plan, queries, listed, begin, end, 
 
 
 @triton.jit
-def backward_queries(q, k, v, out, dout, lse, order, birth, death, key_gist, since, query_gist, blocks, n_full, n_active,
-                     dq, delta, factor, scale, S, NQ, NK, H: tl.constexpr, HKV: tl.constexpr, PER_HEAD: tl.constexpr,
+def backward_queries(q, k, v, out, dout, lse, order, birth, death, key_gist, since, query_gist, blocks, n_full,
+                     n_active, dq, delta, factor, scale, S, NQ, NK, H: tl.constexpr, HKV: tl.constexpr, PER_HEAD: tl.constexpr,
                      RULE: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr,
                      BLOCK_K: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
                      PRECISION: tl.constexpr):  # fmt: skip
-    """dq of QUERIES queries of one head, and delta, the sum of out * dout of each, for `backward_keys`. Grid as above."""
+    """dq of QUERIES queries of one head, and delta, the sum of out * dout of each, for `backward_keys`.
+
+    Grid as that of `forward`.
+    """
     h, b, tile = tl.program_id(0), tl.program_id(1), tl.num_programs(2) - 1 - tl.program_id(2)
     index = tile * QUERIES + tl.arange(0, QUERIES)
     unit = _list(b, h // (H // HKV), HKV, PER_HEAD)
@@ -97,8 +100,8 @@ def backward_queries(q, k, v, out, dout, lse, order, birth, death, key_gist, sin
         acc, q_tile, do, lse_tile, sums, k + keys_at, v + keys_at, plan, queries, blocks + at * NK, 0, full, factor,
         False, RULE, HKV * D, D, WIDTH, BLOCK_K, KEYS, PRECISION)  # fmt: skip
     acc = _query_steps(
-        acc, q_tile, do, lse_tile, sums, k + keys_at, v + keys_at, plan, queries, blocks + at * NK, full, active, factor,
-        True, RULE, HKV * D, D, WIDTH, BLOCK_K, KEYS, PRECISION)  # fmt: skip
+        acc, q_tile, do, lse_tile, sums, k + keys_at, v + keys_at, plan, queries, blocks + at * NK, full, active,
+        factor, True, RULE, HKV * D, D, WIDTH, BLOCK_K, KEYS, PRECISION)  # fmt: skip
     _store_rows(dq + own, index, acc * scale, index < S, H * D, D, WIDTH)
 
 
@@ -122,8 +125,8 @@ def _query_steps(acc, q, do, lse, delta, k, v, plan, queries, listed, begin, end
 
 
 @triton.jit
-def backward_keys(q, k, v, dout, lse, delta, order, birth, death, key_gist, since, query_gist, queries, q_full, q_active,
-                  dk, dv, factor, scale, S, NQ, NK, H: tl.constexpr, HKV: tl.constexpr, PER_HEAD: tl.constexpr,
+def backward_keys(q, k, v, dout, lse, delta, order, birth, death, key_gist, since, query_gist, queries, q_full,
+                  q_active, dk, dv, factor, scale, S, NQ, NK, H: tl.constexpr, HKV: tl.constexpr, PER_HEAD: tl.constexpr,
                   RULE: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr,
                   BLOCK_K: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
                   PRECISION: tl.constexpr):  # fmt: skip
