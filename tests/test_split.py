@@ -55,7 +55,7 @@ def over_eight_devices(program: str, *arguments: str, more: str = "") -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["blocked", "pallas"])
+@pytest.mark.parametrize("form", ["blocked", "pallas", pytest.param("triton", marks=pytest.mark.triton_interpreted)])
 def test_rows_and_heads_over_a_mesh(form):
     assert "the same" in over_eight_devices(PROGRAM, form)
 

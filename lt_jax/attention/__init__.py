@@ -78,10 +78,10 @@ def planned(
                             f"{block_k} and {block_q}")  # fmt: skip
         return plan
     if implementation == "triton" or (implementation is None and _cuda.here()):
-        side_q, side_k = _triton.SIDES
-        plan = _build_blocks(lifetimes, block_q or side_q, block_k or side_k, implementation, turned=True)
         if implementation == "triton" and not _cuda.installed():
             _cuda.refuse("triton attention")
+        side_q, side_k = _triton.SIDES
+        plan = _build_blocks(lifetimes, block_q or side_q, block_k or side_k, implementation, turned=True)
         if implementation == "triton" and not _triton.takes(plan):
             raise UserError(f"triton attention takes blocks of multiples of {_triton.LEAST} queries and keys, not "
                             f"{plan.block_q} and {plan.block_k}")  # fmt: skip

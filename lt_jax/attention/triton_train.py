@@ -23,8 +23,8 @@ from lt_jax.attention.blocks import BlockPlan
 LOG2_E = math.log2(math.e)
 KERNELS = "lt_jax.attention.triton_train_kernels"
 
-# Sides of the blocks that plans are made for, in queries and keys. Shares of all pairs that are visited, and of those the
-# full ones, in %, by the sides: thoughts of 40 tokens, causal, and deaths as under R-KV (512 + 128, scores at random).
+# Sides of the blocks that plans are made for, in queries and keys. Shares of all pairs that are visited, and that are
+# full, in %, by the sides: thoughts of 40 tokens, causal, and deaths as under R-KV (512 + 128, scores at random).
 #
 #                      128 x 128     128 x 64     128 x 32      64 x 64      64 x 32     256 x 64
 #     thoughts  4,096  21.2 / 9.2  18.0 / 10.1  15.4 / 10.5  16.6 / 10.2  14.1 / 10.6  20.6 / 9.7

@@ -72,9 +72,9 @@ def _forward_steps(acc, top, total, q, k, v, plan, queries, listed, begin, end, 
 
 @triton.jit
 def backward_queries(q, k, v, out, dout, lse, order, birth, death, key_gist, since, query_gist, blocks, n_full,
-                     n_active, dq, delta, factor, scale, S, NQ, NK, H: tl.constexpr, HKV: tl.constexpr, PER_HEAD: tl.constexpr,
-                     RULE: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr,
-                     BLOCK_K: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+                     n_active, dq, delta, factor, scale, S, NQ, NK, H: tl.constexpr, HKV: tl.constexpr,
+                     PER_HEAD: tl.constexpr, RULE: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+                     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
                      PRECISION: tl.constexpr):  # fmt: skip
     """dq of QUERIES queries of one head, and delta, the sum of out * dout of each, for `backward_keys`.
 
@@ -126,9 +126,9 @@ def _query_steps(acc, q, do, lse, delta, k, v, plan, queries, listed, begin, end
 
 @triton.jit
 def backward_keys(q, k, v, dout, lse, delta, order, birth, death, key_gist, since, query_gist, queries, q_full,
-                  q_active, dk, dv, factor, scale, S, NQ, NK, H: tl.constexpr, HKV: tl.constexpr, PER_HEAD: tl.constexpr,
-                  RULE: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_Q: tl.constexpr,
-                  BLOCK_K: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+                  q_active, dk, dv, factor, scale, S, NQ, NK, H: tl.constexpr, HKV: tl.constexpr,
+                  PER_HEAD: tl.constexpr, RULE: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+                  BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
                   PRECISION: tl.constexpr):  # fmt: skip
     """dk and dv of KEYS sorted places of one kv head, each written to its place in the row.
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 
 import jax
 import ml_dtypes
 import numpy as np
 
 from lt_jax.cuda.kernel import TYPES
+
+_ALONE = threading.Lock()  # the interpreter keeps its place in global variables, and a mesh calls from several threads
 
 
 def call(function, operands: dict, outputs: dict, grid, constants: dict, aliases: dict):
@@ -31,7 +34,8 @@ def call(function, operands: dict, outputs: dict, grid, constants: dict, aliases
         blank = lambda x: bf16(x) if x.dtype == ml_dtypes.bfloat16 else fresh(x)
         out = {n: np.array(given[aliases[n]]) if n in aliases else blank(x) for n, x in outputs.items()}
         own = {n: _Array(np.array(x, order="C")) for n, x in given.items()} | {n: _Array(x) for n, x in out.items()}
-        function[grid](**own, **constants)
+        with _ALONE:
+            function[grid](**own, **constants)
         return tuple(out.values())
 
     return tuple(jax.pure_callback(run, tuple(outputs.values()), *operands.values(), vmap_method="sequential"))
