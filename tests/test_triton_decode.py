@@ -33,9 +33,9 @@ interpreted = pytest.mark.triton_interpreted
 LAYERS, LAYER = 2, 1
 
 
-def case(dtype="float32", rows=2, tokens=1, kv_heads=2, share=2, size=64, capacity=128, each=False, chosen=None, seed=0):
+def case(dtype="float32", rows=2, tokens=1, kv_heads=2, share=2, size=64, capacity=128, each=False, chosen=None):
     """Operands of `triton_decode.attend`: the mask has holes, the last row is empty, a query sees nothing."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32).astype(dtype)
     batch = rows if chosen is None else 1 + max(chosen)
     shape = (LAYERS, batch, kv_heads, capacity, size)
@@ -91,7 +91,7 @@ def check(name: str, form=None, received=True, around=None, **how):
         written = np.zeros(keys.shape[:4], bool)
         for r, row in enumerate(np.arange(len(start)) if rows is None else rows):
             written[LAYER, row, :, start[r] : start[r] + fresh.shape[1]] = True
-        np.testing.assert_array_equal(np.asarray(new)[~written], old[~written], err_msg=name)
+        close(np.asarray(new)[~written], old[~written], 0)
         close(np.asarray(new)[written], np.asarray(ours)[written], 2e-2 if coarse else 1e-6)
     unseen = ~np.broadcast_to(mask.any(-1), (*mask.shape[:1], keys.shape[2], mask.shape[2]))
     assert unseen.any() or len(start) == 1
