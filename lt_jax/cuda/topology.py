@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
@@ -46,19 +47,24 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
+def h100s(count: int) -> list[jax.Device]:
+    """H100s of one process, to make a mesh of."""
+    return topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"1x1x{count}").devices
+
+
 def h100() -> SingleDeviceSharding:
     """The sharding of one H100, for the shapes that a program is lowered with."""
-    found = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1")
-    return SingleDeviceSharding(found.devices[0])
+    return SingleDeviceSharding(h100s(1)[0])
 
 
 def tools(folder: Path) -> dict[str, str]:
-    """Environment in which XLA finds the ptxas that comes with Triton, as a link in `folder`, under the name it wants."""
+    """Environment in which XLA finds the ptxas that comes with Triton: a link in `folder`, of the name it wants."""
     import triton
 
     made = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas-blackwell"
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / "ptxas"
-    if not link.exists():
+    if not link.exists():  # nor one that points to a Triton of before
+        link.unlink(missing_ok=True)
         link.symlink_to(made)
     return {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
