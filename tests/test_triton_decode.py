@@ -155,26 +155,24 @@ def test_rows_that_are_padding_get_zeros():
 
 KINDS = {
     "lightthinker": (Scheme(n_gist=3), dict(max_thought=6)),
-    "h2o": (Scheme(method="vanilla"), dict(eviction=Eviction("h2o", 24, 8, window=4, sinks=2), horizon=96)),
-    "rkv": (Scheme(method="vanilla"), dict(eviction=Eviction("rkv", 24, 8, window=4), horizon=96)),
+    "h2o": (Scheme(method="vanilla"), dict(eviction=Eviction("h2o", 12, 6, window=4, sinks=2), horizon=60)),
 }
 
 
 @interpreted
-@pytest.mark.parametrize("name, rows", [("lightthinker", 1), ("h2o", 2), ("rkv", 1)])
+@pytest.mark.parametrize("name, rows", [("lightthinker", 1), ("h2o", 2)])
 def test_an_engine_decodes_alike_by_the_kernels(name, rows):
     """Prompts, closings and single steps; one row is decoded beside a line of padding."""
     scheme, more = KINDS[name]
-    rng = np.random.default_rng(0)
-    asked = [Request(rng.integers(2, 100, 9), 30, seed=i) for i in range(rows)]
+    asked = [Request(np.arange(5, 14) + i, 16, seed=i) for i in range(rows)]
     engine = lambda form: Engine(
-        params(), MODEL, scheme, SPECIAL, DecodeConfig(rows, 120, 16, implementation=form, **more)
+        params(), MODEL, scheme, SPECIAL, DecodeConfig(rows, 60, 16, implementation=form, **more)
     )
     for got, want in zip(engine("triton").complete(asked), engine("plain").complete(asked), strict=True):
         np.testing.assert_array_equal(got.tokens, want.tokens)
         np.testing.assert_allclose(got.logp, want.logp, atol=1e-4)
         np.testing.assert_array_equal(got.death, want.death)
-        assert name == "lightthinker" or (got.evicted < NEVER).any()
+        assert (np.asarray(got.death if name == "lightthinker" else got.evicted) < NEVER).any()
 
 
 MESH = """
