@@ -10,8 +10,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from lt_jax import cuda
 from lt_jax.attention import triton_decode
-from lt_jax.cuda import kernel
+from lt_jax.cuda import kernel, topology
+from lt_jax.decode import DecodeConfig
+from lt_jax.decode.ahead import lower
+from lt_jax.layout.scheme import Scheme
+from tests.test_decode import MODEL, SPECIAL
 
 ROOM = 227 << 10  # bytes of shared memory that a program can have
 SIZES = {"1.5B": (12, 2, 128), "7B": (28, 4, 128), "heads of 64": (14, 2, 64), "heads of 256": (8, 4, 256)}
@@ -75,3 +80,29 @@ def test_neither_layers_nor_capacities_make_new_kernels(made):
     lowered("1.5B", 8, 1, 640)
     lowered("1.5B", 8, 1, 8192)
     assert len(made) == 4 and len({id(found) for _, found in made}) == 2
+
+
+@pytest.mark.gpu_backend
+def test_in_a_process_on_a_gpu_the_kernels_are_the_choice(monkeypatch):
+    """By the platform that a program is lowered for; the block of an engine turns and writes by the same kernels."""
+    monkeypatch.setattr(cuda, "here", lambda: True)
+
+    def calls(platform, implementation=None):
+        config = DecodeConfig(1, 60, 4, implementation=implementation)
+        block, _ = lower(MODEL, Scheme(method="vanilla"), SPECIAL, config, platforms=(platform,))
+        return block.as_text().count("triton_kernel_call_ffi")
+
+    assert calls("cuda") == 2 * MODEL.layers == calls("cuda", "triton")
+    assert calls("cpu") == 0 == calls("cuda", "plain")
+
+
+@pytest.mark.slow
+@pytest.mark.gpu_backend
+def test_one_row_makes_no_sums_through_memory(tmp_path, monkeypatch):
+    """At a size where XLA would write the weights times the row into memory, if there was one row."""
+    monkeypatch.setenv("PATH", topology.tools(tmp_path)["PATH"])
+    model = MODEL.replace(hidden=1536, heads=12, head_dim=128, layers=1, dtype="bfloat16")
+    config = DecodeConfig(1, 640, 4, implementation="triton")
+    block, _ = lower(model, Scheme(method="vanilla"), SPECIAL, config, topology.h100())
+    text = block.compile().as_text()
+    assert "triton_kernel_call_ffi" in text and not re.search(r" = bf16\[1536,(2048|1536)\]\S* fusion\(", text)
