@@ -32,6 +32,17 @@ UNIT = 64  # capacities are multiples of it, see `cache.kv_cache.SLOTS`
 PROGRAMS = 264  # to fill a chip with: two for each multiprocessor of an H100
 PARTS = 64  # of one row's slots: the last of them adds up all
 
+# What `form_of` chooses, as compiled for an H100 (bfloat16; registers of a thread, kB of shared memory of a program, by
+# ptxas); nothing spills. Times are not known yet; stages 4 keep two tiles under way besides the one in work.
+#
+#     heads                     tokens           tile       warps  stages   attend        received   write
+#     12 / 2, 28 / 4 of 128     1                16 x 64      4      4       96, 102       56, 28      23
+#                               10, 64, 512      64 x 64      4      3      240, 116      150, 64     102
+#     16 / 8 of 128             1; 64            the same                    96; 178                   34
+#     14 / 2 of 64              1                16 x 64      4      4       96, 52                    22
+#                               64              128 x 64      4      3      248, 68                    20
+#     8 / 4 of 256              1                16 x 32      4      4      108, 105                   31
+
 
 @dataclasses.dataclass(frozen=True)
 class Form:
