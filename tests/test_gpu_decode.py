@@ -86,13 +86,14 @@ def test_neither_layers_nor_capacities_make_new_kernels(made):
 def test_in_a_process_on_a_gpu_the_kernels_are_the_choice(monkeypatch):
     """By the platform that a program is lowered for; the block of an engine turns and writes by the same kernels."""
     monkeypatch.setattr(cuda, "here", lambda: True)
+    model = MODEL.replace(dtype="bfloat16")
 
     def calls(platform, implementation=None):
         config = DecodeConfig(1, 60, 4, implementation=implementation)
-        block, _ = lower(MODEL, Scheme(method="vanilla"), SPECIAL, config, platforms=(platform,))
+        block, _ = lower(model, Scheme(method="vanilla"), SPECIAL, config, platforms=(platform,))
         return block.as_text().count("triton_kernel_call_ffi")
 
-    assert calls("cuda") == 2 * MODEL.layers == calls("cuda", "triton")
+    assert calls("cuda") == 2 * model.layers == calls("cuda", "triton")
     assert calls("cpu") == 0 == calls("cuda", "plain")
 
 
