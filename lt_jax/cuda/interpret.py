@@ -8,12 +8,15 @@ hardware rounds to the nearest. It runs the programs of a grid one after another
 from __future__ import annotations
 
 import functools
+import threading
 
 import jax
 import ml_dtypes
 import numpy as np
 
 from lt_jax.cuda.kernel import TYPES
+
+_ONE = threading.Lock()  # the interpreter changes Triton's language while a kernel runs; devices of a mesh call at once
 
 
 def call(function, operands: dict, outputs: dict, grid, constants: dict, aliases: dict):
@@ -28,7 +31,8 @@ def call(function, operands: dict, outputs: dict, grid, constants: dict, aliases
         blank = lambda x: bf16(x) if x.dtype == ml_dtypes.bfloat16 else fresh(x)
         out = {n: np.array(given[aliases[n]]) if n in aliases else blank(x) for n, x in outputs.items()}
         own = {n: _Array(np.array(x, order="C")) for n, x in given.items()} | {n: _Array(x) for n, x in out.items()}
-        function[grid](**own, **constants)
+        with _ONE:
+            function[grid](**own, **constants)
         return tuple(out.values())
 
     return tuple(jax.pure_callback(run, tuple(outputs.values()), *operands.values(), vmap_method="sequential"))
