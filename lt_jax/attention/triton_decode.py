@@ -32,6 +32,17 @@ UNIT = 64  # capacities are multiples of it, see `cache.kv_cache.SLOTS`
 PROGRAMS = 264  # to fill a chip with: two for each multiprocessor of an H100
 PARTS = 64  # of one row's slots: the last of them adds up all
 
+# What `form_of` chooses, as compiled for an H100 (bfloat16; registers of a thread, kB of shared memory of a program, by
+# ptxas); nothing spills. Times are not known yet; stages 4 keep two tiles under way besides the one in work.
+#
+#     heads                     tokens           tile       warps  stages   attend        received   write
+#     12 / 2, 28 / 4 of 128     1                16 x 64      4      4       96, 102       56, 28      23
+#                               10, 64, 512      64 x 64      4      3      240, 116      150, 64     102
+#     16 / 8 of 128             1; 64            the same                    96; 178                   34
+#     14 / 2 of 64              1                16 x 64      4      4       96, 52                    22
+#                               64              128 x 64      4      3      248, 68                    20
+#     8 / 4 of 256              1                16 x 32      4      4      108, 105                   31
+
 
 @dataclasses.dataclass(frozen=True)
 class Form:
@@ -106,7 +117,7 @@ def attend(fresh, keys, values, layer: int, rows, start, mask, bound, *, angles=
         FACTOR=size**-0.5 * math.log2(math.e), PRECISION="ieee" if keys.dtype == jnp.float32 else "tf32",
     )  # fmt: skip
     own = min(form.queries, _power(queries))  # rows of a tile that may be real
-    together = max(1, min(_power(form.parts), 64 * 32 * form.warps // (own * padded)))
+    together = max(1, min(16, 64 * 32 * form.warps // (own * padded)))  # 64 registers of a thread
     floats = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     made = dict(out=jax.ShapeDtypeStruct((lines, t, heads, size), fresh.dtype))
     if several:
@@ -118,8 +129,8 @@ def attend(fresh, keys, values, layer: int, rows, start, mask, bound, *, angles=
     absent = {name: None for name in ("part", "line", "lse", "done") if name not in made}
     found = cuda.call(
         f"{DEVICE}:attend", dict(q=q, keys=keys, values=values, **seen, count=count[0] if several else None), made,
-        grid=(form.parts, groups // r, lines), scalars=dict(where, R=r), warps=form.warps, stages=form.stages,
-        constants=dict(same, SPLITS=form.parts, ROWS=own, TOGETHER=together, **absent),
+        grid=(form.parts, groups // r, lines), scalars=dict(where, R=r, parts=form.parts), warps=form.warps,
+        stages=form.stages, constants=dict(same, ROWS=own, TOGETHER=together, **absent),
         aliases=dict(done="count") if several else {},
     )  # fmt: skip
     out = dict(zip(made, found, strict=True))
