@@ -106,7 +106,7 @@ class Run:
 
     def environment(self, side: Side) -> dict[str, str]:
         """Of a side's process."""
-        found = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        found = {**os.environ, "HF_HUB_OFFLINE": "1"}
         found |= {"JAX_COMPILATION_CACHE_DIR": str(self.scratch / "xla"), "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
         if self.rehearse:
             return found | {"JAX_PLATFORMS": "cpu", "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}

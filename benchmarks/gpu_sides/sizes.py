@@ -97,7 +97,8 @@ class Sizes:
 QWEN15 = Shape(vocab=151_936, hidden=1536, intermediate=8960, layers=28, heads=12, kv_heads=2)
 FULL = Sizes(
     model=QWEN15, attention=((4, 4096), (1, 16384)), heads=28, kv_heads=4, head_dim=128,
-    prompt=64, new=256, peer_new=64, rows=(1, 64, 256, 8), many=64, budget=512, buffer=128, budget_new=1024, thought=40, record=16384,
+    prompt=64, new=256, peer_new=64, rows=(1, 64, 256, 8), many=64,
+    budget=512, buffer=128, budget_new=1024, thought=40, record=16384,
     train=((4, 4096, "layer"), (1, 4096, "none")), long=4096, short=45, window=240, memory_keys=8000, memory=20e9,
     product=8192, copied=2**30, layers=4,
 )  # fmt: skip
