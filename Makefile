@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 # A long-lived heap of huge pages: XLA's CPU buffers are otherwise mapped and unmapped at every step.
 MALLOC = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: demo rl-demo memory-demo test test-newest test-tpu transformers4 lint base clean
+.PHONY: demo rl-demo memory-demo test test-newest test-tpu test-gpu transformers4 lint base clean
 
 demo: $(VENV)/installed
 	$(MALLOC) $(BIN)/python launch/demo.py --config=configs/demo.py
@@ -19,7 +19,8 @@ memory-demo: $(VENV)/installed
 
 # Without the 0.5B checkpoint, and without the tool that makes it, the tests on the real model are left out, and said so.
 REAL = $(HOME)/.cache/lt_jax/qwen2.5-coder-0.5b-instruct/model.safetensors ../shared/tools/real_model.py
-WITHOUT = $(if $(wildcard $(REAL)),not tpu_backend,not tpu_backend and not real_model)
+BACKENDS = not tpu_backend and not gpu_backend and not triton_interpreted
+WITHOUT = $(BACKENDS)$(if $(wildcard $(REAL)),, and not real_model)
 # Most of a test is tracing and compiling, which keep one core busy: two processes, each with whole files of tests.
 JOBS ?= 2
 TOGETHER = -n $(JOBS) --dist loadfile
@@ -55,6 +56,18 @@ test-newest:
 test-tpu: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --no-compile -e ".[tpu]"
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu_backend
+
+# What is for GPUs, without a GPU: the kernels under Triton's interpreter, and whole programs compiled for an H100 by
+# XLA's own compiler. Its packages (450 MB) stay outside of $(VENV), whose other programs would look for a driver.
+CUDA = build/cuda
+test-gpu: $(CUDA)/installed
+	PYTHONPATH=$(CUDA) JAX_PLATFORMS=cpu TRITON_INTERPRET=1 $(BIN)/python -m pytest $(TOGETHER) -m triton_interpreted
+	PYTHONPATH=$(CUDA) JAX_PLATFORMS=cpu $(BIN)/python -m pytest $(TOGETHER) -m gpu_backend
+
+$(CUDA)/installed: $(VENV)/installed-dev
+	jax=$$($(BIN)/python -c "import jaxlib; print(jaxlib.__version__)"); $(BIN)/python -m pip install --quiet \
+		--no-compile --no-deps --upgrade --target $(CUDA) triton==3.9.0 jax-cuda13-pjrt==$$jax jax-cuda13-plugin==$$jax
+	touch $@
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -53,12 +53,13 @@ def h100() -> SingleDeviceSharding:
 
 
 def tools(folder: Path) -> dict[str, str]:
-    """Environment in which XLA finds the ptxas that comes with Triton, as a link in `folder`, under the name it wants."""
+    """Environment in which XLA finds the ptxas that comes with Triton: a link in `folder`, of the name it wants."""
     import triton
 
     made = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas-blackwell"
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / "ptxas"
-    if not link.exists():
+    if not link.exists():  # nor one that points to a Triton of before
+        link.unlink(missing_ok=True)
         link.symlink_to(made)
     return {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}

@@ -1,0 +1,62 @@
+"""How Triton kernels are called: the interpreter, what is refused, and who is told what."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lt_jax import cuda
+from lt_jax.errors import UserError
+
+KERNEL = "tests.triton_kernels:scaled_sum"
+
+
+def scaled_sum(x, y, factor=2.0, aliases=None, **changed):
+    given = dict(
+        operands=dict(x=x, y=y),
+        outputs=dict(out=jax.ShapeDtypeStruct(x.shape, x.dtype)),
+        grid=(-(-x.size // 64),),
+        constants=dict(N=x.size, BLOCK=64),
+        scalars=dict(factor=factor),
+        aliases=aliases,
+    )
+    return cuda.call(KERNEL, **(given | changed))[0]
+
+
+@pytest.mark.triton_interpreted
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_interpreted_under_jit_and_vmap(dtype):
+    x = jnp.arange(300, dtype=dtype).reshape(3, 100)
+    run = jax.jit(jax.vmap(lambda x: scaled_sum(x, x)))
+    np.testing.assert_allclose(run(x).astype(np.float32), 4.0 * np.arange(300).reshape(3, 100), rtol=4e-3)
+    np.testing.assert_allclose(scaled_sum(x[0], None, 3.0).astype(np.float32), 3.0 * np.arange(100), rtol=4e-3)
+
+
+@pytest.mark.triton_interpreted
+def test_an_output_takes_over_an_operand():
+    """The kernel leaves the second half alone: it is what the operand held there. Without, it is what no one wrote."""
+    x = jnp.arange(128.0)
+    half = dict(grid=(1,))
+    kept = jax.jit(lambda x, y: scaled_sum(x, y, aliases=dict(out="y"), **half))(x, x + 1)
+    np.testing.assert_array_equal(kept, np.r_[2 * (2 * np.arange(64) + 1), np.arange(64, 128) + 1])
+    assert np.isnan(scaled_sum(x, x, **half)[64:]).all()
+
+
+@pytest.mark.triton_interpreted
+def test_pointers_in_another_order_are_refused():
+    x = jnp.zeros(64)
+    with pytest.raises(ValueError, match=r"takes the pointers \['x', 'y', 'out'\], and was given \['y', 'x', 'out'\]"):
+        scaled_sum(x, x, operands=dict(y=x, x=x))
+
+
+def test_the_kernels_are_refused_where_they_cannot_run(monkeypatch):
+    monkeypatch.setattr(cuda.kernel, "installed", lambda: False)
+    with pytest.raises(UserError, match="attention 'triton' is made of Triton kernels, and triton is not installed"):
+        cuda.refuse("attention 'triton'")
+    monkeypatch.setattr(cuda.kernel, "installed", lambda: True)
+    monkeypatch.setattr(cuda.kernel, "interpreting", lambda: False)
+    with pytest.raises(UserError, match="is for NVIDIA GPUs; the platform is cpu"):
+        cuda.refuse("attention 'triton'")
+    assert not cuda.here() and cuda.capability() == 90
