@@ -51,7 +51,8 @@ def lower(
 
     Args:
         model: weights are taken to be stored in its dtype.
-        config: `implementation` is "plain", "pallas", or None: what an engine on such a device does. Not "native": what
+        config: `implementation` is "plain", "pallas", "triton", or None: what an engine on such a device does, but for
+            an NVIDIA GPU: its kernels must be named, as None takes them in a process on one only. Not "native": what
             those kernels take is decided on this machine's CPU.
         sharding: of all arguments, for example a `SingleDeviceSharding` of a topology's device; None is the default.
         platforms: names, such as ("cuda",), to lower for without a device; None is the sharding's.

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from lt_jax import cache as slots
-from lt_jax import native
+from lt_jax import cuda, native
+from lt_jax.attention import triton_decode
 from lt_jax.cache import across
 from lt_jax.models import decoder, lora, rope
 from lt_jax.models.config import DecoderConfig
@@ -115,15 +116,29 @@ def attend(layer: dict, config: DecoderConfig, x: jax.Array, angles, keys, value
     else:
         fresh = linear(rms_norm(x, layer["attn_norm"], eps), p, config)
     fresh = fresh.reshape(*x.shape[:-1], -1, config.head_dim)
+    norms = (layer["q_norm"], layer["k_norm"]) if config.qk_norm else None
+    around = dict(angles=angles, norms=norms, eps=eps, received=received)
     if packed(p) and native.takes(config.head_dim, keys.dtype):
-        norms = (layer["q_norm"], layer["k_norm"]) if config.qk_norm else None
-        out, *cache = native.attend(
-            fresh, keys, values, *where, angles=angles, norms=norms, eps=eps, received=received, implementation="native"
-        )
+        out, *cache = native.attend(fresh, keys, values, *where, **around, implementation="native")
         return out.astype(x.dtype), *cache[:2], fresh, cache[2] if received else None
-    q, k = _turned(layer, config, fresh.astype(x.dtype), angles)
-    v = fresh[..., -config.kv_heads :, :].astype(x.dtype)
-    out, keys, values, new = slots.attend(q, k, v, keys, values, *where, form, received)
+
+    number, *places = where
+
+    def apart(fresh, keys, values, *places):
+        q, k = _turned(layer, config, fresh, angles)
+        v = fresh[..., -config.kv_heads :, :]
+        return slots.attend(q, k, v, keys, values, number, *places, form, received)
+
+    def together(fresh, keys, values, *places):
+        return triton_decode.attend(fresh, keys, values, number, *places, **around)
+
+    operands = (fresh.astype(x.dtype), keys, values, *places)
+    if form == "triton":
+        out, keys, values, new = together(*operands)
+    elif form is None and cuda.here() and triton_decode.takes(config.head_dim, keys.dtype):
+        out, keys, values, new = jax.lax.platform_dependent(*operands, cuda=together, default=apart)
+    else:
+        out, keys, values, new = apart(*operands)
     return out, keys, values, fresh, new
 
 
