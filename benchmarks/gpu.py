@@ -8,7 +8,7 @@ This process imports neither JAX nor torch. It runs sections one after another, 
 a section as a process of its own, which is ended when its time is up; what it found until then is kept. Seconds:
 
     section     what                                                                       lt_jax       torch
-    graphs      decoding one row: default flags, captured loops, without our kernels       35 + 30 + 25
+    graphs      decoding one row: blocks as graphs, launched by the host, without kernels  35 + 30 + 25
     numerics    on the card against dense; log-probs sampled against scored                30
     attention   forward and backward; FlexAttention, flash, cuDNN                          55           45
     decode      1 to 256 rows of a 1.5B model; transformers generate()                     70           35
@@ -20,7 +20,7 @@ a section as a process of its own, which is ended when its time is up; what it f
 535 in all without tuning. A side may also use what those before it left over. All sides use one clock
 (`gpu_sides/side.py`); the limits are a large bfloat16 product and a copy on the device, measured by the first side of
 each library. Programs that an earlier side of the run has compiled come from a cache, so only its first call shows what
-compiling takes. Captured loops are used where the section `graphs` does not find that they fail.
+compiling takes. Blocks are CUDA graphs in all other sections, unless the section `graphs` finds that they fail.
 """
 
 from __future__ import annotations
@@ -47,29 +47,28 @@ from benchmarks.gpu_sides.sizes import FULL, TINY  # noqa: E402
 
 TOTAL = 540
 PATIENCE = 300  # seconds for a side of a rehearsal
-CAPTURED = "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"
 PACKAGES = ("jax", "jaxlib", "triton", "torch", "transformers", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """A process: what it is called, its module, its part, the most seconds it takes, XLA's flags (None: captured loops,
-    unless they failed), and the packages without which it is left out, and said so."""
+    """A process: what it is called, its module, the most seconds it takes, its part, whether decode blocks are graphs
+    (None: unless that has failed), and the packages without which it is left out, and said so."""
 
     name: str
     module: str
     limit: int
     part: str = ""
-    flags: str | None = None
+    graphs: bool | None = None
     needs: tuple[str, ...] = ("jax", "triton")
 
 
 TORCH, HUGGINGFACE = ("torch",), ("torch", "transformers")
 SECTIONS = {
     "graphs": (
-        Side("lt_jax, default flags", "decode", 35, flags=""),
-        Side("lt_jax, graphs", "decode", 30, flags=CAPTURED),
-        Side("lt_jax, without kernels", "decode", 25, part="plain", flags=""),
+        Side("lt_jax, graphs", "decode", 35, graphs=True),
+        Side("lt_jax, launches", "decode", 30, graphs=False),
+        Side("lt_jax, no kernels", "decode", 25, part="plain", graphs=False),
     ),
     "numerics": (Side("lt_jax", "numerics", 30),),
     "attention": (Side("lt_jax", "attention", 55), Side("torch", "torch_attention", 45, needs=TORCH)),
@@ -104,24 +103,25 @@ class Run:
         self.lines, self.spoilt = scratch / "lines.jsonl", False
         self.lines.touch()
 
-    def environment(self, side: Side) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """Of a side's process."""
         found = {**os.environ, "HF_HUB_OFFLINE": "1"}
         found |= {"JAX_COMPILATION_CACHE_DIR": str(self.scratch / "xla"), "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
         if self.rehearse:
-            return found | {"JAX_PLATFORMS": "cpu", "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-        flags = ("" if self.spoilt else CAPTURED) if side.flags is None else side.flags
-        return found | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
+            flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()  # compiles faster
+            return found | {"JAX_PLATFORMS": "cpu", "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "XLA_FLAGS": flags}
+        return found
 
     def start(self, section: str, side: Side) -> tuple[subprocess.Popen, Path]:
         """Its process and its log."""
         limits = not any(row["work"] == "limits" and row["side"][:5] == side.name[:5] for row in self.rows)
         task = dict(section=section, side=side.name, part=side.part, lines=str(self.lines), scratch=str(self.scratch),
-                    limits=limits, rehearse=self.rehearse)  # fmt: skip
+                    limits=limits, rehearse=self.rehearse,
+                    graphs=not self.spoilt if side.graphs is None else side.graphs)  # fmt: skip
         log = self.scratch / f"{section}_{side.name.replace(' ', '_').replace(',', '')}.log"
         command = [sys.executable, "-m", f"benchmarks.gpu_sides.{side.module}", json.dumps(task)]
         with log.open("w") as out:
-            return subprocess.Popen(command, cwd=ROOT, env=self.environment(side), stdout=out, stderr=out,
+            return subprocess.Popen(command, cwd=ROOT, env=self.environment(), stdout=out, stderr=out,
                                     start_new_session=True), log  # fmt: skip
 
     def measure(self, section: str, side: Side, until: float) -> None:
@@ -140,7 +140,7 @@ class Run:
         self._collect()
         if why:
             self._failed(section, side, why)
-        if side.flags == CAPTURED and not any(row["section"] == section and row["side"] == side.name and
+        if side.graphs and not any(row["section"] == section and row["side"] == side.name and
                                               "tokens/s" in row for row in self.rows):  # fmt: skip
             self.spoilt = True
         print(f"{section}, {side.name}: {time.perf_counter() - begun:.0f} s{', ' + why if why else ''}", flush=True)
@@ -176,7 +176,7 @@ def measured(options: argparse.Namespace, scratch: Path) -> list[dict]:
     share = min(1.0, options.limit / sum(side.limit for _, side in sides))
     beside = None
     if "attention" in sections:  # the record is made on the CPU meanwhile
-        beside, _ = run.start("attention", Side("record", "recorded", 0, flags=""))
+        beside, _ = run.start("attention", Side("record", "recorded", 0))
     until = time.perf_counter()
     try:
         for section, side in sides:

@@ -12,17 +12,18 @@ def main() -> None:
     size = task.sizes
     begin(task)
     engines = Engines(task)
-    if task.section == "graphs":  # the parts are told apart by XLA's flags
+    if task.section == "graphs":
         form = "plain" if task.part == "plain" else ENGINE
         measure = lambda: one(engines, 1, form)
-        task.attempt(f"1 row, {size.prompt} + {size.new}", f"{form}, {task.side.rpartition(', ')[2]}", measure)
+        how = "graphs" if task.graphs else "launches"
+        task.attempt(f"1 row, {size.prompt} + {size.new}", f"{form}, {how}", measure)
         return
     for rows in size.rows:
         task.attempt(f"{rows} rows, {size.prompt} + {size.new}", ENGINE, lambda rows=rows: one(engines, rows, ENGINE))
 
 
 def one(engines: Engines, rows: int, form: str) -> dict:
-    """Full attention of so many rows. Three calls: a captured loop must survive its second run."""
+    """Full attention of so many rows. Three calls: a graph must survive its second run."""
     size = engines.task.sizes
     engine = engines.make("full", rows, size.prompt + size.new, form)
     return {"rows": rows} | rate(engine, engines.prompts(rows, size.prompt), size.new)

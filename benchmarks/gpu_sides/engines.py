@@ -31,7 +31,7 @@ class Engines:
 
     def config(self, how: str, rows: int, capacity: int, form: str = ENGINE, **more) -> tuple[Scheme, DecodeConfig]:
         """Of a way to decode: "full", "LightThinker" or "R-KV"."""
-        size = self.task.sizes
+        size, more = self.task.sizes, dict(graphs=self.task.graphs) | more
         if how == "R-KV":
             budget = published("rkv", size.budget, size.buffer)
             return VANILLA, DecodeConfig(rows=rows, eviction=budget, implementation=form, **more)

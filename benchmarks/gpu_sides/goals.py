@@ -122,8 +122,8 @@ def _training(found: Found, line) -> None:
 
 def _decoding(found: Found, line) -> None:
     size, shape = found.sizes, found.sizes.model
-    for forms, what in ((("triton, graphs", "triton, default"), "captured loops"),
-                        (("triton, default", "plain, "), "the kernels, loops not captured")):  # fmt: skip
+    for forms, what in ((("triton, graphs", "triton, launches"), "graphs"),
+                        (("triton, launches", "plain, launches"), "the kernels, without graphs")):  # fmt: skip
         faster = lambda forms=forms: found.rate("graphs", "1 row", forms[0]) / found.rate("graphs", "1 row", forms[1])
         line(f"decode, 1 row: times as fast by {what}", faster, None)
     mean = size.prompt + size.new / 2

@@ -24,7 +24,7 @@ class Task:
         section, side: what its lines are marked with. part: which of the module's parts it is, if it has several.
         lines: the file that it appends to. scratch: a folder that all sides of the run share.
         limits: also measure the card's limits.
-        rehearse: tiny sizes, on a CPU.
+        rehearse: tiny sizes, on a CPU. graphs: decode blocks are CUDA graphs, as they are for users.
     """
 
     section: str
@@ -34,6 +34,7 @@ class Task:
     scratch: str
     limits: bool
     rehearse: bool
+    graphs: bool
 
     @property
     def sizes(self) -> Sizes:
