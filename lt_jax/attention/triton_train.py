@@ -24,6 +24,7 @@ LOG2_E = math.log2(math.e)
 KERNELS = "lt_jax.attention.triton_train_kernels"
 SIDES = 128, 64  # of the blocks that plans are made for, in queries and keys
 LEAST = 16  # rows and columns of the smallest matrix product
+MOST = 256  # head size that registers have room for
 
 # kernel -> (queries, keys, warps, stages) of a tile, for bfloat16 and head sizes up to 64, up to 128 and above
 TILES = {
@@ -37,6 +38,11 @@ EXACT = (32, 32, 4, 2)  # for float32, which is multiplied number by number
 def takes(plan: BlockPlan) -> bool:
     """Whether the kernels can follow a plan: it has the lists of key blocks, sides are multiples of 16."""
     return plan.queries is not None and plan.block_q % LEAST == 0 and plan.block_k % LEAST == 0
+
+
+def fits(depth: int, dtype) -> bool:
+    """Whether there are kernels for a head size and type of numbers."""
+    return depth <= MOST and dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
 def forward(q, k, v, plan: BlockPlan, scale: float):
