@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import threading
 import zlib
 
 import jax
@@ -18,6 +19,7 @@ from lt_jax.errors import UserError
 TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "int32": "i32", "int8": "i8", "uint8": "u8",
          "bool": "i1"}  # fmt: skip
 PTX = 87  # of PTX 8.7, CUDA 12.8: Triton would write the newest it knows, which the ptxas that comes with JAX may not
+_ONE = threading.Lock()  # Triton compiles by reading source with `ast`, which two threads at once cannot on Python 3.11
 DEFAULT = 90  # compute capability to compile for in a process without a GPU: Hopper
 
 
@@ -138,8 +140,9 @@ def compiled(function, types: tuple, constants: tuple, warps: int, stages: int, 
     signature = {n: "constexpr" if n in constants else types[n] for n in function.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
     options = dict(num_warps=warps, num_stages=stages, ptx_version=PTX, enable_fp_fusion=True)
-    source = ASTSource(function, signature, constants, aligned)
-    made = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+    with _ONE:
+        source = ASTSource(function, signature, constants, aligned)
+        made = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     if getattr(made.metadata, "global_scratch_size", 0):
         raise NotImplementedError(f"{function.__name__} wants scratch memory, which XLA's call does not give")
     return made
