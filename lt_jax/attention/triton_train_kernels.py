@@ -3,9 +3,9 @@
 Keys lie in the row as they were born, and tiles of them are gathered by the plan's order. Queries past the end of a row
 are the last one over again; what is made of them is not stored, and they weigh nothing in dk and dv.
 
-Some arguments of the helpers are tuples: `plan` the pointers (order, birth, death, key_gist, since, query_gist) at the
-start of a list's own part, the last three None where the rule has no use for them; `queries` what a tile of queries is
-(index, since, query_gist); `keys` what a tile of keys is (birth, death, key_gist).
+Some arguments of the helpers are tuples: `plan` the pointers (order, birth, death, key_gist, since, query_gist), the
+last three None where the rule has no use for them, and the places where a list's own keys and queries begin; `queries`
+what a tile of queries is (index, since, query_gist); `keys` what a tile of keys is (birth, death, key_gist).
 
 D is the head size, WIDTH the next power of two, STRIDE the numbers from one token to the next of the same head.
 """
@@ -26,7 +26,7 @@ def forward(q, k, v, order, birth, death, key_gist, since, query_gist, blocks, n
     h, b, tile = tl.program_id(0), tl.program_id(1), tl.num_programs(2) - 1 - tl.program_id(2)
     index = tile * QUERIES + tl.arange(0, QUERIES)
     unit = _list(b, h // (H // HKV), HKV, PER_HEAD)
-    plan = _plan(order, birth, death, key_gist, since, query_gist, unit, NQ * BLOCK_Q, NK * BLOCK_K)
+    plan = (order, birth, death, key_gist, since, query_gist, unit * NK * BLOCK_K, unit * NQ * BLOCK_Q)
     queries = _queries(plan, index)
     row = tl.minimum(index, S - 1)
     own = b.to(tl.int64) * S * (H * D) + h * D
@@ -56,10 +56,10 @@ def _forward_steps(acc, top, total, q, k, v, plan, queries, listed, begin, end, 
     PARTS: tl.constexpr = BLOCK_K // KEYS
     for t in tl.range(begin * PARTS, end * PARTS):
         place = tl.load(listed + t // PARTS) * BLOCK_K + (t % PARTS) * KEYS + tl.arange(0, KEYS)
-        row = tl.load(plan[0] + place)
+        row = tl.load(plan[0] + plan[6] + place)
         scores = tl.dot(q, tl.trans(_rows(k, row, STRIDE, D, WIDTH)), input_precision=PRECISION) * factor
         if MASKED:
-            scores = tl.where(_visible(queries, _keys(plan, place), RULE, False), scores, HIDDEN)
+            scores = tl.where(_visible(queries, _keys(plan, place), RULE, plan[4] is not None, False), scores, HIDDEN)
         new = tl.maximum(top, tl.max(scores, 1))
         weights = tl.math.exp2(scores - new[:, None])
         shrink = tl.math.exp2(top - new)
@@ -80,7 +80,7 @@ def backward_queries(q, k, v, out, dout, lse, order, birth, death, key_gist, sin
     h, b, tile = tl.program_id(0), tl.program_id(1), tl.num_programs(2) - 1 - tl.program_id(2)
     index = tile * QUERIES + tl.arange(0, QUERIES)
     unit = _list(b, h // (H // HKV), HKV, PER_HEAD)
-    plan = _plan(order, birth, death, key_gist, since, query_gist, unit, NQ * BLOCK_Q, NK * BLOCK_K)
+    plan = (order, birth, death, key_gist, since, query_gist, unit * NK * BLOCK_K, unit * NQ * BLOCK_Q)
     queries = _queries(plan, index)
     row = tl.minimum(index, S - 1)
     own = b.to(tl.int64) * S * (H * D) + h * D
@@ -110,11 +110,11 @@ def _query_steps(acc, q, do, lse, delta, k, v, plan, queries, listed, begin, end
     PARTS: tl.constexpr = BLOCK_K // KEYS
     for t in tl.range(begin * PARTS, end * PARTS):
         place = tl.load(listed + t // PARTS) * BLOCK_K + (t % PARTS) * KEYS + tl.arange(0, KEYS)
-        row = tl.load(plan[0] + place)
+        row = tl.load(plan[0] + plan[6] + place)
         k_tile, v_tile = _rows(k, row, STRIDE, D, WIDTH), _rows(v, row, STRIDE, D, WIDTH)
         scores = tl.dot(q, tl.trans(k_tile), input_precision=PRECISION) * factor - lse[:, None]
         if MASKED:
-            scores = tl.where(_visible(queries, _keys(plan, place), RULE, False), scores, HIDDEN)
+            scores = tl.where(_visible(queries, _keys(plan, place), RULE, plan[4] is not None, False), scores, HIDDEN)
         dweights = tl.dot(do, tl.trans(v_tile), input_precision=PRECISION)
         dscores = tl.math.exp2(scores) * (dweights - delta[:, None])
         acc = tl.dot(dscores.to(k_tile.dtype), k_tile, acc, input_precision=PRECISION)
@@ -134,8 +134,8 @@ def backward_keys(q, k, v, dout, lse, delta, order, birth, death, key_gist, sinc
     g, b, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     place = tile * KEYS + tl.arange(0, KEYS)
     unit = _list(b, g, HKV, PER_HEAD)
-    plan = _plan(order, birth, death, key_gist, since, query_gist, unit, NQ * BLOCK_Q, NK * BLOCK_K)
-    keys, row = _keys(plan, place), tl.load(plan[0] + place)
+    plan = (order, birth, death, key_gist, since, query_gist, unit * NK * BLOCK_K, unit * NQ * BLOCK_Q)
+    keys, row = _keys(plan, place), tl.load(plan[0] + plan[6] + place)
     own = b.to(tl.int64) * S * (HKV * D) + g * D
     first = g * (H // HKV)  # query head
     heads_at = b.to(tl.int64) * S * (H * D) + first * D
@@ -172,7 +172,7 @@ def _key_steps(dk, dv, k, v, q, dout, lse, delta, plan, keys, listed, begin, end
         lse_tile = tl.load(lse + head * S + index, mask=index < S, other=-HIDDEN)
         scores = tl.dot(k, tl.trans(q_tile), input_precision=PRECISION) * factor - lse_tile[None, :]
         if MASKED:
-            scores = tl.where(_visible(_queries(plan, index), keys, RULE, True), scores, HIDDEN)
+            scores = tl.where(_visible(_queries(plan, index), keys, RULE, plan[4] is not None, True), scores, HIDDEN)
         weights = tl.math.exp2(scores)
         dv = tl.dot(weights.to(do.dtype), do, dv, input_precision=PRECISION)
         dweights = tl.dot(v, tl.trans(do), input_precision=PRECISION)
@@ -182,7 +182,7 @@ def _key_steps(dk, dv, k, v, q, dout, lse, delta, plan, keys, listed, begin, end
 
 
 @triton.jit
-def _visible(queries, keys, RULE: tl.constexpr, KEYS_FIRST: tl.constexpr):
+def _visible(queries, keys, RULE: tl.constexpr, SINCE: tl.constexpr, KEYS_FIRST: tl.constexpr):
     """`lifetimes.visible`. Padding keys are dead from 0 on, so that a birth below 0 need not be asked for."""
     index, since, query_gist = queries
     birth, death, key_gist = keys
@@ -197,7 +197,7 @@ def _visible(queries, keys, RULE: tl.constexpr, KEYS_FIRST: tl.constexpr):
         else:
             seen = seen & ((birth == index) | (same == 0))
     seen = seen & (index < death)
-    if since is not None:
+    if SINCE:
         seen = seen & (birth >= tl.expand_dims(since, 1 - KEYS_FIRST))
     return seen
 
@@ -212,34 +212,22 @@ def _list(b, g, HKV: tl.constexpr, PER_HEAD: tl.constexpr):
 
 
 @triton.jit
-def _plan(order, birth, death, key_gist, since, query_gist, unit, queries, keys):
-    """See the top of the file; `queries` and `keys` are how many a list has, padding included."""
-    return (_at(order, unit * keys), _at(birth, unit * keys), _at(death, unit * keys), _at(key_gist, unit * keys),
-            _at(since, unit * queries), _at(query_gist, unit * queries))  # fmt: skip
-
-
-@triton.jit
 def _keys(plan, place):
-    return tl.load(plan[1] + place), tl.load(plan[2] + place), _read(plan[3], place)
+    at = plan[6] + place
+    return tl.load(plan[1] + at), tl.load(plan[2] + at), _read(plan[3], at)
 
 
 @triton.jit
 def _queries(plan, index):
-    return index, _read(plan[4], index), _read(plan[5], index)
-
-
-@triton.jit
-def _at(pointer, offset):
-    if pointer is None:
-        return None
-    else:
-        return pointer + offset
+    at = plan[7] + index
+    return index, _read(plan[4], at), _read(plan[5], at)
 
 
 @triton.jit
 def _read(pointer, at):
+    """What a pointer has at these places; anything if it is None, because Triton 3.6 cannot return None."""
     if pointer is None:
-        return None
+        return at
     else:
         return tl.load(pointer + at)
 
