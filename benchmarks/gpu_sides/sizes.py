@@ -103,9 +103,9 @@ FULL = Sizes(
     product=8192, copied=2**30, layers=4,
 )  # fmt: skip
 TINY = Sizes(
-    model=Shape(vocab=512, hidden=64, intermediate=128, layers=2, heads=4, kv_heads=2),
-    attention=((2, 256), (1, 384)), heads=4, kv_heads=2, head_dim=16, prompt=16, new=8, peer_new=4,
-    rows=(1, 2), many=2, budget=32, buffer=16, budget_new=40, thought=6, record=384,
-    train=((2, 128, "layer"), (1, 128, "none")), long=96, short=4, window=16, memory_keys=200, memory=400e3,
-    product=256, copied=2**20, layers=2,
+    model=Shape(vocab=512, hidden=32, intermediate=64, layers=1, heads=2, kv_heads=1),
+    attention=((2, 128), (1, 256)), heads=2, kv_heads=1, head_dim=16, prompt=16, new=8, peer_new=4,
+    rows=(1, 2), many=2, budget=24, buffer=12, budget_new=24, thought=6, record=256,
+    train=((2, 64, "layer"), (1, 64, "none")), long=48, short=4, window=12, memory_keys=96, memory=50e3,
+    product=256, copied=2**20, layers=1,
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 The interpreter wants tensors of torch; `_Array` gives it what it asks of them. And two of its functions are replaced
 where it differs from a GPU: it multiplies the bit patterns of bfloat16 numbers, and cuts float32 down to bfloat16 where
-hardware rounds to the nearest. It runs the programs of a grid one after another: it does not show races.
+hardware rounds to the nearest. (That a tensor of one number is a number is said for Triton 3.6 under NumPy 2.) It runs the programs of a grid one after another: it does not show races.
 """
 
 from __future__ import annotations
@@ -86,5 +86,12 @@ def _mend() -> None:
             return np.ascontiguousarray(x).astype(ml_dtypes.bfloat16).view(np.uint16)
         return convert(x, source, target, rounding)
 
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
     interpreter.InterpreterBuilder.create_dot = dot
     interpreter._convert_float = rounded
