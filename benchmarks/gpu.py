@@ -109,7 +109,7 @@ class Run:
         found |= {"JAX_COMPILATION_CACHE_DIR": str(self.scratch / "xla"), "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
         if self.rehearse:
             flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()  # compiles faster
-            return found | {"JAX_PLATFORMS": "cpu", "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "XLA_FLAGS": flags}
+            found |= {"JAX_PLATFORMS": "cpu", "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "XLA_FLAGS": flags}
         return found
 
     def start(self, section: str, side: Side) -> tuple[subprocess.Popen, Path]:

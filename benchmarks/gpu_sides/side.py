@@ -16,7 +16,6 @@ from collections.abc import Callable
 
 from benchmarks.gpu_sides.sizes import FULL, TINY, Sizes
 
-
 MOST = 1 if "TRITON_INTERPRET" in os.environ else 100  # calls and rounds of the clock: a rehearsal needs but one
 
 

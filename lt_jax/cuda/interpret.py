@@ -2,7 +2,8 @@
 
 The interpreter wants tensors of torch; `_Array` gives it what it asks of them. And two of its functions are replaced
 where it differs from a GPU: it multiplies the bit patterns of bfloat16 numbers, and cuts float32 down to bfloat16 where
-hardware rounds to the nearest. (That a tensor of one number is a number is said for Triton 3.6 under NumPy 2.) It runs the programs of a grid one after another: it does not show races.
+hardware rounds to the nearest. (Triton 3.6 besides does not take a tensor of one number for a number under NumPy 2.) It
+runs the programs of a grid one after another: it does not show races.
 """
 
 from __future__ import annotations
