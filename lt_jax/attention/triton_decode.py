@@ -72,7 +72,7 @@ def attend(fresh, keys, values, layer: int, rows, start, mask, bound, *, angles=
     """Turns new queries and keys, writes keys and values into their slots, and attends.
 
     Args:
-        fresh: [R, T, H + 2 Hkv, D], queries, keys and values as projected.
+        fresh: [R, T, H + 2 Hkv, D], queries, keys and values as projected; rows beyond those of `bound` are padding.
         keys, values, layer, rows, start, mask, bound: as in `cache.attend`; multiplied in the cache's dtype.
         angles: cos and sin [R, T, 1, D / 2] float32 to rotate queries and keys by; None if they are rotated.
         norms: weights [D] of the norms of queries and keys, with `eps`; None without.
@@ -80,12 +80,13 @@ def attend(fresh, keys, values, layer: int, rows, start, mask, bound, *, angles=
         form: None chooses.
 
     Returns:
-        attended [R, T, H, D] in the dtype of `fresh`, keys, values, and received [R, Hkv, C] float32 or None.
+        attended [R, T, H, D] in the dtype of `fresh`, zeros for padding; keys, values, and received [R, Hkv, C] float32
+        or None.
 
     Raises:
         UserError: there are no kernels for this head size or dtype.
     """
-    r, t, both, size = fresh.shape
+    r, (lines, t, both, size) = len(bound), fresh.shape
     if not takes(size, keys.dtype):
         raise UserError(f"triton attention over the cache takes even head sizes up to {MOST} and float32 or bfloat16 "
                         f"caches, not {size} and {keys.dtype}; name 'blocks'")  # fmt: skip
@@ -107,7 +108,7 @@ def attend(fresh, keys, values, layer: int, rows, start, mask, bound, *, angles=
     own = min(form.queries, _power(queries))  # rows of a tile that may be real
     together = max(1, min(_power(form.parts), 64 * 32 * form.warps // (own * padded)))
     floats = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    made = dict(out=jax.ShapeDtypeStruct((r, t, heads, size), fresh.dtype))
+    made = dict(out=jax.ShapeDtypeStruct((lines, t, heads, size), fresh.dtype))
     if several:
         made |= dict(part=floats((groups, form.parts, own, size)), line=floats((groups, form.parts, own)))
     if received:
@@ -117,7 +118,7 @@ def attend(fresh, keys, values, layer: int, rows, start, mask, bound, *, angles=
     absent = {name: None for name in ("part", "line", "lse", "done") if name not in made}
     found = cuda.call(
         f"{DEVICE}:attend", dict(q=q, keys=keys, values=values, **seen, count=count[0] if several else None), made,
-        grid=(form.parts, groups // r, r), scalars=where, warps=form.warps, stages=form.stages,
+        grid=(form.parts, groups // r, lines), scalars=dict(where, R=r), warps=form.warps, stages=form.stages,
         constants=dict(same, SPLITS=form.parts, ROWS=own, TOGETHER=together, **absent),
         aliases=dict(done="count") if several else {},
     )  # fmt: skip
@@ -136,7 +137,7 @@ def attend(fresh, keys, values, layer: int, rows, start, mask, bound, *, angles=
 
 def _write(fresh, keys, values, rows, start, angles, norms, eps, counts: int, where: dict):
     """q [R, T, H, D], the cache with the new keys and values in it, and `counts` zeros if any are wanted."""
-    r, t, both, size = fresh.shape
+    r, (t, both, size) = len(start), fresh.shape[1:]
     kv_heads = keys.shape[2]
     heads, tokens = both - 2 * kv_heads, r * t
     together = max(1, min(16, _power(tokens * both // 2048)))

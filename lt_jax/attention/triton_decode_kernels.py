@@ -73,11 +73,11 @@ def write(fresh, cos, sin, q_norm, k_norm, keys_in, values_in, rows, start, q, k
 
 
 @triton.jit
-def attend(q, keys, values, rows, shown, mask, bound, count, out, part, line, lse, done, first, blocks,
+def attend(q, keys, values, rows, shown, mask, bound, count, out, part, line, lse, done, first, blocks, R,
            T: tl.constexpr, G: tl.constexpr, HKV: tl.constexpr, KB: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
            BM: tl.constexpr, BN: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, TOGETHER: tl.constexpr,
            FACTOR: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """grid (SPLITS, HKV * tiles of BM queries, R).
+    """grid (SPLITS, HKV * tiles of BM queries, rows of `out`); rows from R on see nothing.
 
     shown [R, KB, C]: slots that any query of the row sees; mask [R, KB, T, C], or None for one token, where they are
     the same. lse [R, HKV, T * G] or None. Unless SPLITS is 1: part [.., ROWS, D] and line [.., ROWS] of every program,
@@ -86,7 +86,8 @@ def attend(q, keys, values, rows, shown, mask, bound, count, out, part, line, ls
     split, own, r = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     TILES: tl.constexpr = (G * T + BM - 1) // BM
     g, tile = own // TILES, own % TILES
-    n = tl.load(bound + r)
+    there = tl.minimum(r, R - 1)
+    n = tl.where(r < R, tl.load(bound + there), 0)
     chunks = tl.cdiv(n, BN)
     per = tl.maximum(tl.cdiv(chunks, SPLITS), 1)
     used = tl.maximum(tl.cdiv(chunks, per), 1)  # programs that have something to do
@@ -97,12 +98,11 @@ def attend(q, keys, values, rows, shown, mask, bound, count, out, part, line, ls
     m = tile * BM + i
     d = tl.arange(0, DP)
     real = m < G * T
-    at = _query(r, g, m, T, G, HKV)[:, None] * D + d[None, :]
     whole = real[:, None] & (d[None, :] < D)
-    x = tl.load(q + at, mask=whole, other=0.0)
-    row = r
+    x = tl.load(q + _query(there, g, m, T, G, HKV)[:, None] * D + d[None, :], mask=whole, other=0.0)
+    row = there
     if rows is not None:
-        row = tl.load(rows + r)
+        row = tl.load(rows + there)
     base = ((first + row) * HKV + g).to(tl.int64) * C * D
     books = (r * KB + (g if KB > 1 else 0)).to(tl.int64) * C
     acc = tl.zeros((BM, DP), tl.float32)
@@ -123,9 +123,10 @@ def attend(q, keys, values, rows, shown, mask, bound, count, out, part, line, ls
     acc = acc / tl.where(some, total, 1.0)[:, None]
     found = tl.where(some, top + tl.math.log2(tl.where(some, total, 1.0)), LOWEST)
     if used == 1:
+        at = _query(r, g, m, T, G, HKV)[:, None] * D + d[None, :]
         tl.store(out + at, acc.to(out.dtype.element_ty), mask=whole)
         if lse is not None:
-            tl.store(lse + (r * HKV + g) * (G * T) + m, found, mask=real)
+            tl.store(lse + (r * HKV + g) * (G * T) + m, found, mask=m < tl.where(r < R, G * T, 0))
     if SPLITS > 1:
         if used > 1:
             group = (r * HKV + g) * TILES + tile

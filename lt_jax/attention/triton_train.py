@@ -28,11 +28,11 @@ MOST = 256  # head size that registers have room for
 
 # kernel -> (queries, keys, warps, stages) of a tile, for bfloat16 and head sizes up to 64, up to 128 and above
 TILES = {
-    "forward": ((128, 64, 4, 3), (128, 64, 8, 3), (64, 64, 8, 2)),
-    "backward_queries": ((128, 64, 8, 3), (128, 64, 8, 3), (64, 32, 8, 2)),
-    "backward_keys": ((128, 64, 8, 3), (128, 64, 8, 2), (64, 32, 8, 2)),
+    "forward": ((128, 64, 8, 3), (128, 64, 8, 3), (64, 64, 4, 2)),
+    "backward_queries": ((128, 64, 8, 3), (128, 64, 8, 3), (64, 32, 4, 2)),
+    "backward_keys": ((64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 8, 2)),
 }
-EXACT = (32, 32, 4, 2)  # for float32, which is multiplied number by number
+EXACT = (16, 32, 8, 2)  # for float32, which is multiplied number by number: larger tiles spill registers
 
 
 def takes(plan: BlockPlan) -> bool:

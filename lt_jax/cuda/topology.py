@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
@@ -46,10 +47,14 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
+def h100s(count: int) -> list[jax.Device]:
+    """H100s of one process, to make a mesh of."""
+    return topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"1x1x{count}").devices
+
+
 def h100() -> SingleDeviceSharding:
     """The sharding of one H100, for the shapes that a program is lowered with."""
-    found = topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1")
-    return SingleDeviceSharding(found.devices[0])
+    return SingleDeviceSharding(h100s(1)[0])
 
 
 def tools(folder: Path) -> dict[str, str]:

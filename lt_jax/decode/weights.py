@@ -101,7 +101,7 @@ def attend(layer: dict, config: DecoderConfig, x: jax.Array, angles, keys, value
     """The first half of a layer up to the output projection; the new keys join the cache.
 
     Args:
-        x: [R, T, E].
+        x: [R, T, E]; the rows beyond those of `where` are padding, and get zeros.
         angles: of `rope.table`.
         keys, values, where, form: of `cache.attend`; `where` is (layer, rows, start, mask, bound).
         received: whether to sum up what each slot receives.
@@ -123,11 +123,13 @@ def attend(layer: dict, config: DecoderConfig, x: jax.Array, angles, keys, value
         return out.astype(x.dtype), *cache[:2], fresh, cache[2] if received else None
 
     number, *places = where
+    rows = len(places[-1])
 
     def apart(fresh, keys, values, *places):
-        q, k = _turned(layer, config, fresh, angles)
-        v = fresh[..., -config.kv_heads :, :]
-        return slots.attend(q, k, v, keys, values, number, *places, form, received)
+        q, k = _turned(layer, config, fresh[:rows], angles)
+        v = fresh[:rows, :, -config.kv_heads :]
+        out, *cache = slots.attend(q, k, v, keys, values, number, *places, form, received)
+        return jnp.pad(out, ((0, len(fresh) - rows), (0, 0), (0, 0), (0, 0))), *cache
 
     def together(fresh, keys, values, *places):
         return triton_decode.attend(fresh, keys, values, number, *places, **around)
@@ -135,11 +137,16 @@ def attend(layer: dict, config: DecoderConfig, x: jax.Array, angles, keys, value
     operands = (fresh.astype(x.dtype), keys, values, *places)
     if form == "triton":
         out, keys, values, new = together(*operands)
-    elif form is None and cuda.here() and triton_decode.takes(config.head_dim, keys.dtype):
+    elif by_triton(form, config, keys):
         out, keys, values, new = jax.lax.platform_dependent(*operands, cuda=together, default=apart)
     else:
         out, keys, values, new = apart(*operands)
-    return out, keys, values, fresh, new
+    return out, keys, values, fresh[:rows], new
+
+
+def by_triton(form: str | None, config: DecoderConfig, keys: jax.Array) -> bool:
+    """Whether attention is by the kernels for NVIDIA GPUs: they are named, or are the choice of this process."""
+    return form == "triton" or (form is None and cuda.here() and triton_decode.takes(config.head_dim, keys.dtype))
 
 
 def queries(layer: dict, config: DecoderConfig, fresh: jax.Array, angles) -> jax.Array:
