@@ -33,9 +33,9 @@ interpreted = pytest.mark.triton_interpreted
 LAYERS, LAYER = 2, 1
 
 
-def case(dtype="float32", rows=2, tokens=1, kv_heads=2, share=2, size=64, capacity=128, each=False, chosen=None, seed=0):
+def case(dtype="float32", rows=2, tokens=1, kv_heads=2, share=2, size=64, capacity=128, each=False, chosen=None):
     """Operands of `triton_decode.attend`: the mask has holes, the last row is empty, a query sees nothing."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32).astype(dtype)
     batch = rows if chosen is None else 1 + max(chosen)
     shape = (LAYERS, batch, kv_heads, capacity, size)
@@ -91,7 +91,7 @@ def check(name: str, form=None, received=True, around=None, **how):
         written = np.zeros(keys.shape[:4], bool)
         for r, row in enumerate(np.arange(len(start)) if rows is None else rows):
             written[LAYER, row, :, start[r] : start[r] + fresh.shape[1]] = True
-        np.testing.assert_array_equal(np.asarray(new)[~written], old[~written], err_msg=name)
+        close(np.asarray(new)[~written], old[~written], 0)
         close(np.asarray(new)[written], np.asarray(ours)[written], 2e-2 if coarse else 1e-6)
     unseen = ~np.broadcast_to(mask.any(-1), (*mask.shape[:1], keys.shape[2], mask.shape[2]))
     assert unseen.any() or len(start) == 1
@@ -155,26 +155,24 @@ def test_rows_that_are_padding_get_zeros():
 
 KINDS = {
     "lightthinker": (Scheme(n_gist=3), dict(max_thought=6)),
-    "h2o": (Scheme(method="vanilla"), dict(eviction=Eviction("h2o", 24, 8, window=4, sinks=2), horizon=96)),
-    "rkv": (Scheme(method="vanilla"), dict(eviction=Eviction("rkv", 24, 8, window=4), horizon=96)),
+    "h2o": (Scheme(method="vanilla"), dict(eviction=Eviction("h2o", 12, 6, window=4, sinks=2), horizon=60)),
 }
 
 
 @interpreted
-@pytest.mark.parametrize("name, rows", [("lightthinker", 1), ("h2o", 2), ("rkv", 1)])
+@pytest.mark.parametrize("name, rows", [("lightthinker", 1), ("h2o", 2)])
 def test_an_engine_decodes_alike_by_the_kernels(name, rows):
     """Prompts, closings and single steps; one row is decoded beside a line of padding."""
     scheme, more = KINDS[name]
-    rng = np.random.default_rng(0)
-    asked = [Request(rng.integers(2, 100, 9), 30, seed=i) for i in range(rows)]
+    asked = [Request(np.arange(5, 14) + i, 16, seed=i) for i in range(rows)]
     engine = lambda form: Engine(
-        params(), MODEL, scheme, SPECIAL, DecodeConfig(rows, 120, 16, implementation=form, **more)
+        params(), MODEL, scheme, SPECIAL, DecodeConfig(rows, 60, 16, implementation=form, **more)
     )
     for got, want in zip(engine("triton").complete(asked), engine("plain").complete(asked), strict=True):
         np.testing.assert_array_equal(got.tokens, want.tokens)
         np.testing.assert_allclose(got.logp, want.logp, atol=1e-4)
         np.testing.assert_array_equal(got.death, want.death)
-        assert name == "lightthinker" or (got.evicted < NEVER).any()
+        assert (np.asarray(got.death if name == "lightthinker" else got.evicted) < NEVER).any()
 
 
 MESH = """

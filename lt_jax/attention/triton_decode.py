@@ -106,7 +106,7 @@ def attend(fresh, keys, values, layer: int, rows, start, mask, bound, *, angles=
         FACTOR=size**-0.5 * math.log2(math.e), PRECISION="ieee" if keys.dtype == jnp.float32 else "tf32",
     )  # fmt: skip
     own = min(form.queries, _power(queries))  # rows of a tile that may be real
-    together = max(1, min(_power(form.parts), 64 * 32 * form.warps // (own * padded)))
+    together = max(1, min(16, 64 * 32 * form.warps // (own * padded)))  # 64 registers of a thread
     floats = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     made = dict(out=jax.ShapeDtypeStruct((lines, t, heads, size), fresh.dtype))
     if several:
@@ -118,8 +118,8 @@ def attend(fresh, keys, values, layer: int, rows, start, mask, bound, *, angles=
     absent = {name: None for name in ("part", "line", "lse", "done") if name not in made}
     found = cuda.call(
         f"{DEVICE}:attend", dict(q=q, keys=keys, values=values, **seen, count=count[0] if several else None), made,
-        grid=(form.parts, groups // r, lines), scalars=dict(where, R=r), warps=form.warps, stages=form.stages,
-        constants=dict(same, SPLITS=form.parts, ROWS=own, TOGETHER=together, **absent),
+        grid=(form.parts, groups // r, lines), scalars=dict(where, R=r, parts=form.parts), warps=form.warps,
+        stages=form.stages, constants=dict(same, ROWS=own, TOGETHER=together, **absent),
         aliases=dict(done="count") if several else {},
     )  # fmt: skip
     out = dict(zip(made, found, strict=True))

@@ -73,15 +73,15 @@ def write(fresh, cos, sin, q_norm, k_norm, keys_in, values_in, rows, start, q, k
 
 
 @triton.jit
-def attend(q, keys, values, rows, shown, mask, bound, count, out, part, line, lse, done, first, blocks, R,
+def attend(q, keys, values, rows, shown, mask, bound, count, out, part, line, lse, done, first, blocks, R, parts,
            T: tl.constexpr, G: tl.constexpr, HKV: tl.constexpr, KB: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-           BM: tl.constexpr, BN: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, TOGETHER: tl.constexpr,
-           FACTOR: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """grid (SPLITS, HKV * tiles of BM queries, rows of `out`); rows from R on see nothing.
+           BM: tl.constexpr, BN: tl.constexpr, ROWS: tl.constexpr, TOGETHER: tl.constexpr, FACTOR: tl.constexpr,
+           PRECISION: tl.constexpr):  # fmt: skip
+    """grid (parts, HKV * tiles of BM queries, rows of `out`); rows from R on see nothing.
 
     shown [R, KB, C]: slots that any query of the row sees; mask [R, KB, T, C], or None for one token, where they are
-    the same. lse [R, HKV, T * G] or None. Unless SPLITS is 1: part [.., ROWS, D] and line [.., ROWS] of every program,
-    normed sums and the logarithm of what they were divided by; count, the same as done, [HKV * tiles * R], zeros.
+    the same. lse [R, HKV, T * G] or None. Of every program part [.., ROWS, D] and line [.., ROWS], normed sums and the
+    logarithm of what they were divided by; count, which is done, [HKV * tiles * R], zeros. All None for one part.
     """
     split, own, r = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     TILES: tl.constexpr = (G * T + BM - 1) // BM
@@ -89,7 +89,7 @@ def attend(q, keys, values, rows, shown, mask, bound, count, out, part, line, ls
     there = tl.minimum(r, R - 1)
     n = tl.where(r < R, tl.load(bound + there), 0)
     chunks = tl.cdiv(n, BN)
-    per = tl.maximum(tl.cdiv(chunks, SPLITS), 1)
+    per = tl.maximum(tl.cdiv(chunks, parts), 1)
     used = tl.maximum(tl.cdiv(chunks, per), 1)  # programs that have something to do
     if split >= used:
         return
@@ -127,10 +127,10 @@ def attend(q, keys, values, rows, shown, mask, bound, count, out, part, line, ls
         tl.store(out + at, acc.to(out.dtype.element_ty), mask=whole)
         if lse is not None:
             tl.store(lse + (r * HKV + g) * (G * T) + m, found, mask=m < tl.where(r < R, G * T, 0))
-    if SPLITS > 1:
+    if done is not None:
         if used > 1:
             group = (r * HKV + g) * TILES + tile
-            to = (group * SPLITS + split) * ROWS + i
+            to = (group * parts + split) * ROWS + i
             tl.store(line + to, found, mask=real)
             tl.store(part + to.to(tl.int64)[:, None] * D + d[None, :], acc, mask=whole)
             # All threads' stores are before the barrier, the barrier before the atom, which releases them to the whole
@@ -140,7 +140,7 @@ def attend(q, keys, values, rows, shown, mask, bound, count, out, part, line, ls
             before = tl.atomic_add(done + group, 1, sem="acq_rel", scope="gpu")
             tl.debug_barrier()
             if before == used - 1:
-                _merge(part, line, out, lse, group, used, r, g, tile * BM, T, G, HKV, D, DP, SPLITS, ROWS, TOGETHER)
+                _merge(part, line, out, lse, group * parts, used, r, g, tile * BM, T, G, HKV, D, DP, ROWS, TOGETHER)
 
 
 @triton.jit
@@ -165,10 +165,9 @@ def _scores(x, keys, slot, show, mask, books, m, real, T: tl.constexpr, G: tl.co
 
 
 @triton.jit
-def _merge(part, line, out, lse, group, used, r, g, begin, T: tl.constexpr, G: tl.constexpr, HKV: tl.constexpr,
-           D: tl.constexpr, DP: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr,
-           TOGETHER: tl.constexpr):  # fmt: skip
-    """Adds up the parts of a tile, `TOGETHER` at once, always in the same order."""
+def _merge(part, line, out, lse, first, used, r, g, begin, T: tl.constexpr, G: tl.constexpr, HKV: tl.constexpr,
+           D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, TOGETHER: tl.constexpr):  # fmt: skip
+    """Adds up what the parts `first`.. of a tile found, `TOGETHER` at once, always in the same order."""
     m = begin + tl.arange(0, ROWS)
     real = m < G * T
     d = tl.arange(0, DP)
@@ -179,7 +178,7 @@ def _merge(part, line, out, lse, group, used, r, g, begin, T: tl.constexpr, G: t
     for begun in tl.range(0, used, TOGETHER):
         split = begun + tl.arange(0, TOGETHER)
         there = (split < used)[:, None] & real[None, :]
-        at = (group * SPLITS + split)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
+        at = (first + split)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
         own = tl.load(line + at, mask=there, other=HIDDEN, cache_modifier=".cg")
         x = tl.load(part + at.to(tl.int64)[:, :, None] * D + d[None, None, :],
                     mask=there[:, :, None] & (d[None, None, :] < D), other=0.0, cache_modifier=".cg")  # fmt: skip
