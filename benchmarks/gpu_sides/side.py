@@ -7,6 +7,7 @@ it measured, so that nothing is lost when it crashes or its time is up.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import statistics
@@ -57,6 +58,7 @@ class Task:
         except Exception as error:  # whatever a library raises
             lines = str(error).strip().splitlines() or [""]
             found = dict(failed=f"{type(error).__name__}: {lines[0][:160]}")
+        gc.collect()  # what it had on the device
         self.note(work, form, **found)
 
 
