@@ -61,8 +61,7 @@ def sampled_and_scored(task: Task, engines: Engines, how: str) -> dict:
     size = task.sizes
     new = size.new if how == "LightThinker" else size.budget + 2 * size.buffer
     more = dict(horizon=size.prompt + new) if how == "R-KV" else {}
-    capacity = size.prompt + new
-    engine = engines.make(how, 1, capacity, sampling=Sampling(temperature=1.0), **more)
+    engine = engines.make(how, 1, 2 * (size.prompt + new), sampling=Sampling(temperature=1.0), **more)
     (done,) = call(engine, [Request(engines.prompts(1, size.prompt)[0], new)])
     how = dict(temperature=1.0, never=engine.rules.never, attention=ATTENTION)
     run = jax.jit(lambda params, tokens, life: score(params, engines.model, tokens, life, **how)[0])
@@ -74,7 +73,7 @@ def sampled_and_scored(task: Task, engines: Engines, how: str) -> dict:
 def main() -> None:
     task = given()
     begin(task)
-    length = 128 if task.rehearse else LENGTH
+    length = 192 if task.rehearse else LENGTH
     for name, death in layouts(task, length):
         run = lambda death=death: against_dense(task, death, length)
         task.attempt(f"{name}, {ROWS} x {length:,}, bfloat16", ATTENTION, run)
