@@ -70,7 +70,7 @@ def lines(rows: Sequence[dict], sizes: Sizes) -> list[dict]:
         said = "reported" if goal is None else sign + _said(goal, unit)
         try:
             value = measure()
-        except Missing as why:
+        except (Missing, KeyError) as why:  # a line without this figure
             out.append(dict(what=what, figure="none", goal=said, verdict=f"not measured ({why})"))
             return
         good = goal is None or (value >= goal if least else value <= goal)
