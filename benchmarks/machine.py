@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -58,10 +58,17 @@ def provenance(threads: int, packages: tuple[str, ...]) -> dict:
         command=shlex.join(["python", *sys.argv]),
         commit=git("rev-parse", "HEAD"),
         uncommitted=bool(git("status", "--porcelain", "--untracked-files=no")),
-        versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
+        versions={"python": platform.python_version(), **{name: _version(name) for name in packages}},
         machine=dict(processor=(names or [platform.processor()])[0], threads=threads, load=os.getloadavg()[0]),
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def write(path: Path, result: dict) -> None:

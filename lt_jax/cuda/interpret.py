@@ -3,8 +3,8 @@
 The interpreter wants tensors of torch; `_Array` gives it what it asks of them. Two of its functions are replaced
 where it differs from a GPU: it multiplies the bit patterns of bfloat16 numbers, and cuts float32 down to bfloat16 where
 hardware rounds to the nearest. And two where it loses more than half of its time: it prepares Triton's language anew at
-every call inside a kernel, and computes integers twice to find an overflow. It runs the programs of a grid one after
-another: it does not show races.
+every call inside a kernel, and computes integers twice to find an overflow. (Triton 3.6 besides does not take a tensor
+of one number for a number under NumPy 2.) It runs the programs of a grid one after another: it does not show races.
 """
 
 from __future__ import annotations
@@ -102,5 +102,12 @@ def _mend() -> None:
     interpreter.InterpretedFunction.__call__ = inner
     builder = interpreter.interpreter_builder
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
     interpreter.InterpreterBuilder.create_dot = dot
     interpreter._convert_float = rounded

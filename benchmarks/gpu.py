@@ -1,0 +1,223 @@
+"""One NVIDIA card for a quarter of an hour: everything that needs one, beside its peers and the card's limits.
+
+    python benchmarks/gpu.py [--sections=graphs,attention,...] [--limit=540] [--out=results/gpu.json] [--commit=HASH]
+    python benchmarks/gpu.py --rehearse      the whole script with tiny sizes on a CPU; nothing is written to results/
+    python benchmarks/gpu.py --predict       bytes and operations of the same work beside a card's limits; needs no card
+
+This process imports neither JAX nor torch. It runs sections one after another, most important first, and every side of
+a section as a process of its own, which is ended when its time is up; what it found until then is kept. Seconds:
+
+    section     what                                                                       lt_jax       torch
+    graphs      decoding one row: blocks as graphs, launched by the host, without kernels  35 + 30 + 25
+    numerics    on the card against dense; log-probs sampled against scored                30
+    attention   forward and backward; FlexAttention, flash, cuDNN                          55           45
+    decode      1 to 256 rows of a 1.5B model; transformers generate()                     70           35
+    sft         training steps of the same; transformers                                   55           35
+    budgets     64 rows under LightThinker and R-KV                                        65
+    memory20    8,000 tokens a row, 20 GB of cache                                         55
+    tuning      sizes of the kernels; only if it is named                                  240
+
+535 in all without tuning. A side may also use what those before it left over. All sides use one clock
+(`gpu_sides/side.py`); the limits are a large bfloat16 product and a copy on the device, measured by the first side of
+each library. Programs that an earlier side of the run has compiled come from a cache, so only its first call shows what
+compiling takes. Blocks are CUDA graphs in all other sections, unless the section `graphs` finds that they fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from machine import provenance, table, write  # noqa: E402
+
+from benchmarks.gpu_sides import goals, predict  # noqa: E402
+from benchmarks.gpu_sides.sizes import FULL, TINY  # noqa: E402
+
+TOTAL = 540
+PATIENCE = 300  # seconds for a side of a rehearsal
+PACKAGES = ("jax", "jaxlib", "triton", "torch", "transformers", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """A process: what it is called, its module, the most seconds it takes, its part, whether decode blocks are graphs
+    (None: unless that has failed), and the packages without which it is left out, and said so."""
+
+    name: str
+    module: str
+    limit: int
+    part: str = ""
+    graphs: bool | None = None
+    needs: tuple[str, ...] = ("jax", "triton")
+
+
+TORCH, HUGGINGFACE = ("torch",), ("torch", "transformers")
+SECTIONS = {
+    "graphs": (
+        Side("lt_jax, graphs", "decode", 35, graphs=True),
+        Side("lt_jax, launches", "decode", 30, graphs=False),
+        Side("lt_jax, no kernels", "decode", 25, part="plain", graphs=False),
+    ),
+    "numerics": (Side("lt_jax", "numerics", 30),),
+    "attention": (Side("lt_jax", "attention", 55), Side("torch", "torch_attention", 45, needs=TORCH)),
+    "decode": (Side("lt_jax", "decode", 70), Side("torch", "torch_model", 35, needs=HUGGINGFACE)),
+    "sft": (Side("lt_jax", "sft", 55), Side("torch", "torch_model", 35, needs=HUGGINGFACE)),
+    "budgets": (Side("lt_jax", "budgets", 65),),
+    "memory20": (Side("lt_jax", "budgets", 55),),
+    "tuning": (Side("lt_jax", "tuning", 240),),
+}
+DEFAULT = tuple(name for name in SECTIONS if name != "tuning")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sections", default=",".join(DEFAULT), help="which, by commas; also: tuning")
+    parser.add_argument("--limit", type=float, default=TOTAL, help="seconds for all of it")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on a CPU")
+    parser.add_argument("--predict", action="store_true", help="bytes and operations alone")
+    parser.add_argument("--out", type=Path, default=Path("results/gpu.json"))
+    parser.add_argument("--commit", help="of this working tree, where git does not know it")
+    options = parser.parse_args()
+    if unknown := set(options.sections.split(",")) - set(SECTIONS):
+        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    return options
+
+
+class Run:
+    """The sides' processes and what they found, `rows`."""
+
+    def __init__(self, rehearse: bool, scratch: Path):
+        self.rehearse, self.scratch, self.rows = rehearse, scratch, []
+        self.lines, self.spoilt = scratch / "lines.jsonl", False
+        self.lines.touch()
+
+    def environment(self) -> dict[str, str]:
+        """Of a side's process."""
+        found = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        found |= {"JAX_COMPILATION_CACHE_DIR": str(self.scratch / "xla"), "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+        if self.rehearse:
+            flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()  # compiles faster
+            found |= {"JAX_PLATFORMS": "cpu", "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "XLA_FLAGS": flags}
+        return found
+
+    def start(self, section: str, side: Side) -> tuple[subprocess.Popen, Path]:
+        """Its process and its log."""
+        limits = not any(row["work"] == "limits" and row["side"][:5] == side.name[:5] for row in self.rows)
+        task = dict(section=section, side=side.name, part=side.part, lines=str(self.lines), scratch=str(self.scratch),
+                    limits=limits, rehearse=self.rehearse,
+                    graphs=not self.spoilt if side.graphs is None else side.graphs)  # fmt: skip
+        log = self.scratch / f"{section}_{side.name.replace(' ', '_').replace(',', '')}.log"
+        command = [sys.executable, "-m", f"benchmarks.gpu_sides.{side.module}", json.dumps(task)]
+        with log.open("w") as out:
+            return subprocess.Popen(command, cwd=ROOT, env=self.environment(), stdout=out, stderr=out,
+                                    start_new_session=True), log  # fmt: skip
+
+    def measure(self, section: str, side: Side, until: float) -> None:
+        """Runs a side until it ends, or the clock says `until`; why something was not found is a row, too."""
+        lacks = [name for name in side.needs if importlib.util.find_spec(name) is None]
+        if lacks:
+            return self._failed(section, side, f"{' and '.join(lacks)} is not installed")
+        begun = time.perf_counter()
+        process, log = self.start(section, side)
+        try:
+            process.wait(max(0.0, until - begun))
+            why = f"ended with {process.returncode}: {_last_line(log)}" if process.returncode else ""
+        except subprocess.TimeoutExpired:
+            why = f"its time was up after {time.perf_counter() - begun:.0f} s"
+        end(process)
+        self._collect()
+        if why:
+            self._failed(section, side, why)
+        if side.graphs and not any(row["section"] == section and row["side"] == side.name and
+                                              "tokens/s" in row for row in self.rows):  # fmt: skip
+            self.spoilt = True
+        print(f"{section}, {side.name}: {time.perf_counter() - begun:.0f} s{', ' + why if why else ''}", flush=True)
+
+    def _collect(self) -> None:
+        with self.lines.open() as lines:
+            self.rows = [row for row in self.rows if row["work"] == "all"]
+            self.rows += [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def _failed(self, section: str, side: Side, why: str) -> None:
+        self.rows.append(dict(section=section, side=side.name, work="all", form="", failed=why))
+        print(f"{section}, {side.name}: {why}", flush=True)
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends a side with all that it started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def _last_line(log: Path) -> str:
+    found = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return found[-1][:200] if found else "no word"
+
+
+def measured(options: argparse.Namespace, scratch: Path) -> list[dict]:
+    """Runs the sections; all that was found."""
+    run, sections = Run(options.rehearse, scratch), [name for name in SECTIONS if name in options.sections.split(",")]
+    sides = [(section, side) for section in sections for side in SECTIONS[section]]
+    share = min(1.0, options.limit / sum(side.limit for _, side in sides))
+    beside = None
+    if "attention" in sections:  # the record is made on the CPU meanwhile
+        beside, _ = run.start("attention", Side("record", "recorded", 0))
+    until = time.perf_counter()
+    try:
+        for section, side in sides:
+            until = time.perf_counter() + PATIENCE if options.rehearse else until + share * side.limit
+            run.measure(section, side, until)
+    finally:
+        if beside is not None:
+            end(beside)
+    return run.rows
+
+
+def report(rows: list[dict], found: list[dict], title: str) -> str:
+    """The tables: each section's figures, then the goals."""
+    parts = [title]
+    for section in dict.fromkeys(row["section"] for row in rows):
+        mine = [{k: v for k, v in row.items() if k != "section"} for row in rows if row["section"] == section]
+        parts.append(f"{section}\n{table(mine)}")
+    verdicts = [{name: line[name] for name in ("what", "figure", "goal", "verdict")} for line in found]
+    return "\n\n".join([*parts, f"goals\n{table(verdicts)}"])
+
+
+def main() -> None:
+    options = arguments()
+    if options.predict:
+        print(predict.markdown())
+        return
+    result = provenance(0, PACKAGES)
+    if options.commit:
+        result |= dict(commit=options.commit)
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="gpu_") as scratch:
+        rows = measured(options, Path(scratch))
+    took = time.perf_counter() - begun
+    found = goals.lines(rows, TINY if options.rehearse else FULL)
+    card = next((row["card"] for row in rows if "card" in row), "no card was seen")
+    title = f"{'REHEARSAL on a CPU: no figure here means anything' if options.rehearse else card}, {took:.0f} s"
+    print(report(rows, found, title), flush=True)
+    if options.rehearse:
+        options.out = Path(tempfile.mkdtemp(prefix="gpu_rehearsal_")) / "gpu.json"
+    write(options.out, result | dict(rehearsal=options.rehearse, card=card, seconds=took, goals=found, rows=rows))
+
+
+if __name__ == "__main__":
+    main()
