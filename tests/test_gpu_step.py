@@ -37,13 +37,10 @@ def compiled_step(config: TrainConfig, model, rows: int, length: int):
 def test_no_loop_of_a_training_step_asks_the_host(remat):
     """XLA knows how many turns each loop makes: over layers, back over them, and over chunks of the loss."""
     config = TrainConfig(attention="triton", params_dtype="bfloat16", remat=remat, loss_chunk=1024)
-    small = model(3)
-    compiled = compiled_step(config, small, 2, 2048)
-    text = compiled.as_text()
+    text = compiled_step(config, model(3), 2, 2048).as_text()
     loops = [line for line in text.splitlines() if " while(" in line]
     turns = sorted(int(n) for line in loops for n in re.findall(r'known_trip_count":\{"n":"(\d+)"', line))
     assert turns == [3, 3, 4] and len(loops) == 3
     again = remat == "layer"
     assert text.count('custom_call_target="triton_kernel_call_ffi"') == 3 + again
-    scores = 2 * small.heads * 2048**2 * 2  # of one layer, in bfloat16
-    assert compiled.memory_analysis().temp_size_in_bytes < scores
+    assert "2048,2048" not in text, "there are arrays of S x S"
