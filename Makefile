@@ -22,7 +22,9 @@ REAL = $(HOME)/.cache/lt_jax/qwen2.5-coder-0.5b-instruct/model.safetensors ../sh
 WITHOUT = $(if $(wildcard $(REAL)),not tpu_backend,not tpu_backend and not real_model)
 # Most of a test is tracing and compiling, which keep one core busy: two processes, each with whole files of tests.
 JOBS ?= 2
-TOGETHER = -n $(JOBS) --dist loadfile
+TOGETHER = -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# Where it is set, every process that a test starts reads and parses the sources of jax and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 test: $(VENV)/installed-dev transformers4
 	$(if $(wildcard $(REAL)),,@echo "no real checkpoint here: tests marked real_model are left out")
@@ -49,12 +51,12 @@ test-newest:
 	$(MAKE) --no-print-directory $(NEWEST)/installed VENV=$(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --no-compile pytest pytest-xdist
 	$(NEWEST)/bin/python -c "import platform, jax; print('Python', platform.python_version(), 'with jax', jax.__version__)"
-	$(MALLOC) $(NEWEST)/bin/python -m pytest $(TOGETHER) $(addprefix tests/,$(FEW))
+	XLA_FLAGS= $(MALLOC) $(NEWEST)/bin/python -m pytest $(TOGETHER) $(addprefix tests/,$(FEW))
 
 # What is compiled for TPUs, with the real compiler and without a TPU. It comes with 137 MB of libtpu, and so apart.
 test-tpu: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --no-compile -e ".[tpu]"
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu_backend
+	XLA_FLAGS= JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu_backend
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
