@@ -23,7 +23,9 @@ BACKENDS = not tpu_backend and not gpu_backend and not triton_interpreted
 WITHOUT = $(BACKENDS)$(if $(wildcard $(REAL)),, and not real_model)
 # Most of a test is tracing and compiling, which keep one core busy: two processes, each with whole files of tests.
 JOBS ?= 2
-TOGETHER = -n $(JOBS) --dist loadfile
+TOGETHER = -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# Where it is set, every process that a test starts reads and parses the sources of jax and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 test: $(VENV)/installed-dev transformers4
 	$(if $(wildcard $(REAL)),,@echo "no real checkpoint here: tests marked real_model are left out")
@@ -50,12 +52,12 @@ test-newest:
 	$(MAKE) --no-print-directory $(NEWEST)/installed VENV=$(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --no-compile pytest pytest-xdist
 	$(NEWEST)/bin/python -c "import platform, jax; print('Python', platform.python_version(), 'with jax', jax.__version__)"
-	$(MALLOC) $(NEWEST)/bin/python -m pytest $(TOGETHER) $(addprefix tests/,$(FEW))
+	XLA_FLAGS= $(MALLOC) $(NEWEST)/bin/python -m pytest $(TOGETHER) $(addprefix tests/,$(FEW))
 
 # What is compiled for TPUs, with the real compiler and without a TPU. It comes with 137 MB of libtpu, and so apart.
 test-tpu: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --no-compile -e ".[tpu]"
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu_backend
+	XLA_FLAGS= JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu_backend
 
 # What is for GPUs, without a GPU: the kernels under Triton's interpreter, and whole programs compiled for an H100 by
 # XLA's own compiler. Its packages (450 MB) stay outside of $(VENV), whose other programs would look for a driver.
