@@ -64,7 +64,7 @@ test-tpu: $(VENV)/installed-dev
 CUDA = build/cuda
 test-gpu: $(CUDA)/installed
 	PYTHONPATH=$(CUDA) JAX_PLATFORMS=cpu TRITON_INTERPRET=1 $(BIN)/python -m pytest $(TOGETHER) -m triton_interpreted
-	PYTHONPATH=$(CUDA) JAX_PLATFORMS=cpu $(BIN)/python -m pytest $(TOGETHER) -m gpu_backend
+	XLA_FLAGS= PYTHONPATH=$(CUDA) JAX_PLATFORMS=cpu $(BIN)/python -m pytest $(TOGETHER) -m gpu_backend
 
 $(CUDA)/installed: $(VENV)/installed-dev
 	jax=$$($(BIN)/python -c "import jaxlib; print(jaxlib.__version__)"); $(BIN)/python -m pip install --quiet \
