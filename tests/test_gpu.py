@@ -8,6 +8,7 @@ import re
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from lt_jax.cache.policies import published
 from lt_jax.cuda import graphs, launches, topology
@@ -26,9 +27,11 @@ def compiler(tmp_path_factory):
     """With a ptxas, and without the compile cache: what comes out of that is not compiled, and needs a GPU."""
     os.environ |= topology.tools(tmp_path_factory.mktemp("ptxas"))
     before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield
-    jax.config.update("jax_enable_compilation_cache", before)
+    for enabled in (False, before):
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()  # it looks at the setting once
+        if not enabled:
+            yield
 
 
 def model(layers: int = 2) -> DecoderConfig:
