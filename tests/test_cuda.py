@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lt_jax import cuda
+from lt_jax.attention import triton_decode, triton_train
 from lt_jax.errors import UserError
 
 KERNEL = "tests.triton_kernels:scaled_sum"
@@ -53,10 +57,30 @@ def test_pointers_in_another_order_are_refused():
 
 def test_the_kernels_are_refused_where_they_cannot_run(monkeypatch):
     monkeypatch.setattr(cuda.kernel, "installed", lambda: False)
-    with pytest.raises(UserError, match="attention 'triton' is made of Triton kernels, and triton is not installed"):
+    with pytest.raises(UserError, match="attention 'triton' is made of Triton kernels, and triton 3.6 or later is not"):
         cuda.refuse("attention 'triton'")
     monkeypatch.setattr(cuda.kernel, "installed", lambda: True)
     monkeypatch.setattr(cuda.kernel, "interpreting", lambda: False)
-    with pytest.raises(UserError, match="is for NVIDIA GPUs; the platform is cpu"):
+    with pytest.raises(UserError, match="is for NVIDIA GPUs from Ampere on; the platform is cpu"):
         cuda.refuse("attention 'triton'")
     assert not cuda.here() and cuda.capability() == 90
+
+
+def test_versions_of_triton(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    for version, known in {"3.5.1": False, "3.6.0": True, "3.9.0": True, "4.0": False}.items():
+        cuda.kernel.installed.cache_clear()
+        monkeypatch.setattr(importlib.metadata, "version", lambda name, version=version: version)
+        assert cuda.kernel.installed() == known
+    monkeypatch.undo()
+    cuda.kernel.installed.cache_clear()
+
+
+def test_cards_differ_in_shared_memory(monkeypatch):
+    """An L4 (8.9) has no room for four stages, nor for heads of 256; an A100 has."""
+    found = {}
+    for card in (80, 89, 90):
+        monkeypatch.setattr(cuda.kernel, "capability", lambda card=card: card)
+        form = triton_decode.form_of(1, 2, 6, 128, 1024, 2)
+        found[card] = form.stages, triton_decode.takes(256, jnp.bfloat16), triton_train.fits(256, jnp.bfloat16)
+    assert found == {80: (4, True, True), 89: (3, False, False), 90: (4, True, True)}

@@ -46,8 +46,8 @@ def planned(
             plan of "blocked"), "pallas" (kernels for TPUs; interpreted, and slow, on a CPU), "triton" (kernels for
             NVIDIA GPUs; on a CPU for programs that are lowered for a GPU, or interpreted, see `lt_jax.cuda`), or None:
             the best for the platform. That is "pallas" in a process on a TPU v5 or later, for rows that its memory can
-            take; "triton" in a process on an NVIDIA GPU where triton is installed; "native" for programs that run on a
-            CPU with one device and a compiler; "blocked" for all others.
+            take; "triton" in a process on an NVIDIA GPU where triton is installed, for 16-bit types; "native" for
+            programs that run on a CPU with one device and a compiler; "blocked" for all others.
         block_q, block_k: block sides in tokens for all but "dense"; None for the best of this process's platform. Cut
             down to short rows, but not for "pallas", whose sides are multiples of 128 queries and 128 keys, nor for
             "triton", whose sides are multiples of 16.
@@ -143,8 +143,9 @@ def _forms(implementation, q, plan):
         return ("cpu", "pallas interpreted"), ("default", "pallas")
     if implementation == "triton":
         if not _triton.fits(q.shape[-1], q.dtype):
-            raise UserError(f"triton attention takes head sizes up to {_triton.MOST} in float32 and 16-bit types, not "
-                            f"{q.shape[-1]} in {q.dtype}; name 'blocked'")  # fmt: skip
+            raise UserError(f"triton attention takes head sizes up to {_triton.MOST} (128 on cards with less than 162 "
+                            f"KiB of shared memory) in float32 and 16-bit types, not {q.shape[-1]} in {q.dtype}; name "
+                            "'blocked'")  # fmt: skip
         return (("default", "triton"),)
     if implementation == "native":
         _library.choose("native")
@@ -158,7 +159,8 @@ def _forms(implementation, q, plan):
     pallas = implementation is None and _pallas.generation() and _pallas.takes(plan)
     pallas = pallas and _pallas.fits(plan.length, q.dtype.itemsize)
     triton = implementation is None and _cuda.here() and _triton.takes(plan)
-    triton = triton and _triton.fits(q.shape[-1], q.dtype)
+    # Not for float32, which the kernels multiply number by number: XLA may not be slower there.
+    triton = triton and _triton.fits(q.shape[-1], q.dtype) and q.dtype.itemsize == 2
     best = ("cpu", "native" if native else "one by one"), ("default", "lockstep")
     return (*best, *[("tpu", "pallas")] * bool(pallas), *[("cuda", "triton")] * bool(triton))
 

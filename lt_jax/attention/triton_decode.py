@@ -28,12 +28,14 @@ from lt_jax.errors import UserError
 
 DEVICE = "lt_jax.attention.triton_decode_kernels"
 MOST = 256  # largest head size
+WIDE = 162 << 10  # bytes of shared memory that a card must have for heads above 128
+DEEP = 105 << 10  # and for four stages
 UNIT = 64  # capacities are multiples of it, see `cache.kv_cache.SLOTS`
 PROGRAMS = 264  # to fill a chip with: two for each multiprocessor of an H100
 PARTS = 64  # of one row's slots: the last of them adds up all
 
 # What `form_of` chooses, as compiled for an H100 (bfloat16; registers of a thread, kB of shared memory of a program, by
-# ptxas); nothing spills. Times are not known yet; stages 4 keep two tiles under way besides the one in work.
+# ptxas); none of these spills. Times are not known yet; stages 4 keep two tiles under way besides the one in work.
 #
 #     heads                     tokens           tile       warps  stages   attend        received   write
 #     12 / 2, 28 / 4 of 128     1                16 x 64      4      4       96, 102       56, 28      23
@@ -63,7 +65,7 @@ class Form:
 
 def takes(size: int, dtype) -> bool:
     """Whether there are kernels for this head size and dtype of the cache."""
-    return size % 2 == 0 and size <= MOST and dtype in (jnp.float32, jnp.bfloat16)
+    return size % 2 == 0 and size <= (MOST if cuda.room() >= WIDE else 128) and dtype in (jnp.float32, jnp.bfloat16)
 
 
 def form_of(rows: int, kv_heads: int, queries: int, size: int, capacity: int, itemsize: int) -> Form:
@@ -75,7 +77,8 @@ def form_of(rows: int, kv_heads: int, queries: int, size: int, capacity: int, it
     wanted = PROGRAMS if side < 64 else PROGRAMS // 2
     parts = max(1, min(-(-wanted // programs), capacity // slots, PARTS))
     warps = 4 if side * max(_power(size), 16) <= 64 * 128 else 8
-    return Form(side, slots, parts, warps, 2 if exact else 4 if side == 16 else 3)
+    stages = 2 if exact else 4 if side == 16 and cuda.room() >= DEEP else 3
+    return Form(side, slots, parts, warps, stages)
 
 
 def attend(fresh, keys, values, layer: int, rows, start, mask, bound, *, angles=None, norms=None, eps: float = 0.0,
@@ -99,8 +102,9 @@ def attend(fresh, keys, values, layer: int, rows, start, mask, bound, *, angles=
     """
     r, (lines, t, both, size) = len(bound), fresh.shape
     if not takes(size, keys.dtype):
-        raise UserError(f"triton attention over the cache takes even head sizes up to {MOST} and float32 or bfloat16 "
-                        f"caches, not {size} and {keys.dtype}; name 'blocks'")  # fmt: skip
+        raise UserError(f"triton attention over the cache takes even head sizes up to {MOST} (128 on cards with "
+                        f"less than 162 KiB of shared memory) and float32 or bfloat16 caches, not {size} and "
+                        f"{keys.dtype}; name 'blocks'")  # fmt: skip
     _, batch, kv_heads, capacity, _ = keys.shape
     heads = both - 2 * kv_heads
     queries, padded = t * heads // kv_heads, max(16, _power(size))

@@ -38,6 +38,7 @@ KERNELS = "lt_jax.attention.triton_train_kernels"
 SIDES = 128, 64
 LEAST = 16  # rows and columns of the smallest matrix product
 MOST = 256  # head size that registers have room for
+WIDE = 162 << 10  # bytes of shared memory for heads above 128
 
 # kernel -> (queries, keys, warps, stages) of a tile, for 16-bit types and head sizes up to 64, up to 128 and above.
 # Compiled for an H100 (tests/test_gpu_attention.py), registers of a thread and kB of shared memory; none spills:
@@ -62,8 +63,9 @@ def takes(plan: BlockPlan) -> bool:
 
 
 def fits(depth: int, dtype) -> bool:
-    """Whether there are kernels for a head size and type of numbers."""
-    return depth <= MOST and dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+    """Whether there are kernels for a head size and type of numbers. (Some cards have too little shared memory for the
+    largest heads.)"""
+    return depth <= (MOST if cuda.room() >= WIDE else 128) and dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
 def forward(q, k, v, plan: BlockPlan, scale: float):

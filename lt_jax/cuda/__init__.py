@@ -13,6 +13,6 @@ Python started, and compile for a card (`topology.py`, `resources.py`).
 
 from __future__ import annotations
 
-from lt_jax.cuda.kernel import call, capability, here, installed, interpreting, refuse
+from lt_jax.cuda.kernel import call, capability, here, installed, interpreting, refuse, room
 
-__all__ = ["call", "capability", "here", "installed", "interpreting", "refuse"]
+__all__ = ["call", "capability", "here", "installed", "interpreting", "refuse", "room"]

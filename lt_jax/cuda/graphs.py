@@ -7,6 +7,8 @@ program (an option of its compilation), so that neither environment nor other pr
 
 from __future__ import annotations
 
+import os
+
 # XLA's own list and two more: a list that is given replaces the default.
 _KINDS = ("FUSION", "CUBLAS", "CUBLASLT", "CUDNN", "CUSTOM_CALL", "DYNAMIC_SLICE_FUSION", "WHILE", "CONDITIONAL")
 OPTIONS = {
@@ -17,5 +19,10 @@ OPTIONS = {
 
 
 def options(wanted: bool, platform: str) -> dict[str, str] | None:
-    """For `compiler_options` of `jax.jit` or `Lowered.compile`; None for other platforms than "gpu" ("cuda")."""
-    return OPTIONS if wanted and platform in ("gpu", "cuda") else None
+    """For `compiler_options` of `jax.jit` or `Lowered.compile`; None for other platforms than "gpu" ("cuda").
+
+    What a user has set for it in XLA_FLAGS would be overruled by an option, and so goes before:
+    `XLA_FLAGS=--xla_gpu_enable_command_buffer=` leaves all graphs out, whatever the program.
+    """
+    told = "xla_gpu_enable_command_buffer" in os.environ.get("XLA_FLAGS", "")
+    return OPTIONS if wanted and platform in ("gpu", "cuda") and not told else None

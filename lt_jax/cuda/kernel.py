@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import importlib.util
 import threading
 import zlib
@@ -18,20 +19,30 @@ from lt_jax.errors import UserError
 
 TYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "int32": "i32", "int8": "i8", "uint8": "u8",
          "bool": "i1"}  # fmt: skip
-PTX = 87  # of PTX 8.7, CUDA 12.8: Triton would write the newest it knows, which the ptxas that comes with JAX may not
+# Version of PTX by compute capability, 8.7 (CUDA 12.8) for all others: Triton would write the newest that it knows, and
+# the ptxas that comes with JAX may not know that. These cards are not known to 8.7.
+PTX = {103: 88, 110: 90, 121: 88}
+OLDEST = 80  # compute capability of the first cards with bfloat16
+VERSIONS = (3, 6), (4,)  # of Triton, from the one to before the other
+SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 120: 99, 121: 99}  # KiB that a program may have, 227 on all others
 _ONE = threading.Lock()  # Triton compiles by reading source with `ast`, which two threads at once cannot on Python 3.11
 DEFAULT = 90  # compute capability to compile for in a process without a GPU: Hopper
 
 
 @functools.cache
 def installed() -> bool:
-    """Whether Triton can be imported."""
-    return importlib.util.find_spec("triton") is not None
+    """Whether there is a Triton that we know."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    version = tuple(map(int, importlib.metadata.version("triton").split(".")[:2]))
+    return VERSIONS[0] <= version < VERSIONS[1]
 
 
 def here() -> bool:
-    """Whether this process runs on an NVIDIA GPU and has Triton: where nothing is named, the kernels are then taken."""
-    return jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version and installed()
+    """Whether this process has Triton and runs on an NVIDIA GPU of capability 8.0 (Ampere) or later: where nothing is
+    named, the kernels are then taken."""
+    nvidia = jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version
+    return nvidia and capability() >= OLDEST and installed()
 
 
 def interpreting() -> bool:
@@ -49,10 +60,12 @@ def refuse(what: str) -> None:
     A process on a CPU that only lowers programs for a GPU has no need to ask.
     """
     if not installed():
-        raise UserError(f'{what} is made of Triton kernels, and triton is not installed: pip install "lt_jax[cuda]"')
+        raise UserError(f"{what} is made of Triton kernels, and triton 3.6 or later is not installed: "
+                        'pip install "lt_jax[cuda]"')  # fmt: skip
     if not (here() or interpreting()):
-        raise UserError(f"{what} is for NVIDIA GPUs; the platform is {jax.default_backend()} (on a CPU the kernels can "
-                        "be interpreted, slowly: set TRITON_INTERPRET=1 before Python starts)")  # fmt: skip
+        raise UserError(f"{what} is for NVIDIA GPUs from Ampere on; the platform is {jax.default_backend()} (on a CPU "
+                        "the kernels can be interpreted, slowly: set TRITON_INTERPRET=1 before Python "
+                        "starts)")  # fmt: skip
 
 
 def capability() -> int:
@@ -60,6 +73,11 @@ def capability() -> int:
     if jax.default_backend() != "gpu":
         return DEFAULT
     return int(jax.devices()[0].compute_capability.replace(".", ""))
+
+
+def room() -> int:
+    """Bytes of shared memory that a program may have on a card of `capability`."""
+    return SHARED.get(capability(), 227) << 10
 
 
 def call(kernel: str, operands: dict, outputs: dict, *, grid, constants: dict, scalars: dict | None = None,
@@ -83,6 +101,7 @@ def call(kernel: str, operands: dict, outputs: dict, *, grid, constants: dict, s
 
     Raises:
         ValueError: the kernel's pointers are not operands and outputs in this order.
+        UserError: JAX's CUDA plugin is not installed, or the kernel takes more shared memory than the card has.
     """
     module, name = kernel.split(":")
     function = getattr(importlib.import_module(module), name)
@@ -109,11 +128,17 @@ def call(kernel: str, operands: dict, outputs: dict, *, grid, constants: dict, s
 def _message(function, operands, outputs, grid, constants, scalars, warps, stages) -> bytes:
     from jaxlib import gpu_triton
 
+    if not hasattr(gpu_triton, "TritonKernel"):
+        raise UserError("Triton kernels are called through JAX's CUDA plugin, which is not installed: "
+                        'pip install "lt_jax[cuda]"')  # fmt: skip
     types = {n: "*" + TYPES[x.dtype.name] for n, x in {**operands, **outputs}.items()}
     types |= {n: "fp32" if isinstance(x, float) else "i32" for n, x in scalars.items()}
     target = capability()
     made = compiled(function, tuple(types.items()), tuple(constants.items()), warps, stages, target)
     shared = made.metadata.shared
+    if shared > room():
+        raise UserError(f"{function.__name__} takes {shared:,} bytes of shared memory, and cards of capability "
+                        f"{target / 10} have {room():,}; name 'blocked' for attention, 'plain' to decode")  # fmt: skip
     kernel = gpu_triton.TritonKernel(made.metadata.name, warps, 1, shared, made.asm["ptx"], "", target)
     arguments = [
         gpu_triton.create_scalar_parameter(scalars[n], types[n]) if n in scalars
@@ -139,7 +164,7 @@ def compiled(function, types: tuple, constants: tuple, warps: int, stages: int, 
     types, constants = dict(types), dict(constants)
     signature = {n: "constexpr" if n in constants else types[n] for n in function.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
-    options = dict(num_warps=warps, num_stages=stages, ptx_version=PTX, enable_fp_fusion=True)
+    options = dict(num_warps=warps, num_stages=stages, ptx_version=PTX.get(target, 87), enable_fp_fusion=True)
     with _ONE:
         source = ASTSource(function, signature, constants, aligned)
         made = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)

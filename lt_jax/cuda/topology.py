@@ -57,14 +57,18 @@ def h100() -> SingleDeviceSharding:
     return SingleDeviceSharding(h100s(1)[0])
 
 
-def tools(folder: Path) -> dict[str, str]:
-    """Environment in which XLA finds the ptxas that comes with Triton: a link in `folder`, of the name it wants."""
+def ptxas() -> Path:
+    """The assembler that comes with Triton."""
     import triton
 
-    made = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas-blackwell"
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas-blackwell"
+
+
+def tools(folder: Path) -> dict[str, str]:
+    """Environment in which XLA finds the ptxas that comes with Triton: a link in `folder`, of the name it wants."""
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / "ptxas"
     if not link.exists():  # nor one that points to a Triton of before
         link.unlink(missing_ok=True)
-        link.symlink_to(made)
+        link.symlink_to(ptxas())
     return {"PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}

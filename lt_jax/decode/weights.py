@@ -123,12 +123,13 @@ def attend(layer: dict, config: DecoderConfig, x: jax.Array, angles, keys, value
         return out.astype(x.dtype), *cache[:2], fresh, cache[2] if received else None
 
     number, *places = where
-    rows = len(places[-1])
+    rows, triton = len(places[-1]), by_triton(form, config, keys)
+    other = "blocks" if triton else form  # on platforms that a process on a GPU has no kernels for
 
     def apart(fresh, keys, values, *places):
         q, k = _turned(layer, config, fresh[:rows], angles)
         v = fresh[:rows, :, -config.kv_heads :]
-        out, *cache = slots.attend(q, k, v, keys, values, number, *places, form, received)
+        out, *cache = slots.attend(q, k, v, keys, values, number, *places, other, received)
         return jnp.pad(out, ((0, len(fresh) - rows), (0, 0), (0, 0), (0, 0))), *cache
 
     def together(fresh, keys, values, *places):
@@ -137,7 +138,7 @@ def attend(layer: dict, config: DecoderConfig, x: jax.Array, angles, keys, value
     operands = (fresh.astype(x.dtype), keys, values, *places)
     if form == "triton":
         out, keys, values, new = together(*operands)
-    elif by_triton(form, config, keys):
+    elif triton:
         out, keys, values, new = jax.lax.platform_dependent(*operands, cuda=together, default=apart)
     else:
         out, keys, values, new = apart(*operands)
