@@ -21,14 +21,14 @@ from lt_jax.models import decoder
 from lt_jax.models.config import DecoderConfig
 
 # Logits of a chunk, in numbers. On a GPU the gradient of the head is what takes time, which every chunk adds to: 152k
-# words of 1,536 are 2.3 GB to and from memory, 30 ms of a step of 16,384 tokens in chunks of 384.
-CHUNK_ELEMENTS = {"gpu": 2**28}
+# words of 1,536 are 2.8 GB to and from memory, 36 ms of a step of 16,384 tokens in chunks of 384 on an H100.
+CHUNK_ELEMENTS = {"gpu": 2**27}
 FEW_ELEMENTS = 2**26  # for all others
 HEAD_LEAVES = ("embed", "head", "new_rows")
 
 
 def chunk_size(tokens: int, config: DecoderConfig, wanted: int = 0) -> int:
-    """Tokens per chunk: `wanted`, or as many as keep a chunk's logits under 256 MiB (1 GiB on a GPU), in 128s."""
+    """Tokens per chunk: `wanted`, or as many as keep a chunk's logits under 256 MiB (512 on a GPU), in 128s."""
     elements = CHUNK_ELEMENTS.get(jax.default_backend(), FEW_ELEMENTS)
     size = wanted or max(128, elements // config.vocab_padded // 128 * 128)
     return min(tokens, size)
