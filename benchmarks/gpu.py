@@ -32,8 +32,9 @@ the first side of each library measures. Programs that an earlier side has compi
 call that nothing preceded shows what compiling takes. Blocks are CUDA graphs in all other sections, unless the section
 `graphs` finds that they fail (that its time was up before a first call had returned does not count as that).
 
-Loops of a fixed number of turns have no line: in a step of full attention with the kernels, layers follow one another
-without a loop, and the one loop there is, the block's over its steps, ends when its rows do. A graph contains it.
+There is no line of loops with a fixed number of turns: in a greedy step of full attention with the kernels, layers
+follow one another without a loop, and the one loop there is, the block's over its steps, ends when its rows do. It is
+inside the graph.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ class Run:
             why = f"ended with {process.returncode}: {_last_line(log)}" if process.returncode else ""
         except subprocess.TimeoutExpired:
             cut, why = True, f"its time was up after {time.perf_counter() - begun:.0f} s"
-        end(process)
+        finally:  # also where somebody interrupts the run
+            end(process)
         self._collect()
         if why:
             self._failed(section, side, why)
