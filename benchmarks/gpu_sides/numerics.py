@@ -68,8 +68,8 @@ def sampled_and_scored(task: Task, engines: Engines, how: str) -> dict:
     how = dict(temperature=1.0, never=engine.rules.never, attention=ATTENTION)
     run = jax.jit(lambda params, tokens, life: score(params, engines.model, tokens, life, **how)[0])
     scored = run(engines.params, jnp.asarray(done.row)[None], done.lifetimes())[0]
-    differ = np.abs(np.asarray(scored)[done.prompt_length :] - done.logp)
-    return {"most": float(differ.max()), "mean": float(differ.mean()), "tokens": len(done.logp)}
+    differ = np.abs(np.asarray(scored)[done.prompt_length :] - done.logp)[~done.forced]  # forced ones were not drawn
+    return {"most": float(differ.max()), "mean": float(differ.mean()), "tokens": len(differ)}
 
 
 def main() -> None:
