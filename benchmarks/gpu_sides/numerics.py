@@ -75,7 +75,7 @@ def sampled_and_scored(task: Task, engines: Engines, how: str) -> dict:
 def main() -> None:
     task = given()
     begin(task)
-    length = 192 if task.rehearse else LENGTH
+    length = 320 if task.rehearse else LENGTH  # thoughts begin at 128
     for name, death in layouts(task, length):
         run = lambda death=death: against_dense(task, death, length)
         task.attempt(f"{name}, {ROWS} x {length:,}, bfloat16", ATTENTION, run)
