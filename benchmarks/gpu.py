@@ -1,26 +1,40 @@
 """One NVIDIA card for a quarter of an hour: everything that needs one, beside its peers and the card's limits.
 
-    python benchmarks/gpu.py [--sections=graphs,attention,...] [--limit=540] [--out=results/gpu.json] [--commit=HASH]
+    python benchmarks/gpu.py [--sections=graphs,attention,...] [--limit=540] [--cache=DIR] [--out=FILE] [--commit=HASH]
     python benchmarks/gpu.py --rehearse      the whole script with tiny sizes on a CPU; nothing is written to results/
     python benchmarks/gpu.py --predict       bytes and operations of the same work beside a card's limits; needs no card
 
 This process imports neither JAX nor torch. It runs sections one after another, most important first, and every side of
-a section as a process of its own, which is ended when its time is up; what it found until then is kept. Seconds:
+a section as a process of its own, which is ended when its time is up; what it found until then is kept. The whole run
+is cut off after 9 minutes (--limit). Seconds:
 
     section     what                                                                       lt_jax       torch
-    graphs      decoding one row: blocks as graphs, launched by the host, without kernels  35 + 30 + 25
-    numerics    on the card against dense; log-probs sampled against scored                30
-    attention   forward and backward; FlexAttention, flash, cuDNN                          55           45
-    decode      1 to 256 rows of a 1.5B model; transformers generate()                     70           35
-    sft         training steps of the same; transformers                                   55           35
-    budgets     64 rows under LightThinker and R-KV                                        65
-    memory20    8,000 tokens a row, 20 GB of cache                                         55
+    graphs      decoding one row: blocks as graphs, and launched by the host               80 + 30
+    numerics    on the card against dense; log-probs sampled against scored                35
+    attention   forward and backward; FlexAttention, flash, cuDNN                          45           35
+    decode      1 to 256 rows of a 1.5B model; transformers generate()                     75           25
+    sft         training steps of the same; transformers                                   45           30
+    budgets     64 rows under LightThinker and R-KV                                        90
+    memory20    8,000 tokens a row, 20 GB of cache                                         50
+    plain       one row as it was before the kernels; only if it is named                  60
     tuning      sizes of the kernels; only if it is named                                  240
 
-535 in all without tuning. A side may also use what those before it left over. All sides use one clock
-(`gpu_sides/side.py`); the limits are a large bfloat16 product and a copy on the device, measured by the first side of
-each library. Programs that an earlier side of the run has compiled come from a cache, so only its first call shows what
-compiling takes. Blocks are CUDA graphs in all other sections, unless the section `graphs` finds that they fail.
+540 in all without the last two. The sections of a call share its limit in these proportions, so fewer of them have more
+time each, and a side may also use what those before it left over. The first call of an engine compiles for 16 to 41
+seconds, so nine minutes are tight for everything. Two calls on one machine are better, with a folder for what they
+compile, so that the second does not start cold:
+
+    python benchmarks/gpu.py --limit=400 --cache=/tmp/gpu --sections=graphs,numerics,attention,decode
+    python benchmarks/gpu.py --limit=400 --cache=/tmp/gpu --sections=sft,budgets,memory20 --out=results/gpu_more.json
+
+All sides use one clock (`gpu_sides/side.py`); the limits are a large bfloat16 product and a copy on the device, which
+the first side of each library measures. Programs that an earlier side has compiled come from the cache, so only a first
+call that nothing preceded shows what compiling takes. Blocks are CUDA graphs in all other sections, unless the section
+`graphs` finds that they fail (that its time was up before a first call had returned does not count as that).
+
+There is no line of loops with a fixed number of turns: in a greedy step of full attention with the kernels, layers
+follow one another without a loop, and the one loop there is, the block's over its steps, ends when its rows do. It is
+inside the graph.
 """
 
 from __future__ import annotations
@@ -52,39 +66,40 @@ PACKAGES = ("jax", "jaxlib", "triton", "torch", "transformers", "numpy")
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """A process: what it is called, its module, the most seconds it takes, its part, whether decode blocks are graphs
-    (None: unless that has failed), and the packages without which it is left out, and said so."""
+    """A process: what it is called, its module, the most seconds it takes, whether decode blocks are graphs (None:
+    unless that has failed), and the packages without which it is left out, and said so."""
 
     name: str
     module: str
     limit: int
-    part: str = ""
     graphs: bool | None = None
     needs: tuple[str, ...] = ("jax", "triton")
 
 
 TORCH, HUGGINGFACE = ("torch",), ("torch", "transformers")
+RECORD = Side("record", "recorded", 0)  # made on the CPU, beside the card's work
 SECTIONS = {
     "graphs": (
-        Side("lt_jax, graphs", "decode", 35, graphs=True),
+        Side("lt_jax, graphs", "decode", 80, graphs=True),
         Side("lt_jax, launches", "decode", 30, graphs=False),
-        Side("lt_jax, no kernels", "decode", 25, part="plain", graphs=False),
     ),
-    "numerics": (Side("lt_jax", "numerics", 30),),
-    "attention": (Side("lt_jax", "attention", 55), Side("torch", "torch_attention", 45, needs=TORCH)),
-    "decode": (Side("lt_jax", "decode", 70), Side("torch", "torch_model", 35, needs=HUGGINGFACE)),
-    "sft": (Side("lt_jax", "sft", 55), Side("torch", "torch_model", 35, needs=HUGGINGFACE)),
-    "budgets": (Side("lt_jax", "budgets", 65),),
-    "memory20": (Side("lt_jax", "budgets", 55),),
+    "numerics": (Side("lt_jax", "numerics", 35),),
+    "attention": (Side("lt_jax", "attention", 45), Side("torch", "torch_attention", 35, needs=TORCH)),
+    "decode": (Side("lt_jax", "decode", 75), Side("torch", "torch_model", 25, needs=HUGGINGFACE)),
+    "sft": (Side("lt_jax", "sft", 45), Side("torch", "torch_model", 30, needs=HUGGINGFACE)),
+    "budgets": (Side("lt_jax", "budgets", 90),),
+    "memory20": (Side("lt_jax", "budgets", 50),),
+    "plain": (Side("lt_jax, no kernels", "decode", 60, graphs=False),),
     "tuning": (Side("lt_jax", "tuning", 240),),
 }
-DEFAULT = tuple(name for name in SECTIONS if name != "tuning")
+DEFAULT = tuple(name for name in SECTIONS if name not in ("plain", "tuning"))
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sections", default=",".join(DEFAULT), help="which, by commas; also: tuning")
-    parser.add_argument("--limit", type=float, default=TOTAL, help="seconds for all of it")
+    parser.add_argument("--sections", default=",".join(DEFAULT), help="which, by commas; also: plain, tuning")
+    parser.add_argument("--limit", type=float, default=TOTAL, help="seconds until all of it is cut off")
+    parser.add_argument("--cache", type=Path, help="folder of compiled programs that later calls use, too")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on a CPU")
     parser.add_argument("--predict", action="store_true", help="bytes and operations alone")
     parser.add_argument("--out", type=Path, default=Path("results/gpu.json"))
@@ -98,15 +113,16 @@ def arguments() -> argparse.Namespace:
 class Run:
     """The sides' processes and what they found, `rows`."""
 
-    def __init__(self, rehearse: bool, scratch: Path):
-        self.rehearse, self.scratch, self.rows = rehearse, scratch, []
+    def __init__(self, rehearse: bool, scratch: Path, cache: Path):
+        self.rehearse, self.scratch, self.cache, self.rows = rehearse, scratch, cache.resolve(), []
         self.lines, self.spoilt = scratch / "lines.jsonl", False
         self.lines.touch()
 
     def environment(self) -> dict[str, str]:
         """Of a side's process."""
         found = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        found |= {"JAX_COMPILATION_CACHE_DIR": str(self.scratch / "xla"), "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
+        found |= {"JAX_COMPILATION_CACHE_DIR": str(self.cache / "xla"), "TRITON_CACHE_DIR": str(self.cache / "triton")}
+        found |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
         if self.rehearse:
             flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()  # compiles faster
             found |= {"JAX_PLATFORMS": "cpu", "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "XLA_FLAGS": flags}
@@ -115,7 +131,7 @@ class Run:
     def start(self, section: str, side: Side) -> tuple[subprocess.Popen, Path]:
         """Its process and its log."""
         limits = not any(row["work"] == "limits" and row["side"][:5] == side.name[:5] for row in self.rows)
-        task = dict(section=section, side=side.name, part=side.part, lines=str(self.lines), scratch=str(self.scratch),
+        task = dict(section=section, side=side.name, lines=str(self.lines), scratch=str(self.scratch),
                     limits=limits, rehearse=self.rehearse,
                     graphs=not self.spoilt if side.graphs is None else side.graphs)  # fmt: skip
         log = self.scratch / f"{section}_{side.name.replace(' ', '_').replace(',', '')}.log"
@@ -133,16 +149,18 @@ class Run:
         process, log = self.start(section, side)
         try:
             process.wait(max(0.0, until - begun))
+            cut = False
             why = f"ended with {process.returncode}: {_last_line(log)}" if process.returncode else ""
         except subprocess.TimeoutExpired:
-            why = f"its time was up after {time.perf_counter() - begun:.0f} s"
-        end(process)
+            cut, why = True, f"its time was up after {time.perf_counter() - begun:.0f} s"
+        finally:  # also where somebody interrupts the run
+            end(process)
         self._collect()
         if why:
             self._failed(section, side, why)
-        if side.graphs and not any(row["section"] == section and row["side"] == side.name and
-                                              "tokens/s" in row for row in self.rows):  # fmt: skip
-            self.spoilt = True
+        if side.graphs:
+            mine = [row for row in self.rows if row["section"] == section and row["side"] == side.name]
+            self.spoilt = broken(mine, process.returncode, cut)
         print(f"{section}, {side.name}: {time.perf_counter() - begun:.0f} s{', ' + why if why else ''}", flush=True)
 
     def _collect(self) -> None:
@@ -153,6 +171,14 @@ class Run:
     def _failed(self, section: str, side: Side, why: str) -> None:
         self.rows.append(dict(section=section, side=side.name, work="all", form="", failed=why))
         print(f"{section}, {side.name}: {why}", flush=True)
+
+
+def broken(rows: list[dict], ended: int, cut: bool) -> bool:
+    """Whether graphs do not work, by the lines of the side that tries them first, its exit status, and whether its time
+    was up. If it was, before the first call had returned, that says nothing of graphs: compiling takes long."""
+    if not cut and ended or any("failed" in row for row in rows if row["work"] not in ("all", "limits")):
+        return True
+    return cut and any("first call s" in row for row in rows) and not any("tokens/s" in row for row in rows)
 
 
 def end(process: subprocess.Popen) -> None:
@@ -171,20 +197,25 @@ def _last_line(log: Path) -> str:
 
 def measured(options: argparse.Namespace, scratch: Path) -> list[dict]:
     """Runs the sections; all that was found."""
-    run, sections = Run(options.rehearse, scratch), [name for name in SECTIONS if name in options.sections.split(",")]
-    sides = [(section, side) for section in sections for side in SECTIONS[section]]
-    share = min(1.0, options.limit / sum(side.limit for _, side in sides))
-    beside = None
-    if "attention" in sections:  # the record is made on the CPU meanwhile
-        beside, _ = run.start("attention", Side("record", "recorded", 0))
-    until = time.perf_counter()
+    run = Run(options.rehearse, scratch, options.cache or scratch)
+    sections = [name for name in SECTIONS if name in options.sections.split(",")]
+    stretch = options.limit / sum(side.limit for section in sections for side in SECTIONS[section])
+    # The record begins after the section `graphs`, whose launches need the host's time.
+    records = next((name for name in sections if name != "graphs"), "") if "attention" in sections else ""
+    record, until = None, time.perf_counter()
     try:
-        for section, side in sides:
-            until = time.perf_counter() + PATIENCE if options.rehearse else until + share * side.limit
-            run.measure(section, side, until)
+        for section in sections:
+            if section == records:
+                record, _ = run.start("attention", RECORD)
+            for side in SECTIONS[section]:
+                until = time.perf_counter() + PATIENCE if options.rehearse else until + stretch * side.limit
+                run.measure(section, side, until)
+            if section == "attention":  # the next ones are timed on the host, too
+                end(record)
+                record = None
     finally:
-        if beside is not None:
-            end(beside)
+        if record is not None:
+            end(record)
     return run.rows
 
 

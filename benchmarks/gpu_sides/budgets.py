@@ -40,54 +40,59 @@ def span(engines: Engines, how: str) -> int:
     return 2 * size.buffer if how == "R-KV" else size.window
 
 
-def long_rows(engines: Engines) -> list[tuple]:
-    """(work, how, rows, capacity, prompt, window) of the rows that are timed in their steady state."""
-    size, rows = engines.task.sizes, engines.task.sizes.many
-    works = [(f"{rows} rows x {size.long:,}", how, rows, peak(engines, how, size.long), middle(engines, how, size.long),
-              span(engines, how)) for how in ("full", "LightThinker")]  # fmt: skip
-    # Full attention with as many keys on average as a row under the budget has slots.
-    most = size.budget + size.buffer
-    begin = most - size.window // 2 - size.short
-    works.append((f"{rows} rows at {most} keys", "full", rows, most + size.window, begin, size.window))
-    return works
-
-
 def budgets(engines: Engines) -> None:
-    task, size = engines.task, engines.task.sizes
-    rows, whole = size.many, []
-    for how, new in (("full", size.new), ("LightThinker", size.new), ("R-KV", size.budget_new)):
-        label = f"{how} {size.budget} + {size.buffer}" if how == "R-KV" else how
-        whole.append((f"{rows} rows x {new:,}", label, new, engines.make(how, rows, peak(engines, how, new))))
-    prompts = engines.prompts(rows, size.prompt)
-    warmed([(engine, [Request(prompt, new) for prompt in prompts]) for *_, new, engine in whole])
-    for work, label, new, engine in whole:
-        task.attempt(work, label, lambda engine=engine, new=new: {"rows": rows} | rate(engine, prompts, new))
-    whole.clear()
-    filled(engines, long_rows(engines))
+    """What goals are about comes first, in pairs whose programs are compiled side by side."""
+    size, rows = engines.task.sizes, engines.task.sizes.many
+    most, label = size.budget + size.buffer, f"R-KV {size.budget} + {size.buffer}"
+    # A row under the budget, beside full attention with as many keys on average as that has slots.
+    works = [(label, most, middle(engines, "R-KV", 0), span(engines, "R-KV")),
+             ("full", most + size.window, most - size.window // 2 - size.short, size.window)]  # fmt: skip
+    filled(engines, f"{rows} rows at {most} keys", rows, works)
+    whole(engines, ("LightThinker", "full"), size.new)
+    works = [(how, peak(engines, how, size.long), middle(engines, how, size.long), span(engines, how))
+             for how in ("LightThinker", "full")]  # fmt: skip
+    filled(engines, f"{rows} rows x {size.long:,}", rows, works)
+    whole(engines, (label,), size.budget_new)
 
 
-def filled(engines: Engines, works: list[tuple]) -> None:
-    """Times rows in their steady state, one work after the other so that only one cache is there at a time."""
-    for work, how, rows, capacity, prompt, window in works:
+def how_of(label: str) -> str:
+    """The way to decode that a line's form names; R-KV's names its budget, too."""
+    return label.split(" ")[0]
 
-        def measure(how=how, rows=rows, capacity=capacity, prompt=prompt, window=window) -> dict:
-            engine = engines.make(how, rows, capacity)
-            warmed([(engine, [Request(engines.prompts(1, prompt)[0], engines.task.sizes.short, n=rows)])])
-            return steady(engines.task, engine, rows, prompt, window)
 
-        engines.task.attempt(work, how, measure)
+def whole(engines: Engines, labels: tuple[str, ...], new: int) -> None:
+    """Times whole calls, prompts read and all."""
+    task, rows = engines.task, engines.task.sizes.many
+    prompts = engines.prompts(rows, task.sizes.prompt)
+    asked = [Request(prompt, new) for prompt in prompts]
+    make = lambda label: lambda: engines.make(how_of(label), rows, peak(engines, label, new))
+    made = warmed([(make(label), asked) for label in labels])
+    for label, engine in zip(labels, made, strict=True):
+        measure = lambda engine=engine: {"rows": rows} | rate(engine.result(), prompts, new)
+        task.attempt(f"{rows} rows x {new:,}", label, measure)
+
+
+def filled(engines: Engines, work: str, rows: int, works: list[tuple]) -> None:
+    """Times rows in their steady state: (form, capacity, prompt, window) of each. All of the caches are there at once,
+    and what is compiled is compiled side by side."""
+    task = engines.task
+    start = lambda prompt: [Request(engines.prompts(1, prompt)[0], task.sizes.short, n=rows)]
+    make = lambda label, capacity: lambda: engines.make(how_of(label), rows, capacity)
+    made = warmed([(make(label, capacity), start(prompt)) for label, capacity, prompt, _ in works])
+    for engine, (label, _, prompt, window) in zip(made, works, strict=True):
+        measure = lambda engine=engine, how=(rows, prompt, window): steady(task, engine.result(), *how)
+        task.attempt(work, label, measure)
 
 
 def memory(engines: Engines) -> None:
-    """As many rows as a fixed memory for the cache has room for, in eights."""
-    size, works = engines.task.sizes, []
+    """As many rows as a fixed memory for the cache has room for, in eights. One cache is there at a time."""
+    size = engines.task.sizes
     for how in ("R-KV", "LightThinker", "full"):
         capacity = peak(engines, how, size.memory_keys)
         rows = int(size.memory / engines.row_bytes(how, capacity))
         rows = max(1, rows // 8 * 8)
-        works.append((f"{size.memory_keys:,} tokens a row", how, rows, capacity,
-                      middle(engines, how, size.memory_keys), span(engines, how)))  # fmt: skip
-    filled(engines, works)
+        works = [(how, capacity, middle(engines, how, size.memory_keys), span(engines, how))]
+        filled(engines, f"{size.memory_keys:,} tokens a row", rows, works)
 
 
 def main() -> None:

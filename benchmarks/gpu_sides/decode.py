@@ -1,8 +1,8 @@
-"""Our sides of the sections `graphs` and `decode`: whole calls of an engine, prompts read and all."""
+"""Our sides of the sections `graphs`, `plain` and `decode`: whole calls of an engine, prompts read and all."""
 
 from __future__ import annotations
 
-from benchmarks.gpu_sides.engines import Engines, rate
+from benchmarks.gpu_sides.engines import Engines, first, rate
 from benchmarks.gpu_sides.jax_side import ENGINE, begin
 from benchmarks.gpu_sides.side import given
 
@@ -12,8 +12,8 @@ def main() -> None:
     size = task.sizes
     begin(task)
     engines = Engines(task)
-    if task.section == "graphs":
-        form = "plain" if task.part == "plain" else ENGINE
+    if task.section != "decode":
+        form = "plain" if task.section == "plain" else ENGINE
         measure = lambda: one(engines, 1, form)
         how = "graphs" if task.graphs else "launches"
         task.attempt(f"1 row, {size.prompt} + {size.new}", f"{form}, {how}", measure)
@@ -23,10 +23,13 @@ def main() -> None:
 
 
 def one(engines: Engines, rows: int, form: str) -> dict:
-    """Full attention of so many rows. Three calls: a graph must survive its second run."""
+    """Full attention of so many rows. Three calls: a graph must survive its second run. That the first returned is
+    said at once, for if the next one hangs it is the only trace."""
     size = engines.task.sizes
     engine = engines.make("full", rows, size.prompt + size.new, form)
-    return {"rows": rows} | rate(engine, engines.prompts(rows, size.prompt), size.new)
+    prompts = engines.prompts(rows, size.prompt)
+    engines.task.note(f"first call, {rows} rows", form, **first(engine, prompts, size.new))
+    return {"rows": rows} | rate(engine, prompts, size.new)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -24,7 +26,7 @@ class Engines:
 
     def __init__(self, task: Task, layers: int | None = None):
         self.task, self.model = task, model(task.sizes.model, layers=layers)
-        self.params, self.shared = weights(self.model), {}
+        self.params, self.shared, self.making = weights(self.model), {}, threading.Lock()
         vocab = self.model.vocab_size
         gists = tuple(range(vocab - 20, vocab - 11))
         self.special = SpecialTokens(-1, 0, trigger=vocab - 1, output=vocab - 2, gists=gists)
@@ -44,9 +46,10 @@ class Engines:
         """An engine whose rows have room for all that they may come to need, so that one block is compiled and not one
         for each size on the way there."""
         scheme, config = self.config(how, rows, capacity, form, **more)
-        held = self.shared.get(form)
-        engine = Engine(self.params, self.model, scheme, self.special, config, weights=held)
-        self.shared[form] = engine.weights
+        with self.making:  # or two threads would each make the weights
+            held = self.shared.get(form)
+            engine = Engine(self.params, self.model, scheme, self.special, config, weights=held)
+            self.shared[form] = engine.weights
         engine.reserve(config.most_keys)
         return engine
 
@@ -68,13 +71,17 @@ def call(engine: Engine, asked: list[Request]):
     return done
 
 
-def rate(engine: Engine, prompts, new: int) -> dict:
-    """Tokens/s from prompts to the last token, of the fastest of two calls after the first."""
-    asked = [Request(prompt, new) for prompt in prompts]
+def first(engine: Engine, prompts, new: int) -> dict:
+    """Seconds of an engine's first call, which compiles its programs."""
     start = time.perf_counter()
-    call(engine, asked)
-    first = time.perf_counter() - start
-    return {"tokens/s": len(asked) * new / seconds(lambda: call(engine, asked)), "first call s": first}
+    call(engine, [Request(prompt, new) for prompt in prompts])
+    return {"first call s": time.perf_counter() - start}
+
+
+def rate(engine: Engine, prompts, new: int) -> dict:
+    """Tokens/s from prompts to the last token, of the faster of two calls of an engine that has been called before."""
+    asked = [Request(prompt, new) for prompt in prompts]
+    return {"tokens/s": len(asked) * new / seconds(lambda: call(engine, asked))}
 
 
 def steady(task: Task, engine: Engine, rows: int, length: int, window: int) -> dict:
@@ -93,9 +100,14 @@ def steady(task: Task, engine: Engine, rows: int, length: int, window: int) -> d
     return {"rows": rows, "tokens/s": rows * window / (slow if task.rehearse else slow - fast)}
 
 
-def warmed(engines: list[tuple[Engine, list[Request]]]) -> None:
-    """Compiles the programs of several engines side by side, by calls that do not count. Triton's interpreter cannot
-    run in several threads."""
-    workers = 1 if cuda.interpreting() else len(engines)
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda each: call(*each), engines))
+def warmed(starts: list[tuple[Callable[[], Engine], list[Request]]]) -> list[concurrent.futures.Future]:
+    """Makes engines and compiles their programs side by side, by calls that do not count; their `result()` is the
+    engine, or raises what went wrong with it. Triton's interpreter cannot run in several threads."""
+
+    def ready(make: Callable[[], Engine], asked: list[Request]) -> Engine:
+        engine = make()
+        call(engine, asked)
+        return engine
+
+    with concurrent.futures.ThreadPoolExecutor(1 if cuda.interpreting() else len(starts)) as pool:
+        return [pool.submit(ready, *each) for each in starts]

@@ -122,10 +122,11 @@ def _training(found: Found, line) -> None:
 
 def _decoding(found: Found, line) -> None:
     size, shape = found.sizes, found.sizes.model
-    for forms, what in ((("triton, graphs", "triton, launches"), "graphs"),
-                        (("triton, launches", "plain, launches"), "the kernels, without graphs")):  # fmt: skip
-        faster = lambda forms=forms: found.rate("graphs", "1 row", forms[0]) / found.rate("graphs", "1 row", forms[1])
-        line(f"decode, 1 row: times as fast by {what}", faster, None)
+    launches = lambda: found.rate("graphs", "1 row", "triton, launches")
+    line("decode, 1 row: times as fast by graphs", lambda: found.rate("graphs", "1 row", "triton, graphs") / launches(),
+         None)  # fmt: skip
+    line("decode, 1 row: times as fast by the kernels, without graphs",
+         lambda: launches() / found.rate("plain", "1 row"), None)  # fmt: skip
     mean = size.prompt + size.new / 2
     bound = lambda: found.limit("copy") / shape.step_bytes(1, mean)
     line("decode, 1 row: of the bandwidth limit", lambda: found.decoded(1) / bound(), 0.6, least=True, unit="%")
@@ -136,10 +137,10 @@ def _decoding(found: Found, line) -> None:
         ratio = lambda rows=rows, theirs=theirs: found.decoded(rows) / theirs()
         line(f"decode, {rows} rows: times transformers", ratio, None)
     many = size.many
-    rkv = lambda: found.rate("budgets", f"{many} rows x {size.budget_new:,}", "R-KV")
     keys = size.budget + size.buffer
+    at = lambda form: found.rate("budgets", f"{many} rows at {keys} keys", form)  # both in their steady state
     line(f"R-KV {size.budget} + {size.buffer}, {many} rows: of full attention's rate at {keys} keys",
-         lambda: rkv() / found.rate("budgets", f"{many} rows at {keys} keys"), 0.8, least=True, unit="%")  # fmt: skip
+         lambda: at("R-KV") / at("full"), 0.8, least=True, unit="%")  # fmt: skip
     for new, goal in ((size.new, 0.9), (size.long, 1.0)):
         of = lambda form, new=new: found.rate("budgets", f"{many} rows x {new:,}", form)
         line(f"LightThinker, {many} rows x {new:,}: of vanilla's rate",

@@ -25,7 +25,7 @@ class Task:
     """What a side is to do.
 
     Attributes:
-        section, side: what its lines are marked with. part: which of the module's parts it is, if it has several.
+        section, side: what its lines are marked with.
         lines: the file that it appends to. scratch: a folder that all sides of the run share.
         limits: also measure the card's limits.
         rehearse: tiny sizes, on a CPU. graphs: decode blocks are CUDA graphs, as they are for users.
@@ -33,7 +33,6 @@ class Task:
 
     section: str
     side: str
-    part: str
     lines: str
     scratch: str
     limits: bool

@@ -100,7 +100,7 @@ FULL = Sizes(
     prompt=64, new=256, peer_new=64, rows=(1, 64, 256, 8), many=64,
     budget=512, buffer=128, budget_new=1024, thought=40, record=16384,
     train=((4, 4096, "layer"), (1, 4096, "none")), long=4096, short=45, window=240, memory_keys=8000, memory=20e9,
-    product=8192, copied=2**30, layers=4,
+    product=8192, copied=2**30, layers=2,
 )  # fmt: skip
 TINY = Sizes(
     model=Shape(vocab=512, hidden=32, intermediate=64, layers=1, heads=2, kv_heads=1),
