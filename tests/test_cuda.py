@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 
 from lt_jax import cuda
 from lt_jax.attention import triton_decode, triton_train
+from lt_jax.cuda import launches
 from lt_jax.errors import UserError
 
 KERNEL = "tests.triton_kernels:scaled_sum"
@@ -84,3 +86,24 @@ def test_cards_differ_in_shared_memory(monkeypatch):
         form = triton_decode.form_of(1, 2, 6, 128, 1024, 2)
         found[card] = form.stages, triton_decode.takes(256, jnp.bfloat16), triton_train.fits(256, jnp.bfloat16)
     assert found == {80: (4, True, True), 89: (3, False, False), 90: (4, True, True)}
+
+
+TEXT = """000: kCommandBuffer [source | sink]
+    001: kCopy  [source       | next=003 (2)] kCopy
+    003: kWhile [prev=002 (1) | sink        ]
+condition:
+        004: kCustomKernel [source | sink] loop_and_fusion grid: [1, 1, 1]
+      body:
+        005: kCustomCall   [source       | sink        ] kCustomCall
+        006: kConditional  [source       | sink        ]
+            007: kCustomKernel [source | sink] x
+008: kWhile [prev=002 (1) | sink        ]
+    009: kCopy  [source       | next=003 (2)] kCopy
+"""
+
+
+def test_schedules_are_read():
+    found = launches.parse(TEXT)
+    assert [x.kind for x in launches.waits(found)] == ["kWhile"] and "008" in launches.waits(found)[0].line
+    numbers = lambda *depth: [re.match(r"\d+", x.line)[0] for x in launches.within(found, *depth)]
+    assert (numbers(0), numbers(1), numbers(1, 1)) == (["001"], ["004", "005", "009"], ["007"])

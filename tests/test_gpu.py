@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 
 import jax
 import pytest
@@ -75,24 +74,3 @@ def test_what_a_layer_launches():
     few, many = (block("vanilla", n)[1] for n in (2, 3))
     assert len(launches.within(many, 1)) - len(launches.within(few, 1)) <= 12
     assert launches.waits(block("vanilla", graph=False)[1]) != []
-
-
-TEXT = """000: kCommandBuffer [source | sink]
-    001: kCopy  [source       | next=003 (2)] kCopy
-    003: kWhile [prev=002 (1) | sink        ]
-condition:
-        004: kCustomKernel [source | sink] loop_and_fusion grid: [1, 1, 1]
-      body:
-        005: kCustomCall   [source       | sink        ] kCustomCall
-        006: kConditional  [source       | sink        ]
-            007: kCustomKernel [source | sink] x
-008: kWhile [prev=002 (1) | sink        ]
-    009: kCopy  [source       | next=003 (2)] kCopy
-"""
-
-
-def test_schedules_are_read():
-    found = launches.parse(TEXT)
-    assert [x.kind for x in launches.waits(found)] == ["kWhile"] and "008" in launches.waits(found)[0].line
-    numbers = lambda *depth: [re.match(r"\d+", x.line)[0] for x in launches.within(found, *depth)]
-    assert (numbers(0), numbers(1), numbers(1, 1)) == (["001"], ["004", "005", "009"], ["007"])

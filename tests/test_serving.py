@@ -1,6 +1,7 @@
 """Answers for people: prompts of a file, and a conversation in the terminal, as a person has it."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pty
@@ -199,12 +200,12 @@ def test_a_terminal_and_a_pipe(folder):
     os.close(theirs)
     seen = b""
 
-    def until(wanted: bytes, press: bytes = b""):
+    def until(wanted: bytes, *press: bytes):
         nonlocal seen
-        end = time.monotonic() + 400
+        end, press = time.monotonic() + 400, itertools.cycle(press or [b""])
         while wanted not in seen:
             assert time.monotonic() < end and process.poll() is None, seen[-2000:]
-            os.write(ours, press)
+            os.write(ours, next(press))
             if select.select([ours], [], [], 1)[0]:
                 seen += os.read(ours, 65536)
         before, _, seen = seen.partition(wanted)
@@ -219,8 +220,8 @@ def test_a_terminal_and_a_pipe(folder):
         os.write(ours, b"\x03")
         assert b", stopped" in until(b"you> ")
         # Between its prompt and its waiting for a line readline notices no signal, and a Ctrl-D that comes before it
-        # has the terminal to itself is lost: a person presses again.
-        until(b"-- /quit or Ctrl-D ends", press=b"\x03")
+        # has the terminal to itself is lost: a person presses again, and then Enter.
+        until(b"-- /quit or Ctrl-D ends", b"\x03", b"\x03", b"\x03", b"\n")
         until(b"you> ")
         end = time.monotonic() + 400
         while process.poll() is None and time.monotonic() < end:
