@@ -214,5 +214,6 @@ def test_what_the_kernels_do_not_take_is_refused():
 
 def test_an_engine_refuses_the_kernels_where_there_are_none(monkeypatch):
     monkeypatch.setattr("lt_jax.cuda.kernel.interpreting", lambda: False)
-    with pytest.raises(UserError, match="'triton' is (for NVIDIA GPUs from Ampere on; the platform is cpu|made of Triton kernels)"):
+    why = "'triton' is (for NVIDIA GPUs from Ampere on; the platform is cpu|made of Triton kernels)"
+    with pytest.raises(UserError, match=why):
         Engine(params(), MODEL, Scheme(method="vanilla"), SPECIAL, DecodeConfig(implementation="triton"))
