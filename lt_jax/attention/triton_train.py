@@ -44,9 +44,9 @@ WIDE = 162 << 10  # bytes of shared memory for heads above 128
 # Compiled for an H100 (tests/test_gpu_attention.py), registers of a thread and kB of shared memory; none spills:
 #
 #                              64         128         256
-#     forward            123,  49    172,  97    232, 161
-#     backward_queries   156,  65    210, 129    255, 128
-#     backward_keys      212,  66    255,  97    173, 101
+#     forward            139,  49    168,  97    244, 161
+#     backward_queries   158,  65    208, 129    255, 128
+#     backward_keys      186,  66    255,  97    173, 101
 #
 # backward_keys of head size 128 spills at 128 x 64; at 64 x 64 two programs share a multiprocessor.
 TILES = {
