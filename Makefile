@@ -52,7 +52,7 @@ test-newest:
 	$(MAKE) --no-print-directory $(NEWEST)/installed VENV=$(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --no-compile pytest pytest-xdist
 	$(NEWEST)/bin/python -c "import platform, jax; print('Python', platform.python_version(), 'with jax', jax.__version__)"
-	XLA_FLAGS= $(MALLOC) $(NEWEST)/bin/python -m pytest $(TOGETHER) $(addprefix tests/,$(FEW))
+	XLA_FLAGS= $(MALLOC) $(NEWEST)/bin/python -m pytest $(TOGETHER) -m "$(BACKENDS)" $(addprefix tests/,$(FEW))
 
 # What is compiled for TPUs, with the real compiler and without a TPU. It comes with 137 MB of libtpu, and so apart.
 test-tpu: $(VENV)/installed-dev
