@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 # A long-lived heap of huge pages: XLA's CPU buffers are otherwise mapped and unmapped at every step.
 MALLOC = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-.PHONY: demo rl-demo memory-demo test test-newest test-tpu transformers4 lint base clean
+.PHONY: demo rl-demo memory-demo test test-newest test-tpu test-gpu transformers4 lint base clean
 
 demo: $(VENV)/installed
 	$(MALLOC) $(BIN)/python launch/demo.py --config=configs/demo.py
@@ -19,10 +19,13 @@ memory-demo: $(VENV)/installed
 
 # Without the 0.5B checkpoint, and without the tool that makes it, the tests on the real model are left out, and said so.
 REAL = $(HOME)/.cache/lt_jax/qwen2.5-coder-0.5b-instruct/model.safetensors ../shared/tools/real_model.py
-WITHOUT = $(if $(wildcard $(REAL)),not tpu_backend,not tpu_backend and not real_model)
+BACKENDS = not tpu_backend and not gpu_backend and not triton_interpreted
+WITHOUT = $(BACKENDS)$(if $(wildcard $(REAL)),, and not real_model)
 # Most of a test is tracing and compiling, which keep one core busy: two processes, each with whole files of tests.
 JOBS ?= 2
-TOGETHER = -n $(JOBS) --dist loadfile
+TOGETHER = -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# Where it is set, every process that a test starts reads and parses the sources of jax and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 test: $(VENV)/installed-dev transformers4
 	$(if $(wildcard $(REAL)),,@echo "no real checkpoint here: tests marked real_model are left out")
@@ -49,12 +52,24 @@ test-newest:
 	$(MAKE) --no-print-directory $(NEWEST)/installed VENV=$(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --no-compile pytest pytest-xdist
 	$(NEWEST)/bin/python -c "import platform, jax; print('Python', platform.python_version(), 'with jax', jax.__version__)"
-	$(MALLOC) $(NEWEST)/bin/python -m pytest $(TOGETHER) $(addprefix tests/,$(FEW))
+	XLA_FLAGS= $(MALLOC) $(NEWEST)/bin/python -m pytest $(TOGETHER) -m "$(BACKENDS)" $(addprefix tests/,$(FEW))
 
 # What is compiled for TPUs, with the real compiler and without a TPU. It comes with 137 MB of libtpu, and so apart.
 test-tpu: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --no-compile -e ".[tpu]"
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu_backend
+	XLA_FLAGS= JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu_backend
+
+# What is for GPUs, without a GPU: the kernels under Triton's interpreter, and whole programs compiled for an H100 by
+# XLA's own compiler. Its packages (450 MB) stay outside of $(VENV), whose other programs would look for a driver.
+CUDA = build/cuda
+test-gpu: $(CUDA)/installed
+	PYTHONPATH=$(CUDA) JAX_PLATFORMS=cpu TRITON_INTERPRET=1 $(BIN)/python -m pytest $(TOGETHER) -m triton_interpreted
+	XLA_FLAGS= PYTHONPATH=$(CUDA) JAX_PLATFORMS=cpu $(BIN)/python -m pytest $(TOGETHER) -m gpu_backend
+
+$(CUDA)/installed: $(VENV)/installed-dev
+	jax=$$($(BIN)/python -c "import jaxlib; print(jaxlib.__version__)"); $(BIN)/python -m pip install --quiet \
+		--no-compile --no-deps --upgrade --target $(CUDA) triton==3.9.0 jax-cuda13-pjrt==$$jax jax-cuda13-plugin==$$jax
+	touch $@
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -7,11 +7,12 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -51,17 +52,26 @@ def turns(forms: dict, repeats: int) -> dict[str, float]:
 
 
 def provenance(threads: int, packages: tuple[str, ...]) -> dict:
-    """Command, commit, versions and machine, for the JSON of a result."""
+    """Command, commit (None where git is not there or does not know it), versions and machine, for the JSON of a
+    result."""
     git = lambda *a: subprocess.run(["git", *a], capture_output=True, text=True, check=False).stdout.strip()
+    commit = git("rev-parse", "HEAD") or None if shutil.which("git") else None
     names = [row.split(":")[1].strip() for row in open("/proc/cpuinfo") if row.startswith("model name")]
     return dict(
         command=shlex.join(["python", *sys.argv]),
-        commit=git("rev-parse", "HEAD"),
-        uncommitted=bool(git("status", "--porcelain", "--untracked-files=no")),
-        versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
+        commit=commit,
+        uncommitted=None if commit is None else bool(git("status", "--porcelain", "--untracked-files=no")),
+        versions={"python": platform.python_version(), **{name: _version(name) for name in packages}},
         machine=dict(processor=(names or [platform.processor()])[0], threads=threads, load=os.getloadavg()[0]),
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def write(path: Path, result: dict) -> None:

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.deaths import PROMPT, thoughts
 from lt_jax.cache.policies import published
 from lt_jax.decode import DecodeConfig, Engine, Request
 from lt_jax.decode.sample import Sampling
 from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
-from lt_jax.lifetimes import NEVER, Lifetimes
+from lt_jax.lifetimes import Lifetimes
 from lt_jax.models import params as parameters
 from lt_jax.models.config import DecoderConfig
 
-PROMPT, GISTS = 128, 9
 THOUGHTS = 40, 80, 150
 BUDGET, BUFFER = 512, 128
 
@@ -27,15 +27,8 @@ def layouts(length: int, kv_heads: int):
 
 
 def lightthinker(length: int, mean: int, rows: int = 4) -> Lifetimes:
-    """Thoughts whose lengths vary by 30 %, each followed by 9 gists and an output token, behind a prompt of 128."""
-    death = np.full((rows, length), NEVER, np.int32)
-    for row, random in zip(death, np.random.default_rng(0).spawn(rows), strict=True):
-        at = PROMPT
-        while at < length:
-            thought = max(4, round(random.normal(mean, 0.3 * mean)))
-            row[at : at + thought] = at + thought + GISTS
-            at += thought + GISTS + 1
-    return Lifetimes(jnp.asarray(death))
+    """See `deaths.thoughts`."""
+    return Lifetimes(jnp.asarray(thoughts(rows, length, mean)))
 
 
 def recorded(length: int, kv_heads: int) -> Lifetimes:

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,11 @@ CACHE = Path.home() / ".cache" / "lt_jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
 # Small programs too: there are thousands of them, and compiling them again took a third of the time.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Each of them runs a few times on small arrays, and so compiling it is what a test costs. Without the optimizations of
+# LLVM, without fusions that are built in MLIR, and in one piece, that costs a tenth. `XLA_FLAGS= make test` compiles as
+# users do, and so do `make test-newest` and `make test-tpu`.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+                                   "--xla_cpu_parallel_codegen_split_count=1")  # fmt: skip
 
 import jax  # noqa: E402 - after the environment, which the processes that tests start get too
 
@@ -38,6 +44,22 @@ def free_programs() -> None:
     jax.clear_caches()
     gc.collect()
     TRIM(0)  # under the Makefile's settings of malloc the heap never shrinks by itself: 2 GB on top of the real model's
+
+
+def pytest_collection_modifyitems(items):
+    """The files with most to do come first, so that two processes which take whole files end at about the same time."""
+    work = Counter()
+    for item in items:
+        work[item.path] += 20 if item.get_closest_marker("slow") or item.get_closest_marker("real_model") else 1
+    items.sort(key=lambda item: -work[item.path])
+
+
+def pytest_collection_finish():
+    """Tracing makes objects by the million, among which the collector of cycles would look through everything that was
+    imported, some hundred times a minute."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -15,23 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_jax import native
-from lt_jax.attention import attention, blocks, flash, pallas_train, planned
+from lt_jax import cuda, native
+from lt_jax.attention import attention, blocks, flash, pallas_train, planned, triton_train
 from lt_jax.errors import UserError
 from lt_jax.lifetimes import GIST_RULES, NEVER, Lifetimes, causal, dense_mask
 from tests.attention_rows import anllm, evicted, joined, lightthinker, packed, recorded
 from tests.test_native import needs_native
 
 LENGTH = 150  # not a multiple of the block sides below
-SIDES = dict(block_q=32, block_k=16)  # but for pallas, which has sides of its own
+SIDES = dict(block_q=32, block_k=16)  # but for pallas and triton, which have sides of their own
 NATIVE = pytest.param("native", marks=needs_native)
-ours = pytest.mark.parametrize("form", ["blocked", NATIVE, "pallas"])
-everyone = pytest.mark.parametrize("form", ["dense", "blocked", NATIVE, "pallas"])
+TRITON = pytest.param("triton", marks=pytest.mark.triton_interpreted)
+ours = pytest.mark.parametrize("form", ["blocked", NATIVE, "pallas", TRITON])
+everyone = pytest.mark.parametrize("form", ["dense", "blocked", NATIVE, "pallas", TRITON])
+if cuda.interpreting():  # a program takes its time whatever it does: the fewer the better
+    triton_train.EXACT = (*triton_train.SIDES, 4, 2)
 _plan_of = jax.jit(planned, static_argnames=("implementation", "block_q", "block_k"))
 
 
 def plan_of(life, form=None, **sides):
-    return _plan_of(life, form, **({} if form == "pallas" and sides == SIDES else sides))
+    return _plan_of(life, form, **({} if form in ("pallas", "triton") and sides == SIDES else sides))
 
 
 def arrays(rows, length=LENGTH, heads=4, groups=2, depth=16, dtype=jnp.float32, seed=0):
@@ -101,8 +104,9 @@ def test_gist_ids_may_be_scattered_and_come_back(rule, form):
 
 @pytest.mark.parametrize("form, heads, groups, depth", [
     ("blocked", 14, 2, 8),  # native: refused, see below
-    *(pytest.param(form, *sizes, marks=needs_native if form == "native" else ())
-      for form in ("blocked", "native", "pallas") for sizes in ((2, 2, 80), (7, 1, 128), (8, 2, 256))),
+    *(pytest.param(*form.values, *sizes, marks=form.marks)
+      for form in (pytest.param("blocked"), NATIVE, pytest.param("pallas"), TRITON)
+      for sizes in ((2, 2, 80), (7, 1, 128), (8, 2, 256))),
 ])  # fmt: skip
 def test_grouped_queries_and_head_sizes(form, heads, groups, depth):
     agree(form, lightthinker(33), heads, groups, depth)  # shorter than any block
@@ -144,6 +148,17 @@ def test_pallas_chunks(depth, inside, groups, monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.triton_interpreted
+def test_triton_tiles_smaller_than_blocks(monkeypatch):
+    """Several tiles of queries and of keys to a block, in lists with full blocks; deaths of two heads."""
+    monkeypatch.setattr(triton_train, "EXACT", (32, 16, 4, 2))
+    life = evicted(1, 2, 100)
+    life = Lifetimes(jnp.where(jnp.arange(100) < 40, NEVER, life.death))
+    sides = dict(block_q=64, block_k=32)
+    assert np.max(plan_of(life, "triton", **sides).q_full) == 1
+    agree("triton", life, 4, 2, **sides)
+
+
 @ours
 @pytest.mark.parametrize("policy", ["rkv", "snapkv"])
 def test_deaths_recorded_under_a_budget(policy, form):
@@ -157,7 +172,7 @@ def test_logsumexp(form):
     life = Lifetimes(life.death.at[:, :9].set(0))
     q, k, v, _ = arrays(2)
     plan = plan_of(life, form, **SIDES)
-    name = {"blocked": "one by one", "native": "native", "pallas": "pallas interpreted"}[form]
+    name = {"blocked": "one by one", "native": "native", "pallas": "pallas interpreted", "triton": "triton"}[form]
     _, lse = jax.jit(functools.partial(flash.FORMS[name][0], scale=0.25))(q, k, v, plan)
     scores = jnp.einsum("bthd,bshd->bhts", q, jnp.repeat(k, 2, 2), precision="highest") * 0.25
     want = jax.nn.logsumexp(jnp.where(dense_mask(life), scores, -jnp.inf), -1)
@@ -278,7 +293,7 @@ def test_one_plan_serves_a_rematerialised_scan_over_layers(form):
     np.testing.assert_allclose(gradient(life, form, q), gradient(life, "dense", q), atol=1e-4)
 
 
-@pytest.mark.parametrize("form", [None, NATIVE])
+@pytest.mark.parametrize("form", [None, NATIVE, TRITON])
 def test_vmap(form):
     """Over inputs that share their lifetimes; the best form here, and by name."""
     args, plan = arrays(2), plan_of(packed(LENGTH), form, **SIDES)
@@ -423,6 +438,22 @@ def test_wrong_use_says_what_is_wrong():
         attention(q, k, v, lightthinker(21))
     with pytest.raises(ValueError, match="shapes do not fit"):
         attention(q[:, :, :3], k, v, life)
+
+
+def test_what_triton_does_not_take(monkeypatch):
+    life = causal(1, 20)
+    for module in (cuda, cuda.kernel):
+        monkeypatch.setattr(module, "installed", lambda: False)
+    with pytest.raises(UserError, match="triton attention is made of Triton kernels, and triton 3.6 or later is not"):
+        planned(life, "triton")
+    monkeypatch.setattr(cuda, "installed", lambda: True)
+    with pytest.raises(UserError, match="multiples of 16 queries and keys, not 128 and 24"):
+        planned(life, "triton", block_k=24)
+    large = [jax.ShapeDtypeStruct((1, 20, 2, 512), jnp.float32)] * 3
+    with pytest.raises(UserError, match="head sizes up to 256 .* 16-bit types, not 512 in float32"):
+        jax.eval_shape(functools.partial(attention, implementation="triton"), *large, life)
+    with pytest.raises(ValueError, match="'triton' was asked for, but the plan is for 'blocked' or 'native'"):
+        jax.eval_shape(functools.partial(attention, implementation="triton"), *arrays_of(20), planned(life))
 
 
 @needs_native

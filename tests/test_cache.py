@@ -101,7 +101,9 @@ def test_append_with_deaths_and_padding():
     assert cache.birth[0, 0, 0, :4].tolist() == [0, 1, 2, -1]
 
 
-@pytest.mark.parametrize("implementation", ["dense", "blocks", "pallas"])
+@pytest.mark.parametrize(
+    "implementation", ["dense", "blocks", "pallas", pytest.param("triton", marks=pytest.mark.triton_interpreted)]
+)
 @pytest.mark.parametrize("each", [False, True])
 @pytest.mark.parametrize("tokens, rows", [(1, None), (1, (2,)), (5, (0, 2)), (3, (1,))])
 def test_attend_is_attention_over_the_visible_slots(implementation, each, tokens, rows):

@@ -268,8 +268,8 @@ np.savez(sys.argv[5], *map(np.asarray, jax.tree.leaves(result.params)))
 
 def child(folder, out, *, steps=6, mesh="{}", kill=0, devices=1):
     env = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     arguments = [sys.executable, "-c", CHILD, str(folder), str(steps), mesh, str(kill), str(out)]
     return subprocess.run(arguments, env=env, cwd=ROOT, capture_output=True, text=True)

@@ -50,8 +50,8 @@ def start(folder, sizes, processes=2, stopping=(), devices=1, steps=STEPS):
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     env = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     command = lambda process: [sys.executable, "-c", CHILD, str(port), str(process), str(processes), str(folder),
                                json.dumps(sizes), json.dumps(list(stopping)), str(steps)]  # fmt: skip

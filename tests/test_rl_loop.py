@@ -77,6 +77,7 @@ def test_what_a_run_writes(whole):
     assert lt_jax.load(f"{config.folder}/final").generate("Sum 1+1", max_new=2) is not None
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(whole, base, problems, tmp_path):
     config, _ = whole
     again = dataclasses.replace(config, folder=str(tmp_path / "again"))
@@ -161,6 +162,7 @@ def test_compiling_is_no_time_of_a_rollout(whole):
         assert 0 < spent() <= time.perf_counter() - began, "what is inside of another counts twice"
 
 
+@pytest.mark.slow
 def test_with_room_for_all_keys_every_arm_makes_the_same_update(base, problems, tmp_path):
     steady = OptimizerConfig(learning_rate=3e-2, warmup=0.0, end_fraction=1.0, eps=1e-2)  # Adam's makes noise of zeros
     train = {"steps": 2, "optim": steady}

@@ -46,7 +46,7 @@ print("the same")
 def over_eight_devices(program: str, *arguments: str, more: str = "") -> str:
     """What a program prints in a process of eight devices; `more` are flags of XLA."""
     root = Path(__file__).parents[1]
-    flags = f"--xla_force_host_platform_device_count=8 {more}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8 {more}"
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment)
@@ -55,7 +55,7 @@ def over_eight_devices(program: str, *arguments: str, more: str = "") -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["blocked", "pallas"])
+@pytest.mark.parametrize("form", ["blocked", "pallas", pytest.param("triton", marks=pytest.mark.triton_interpreted)])
 def test_rows_and_heads_over_a_mesh(form):
     assert "the same" in over_eight_devices(PROGRAM, form)
 

@@ -370,6 +370,11 @@ def test_the_loop_itself_needs_steps():
         run.train(config(steps=0, epochs=1.0), MODEL, PARAMS, data(), mesh=one_device())
 
 
+def test_attention_for_a_gpu_is_refused_without_one():
+    with pytest.raises(UserError, match="train.attention 'triton' is "):
+        run.train(config(attention="triton"), MODEL, PARAMS, data(), mesh=one_device())
+
+
 class Wandb:
     """As the module `wandb` answers: a run whose id is known there is resumed after its last step."""
 

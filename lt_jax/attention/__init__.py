@@ -6,9 +6,11 @@ import functools
 
 import jax
 
+from lt_jax import cuda as _cuda
 from lt_jax import native as _library
 from lt_jax.attention import pallas_train as _pallas
 from lt_jax.attention import split as _split
+from lt_jax.attention import triton_train as _triton
 from lt_jax.attention.blocks import BlockPlan
 from lt_jax.attention.blocks import build as _build_blocks
 from lt_jax.attention.dense import DensePlan
@@ -22,7 +24,7 @@ from lt_jax.lifetimes import Lifetimes
 
 __all__ = ["IMPLEMENTATIONS", "BlockPlan", "DensePlan", "Plan", "Split", "SplitPlan", "attention", "planned"]
 
-IMPLEMENTATIONS = ("dense", "blocked", "native", "pallas")
+IMPLEMENTATIONS = ("dense", "blocked", "native", "pallas", "triton")
 Plan = DensePlan | BlockPlan | SplitPlan
 _SIDES = {"cpu": (64, 32)}  # block sides in queries and keys: measured best on CPU for 4 query heads per kv head
 _OTHER_SIDES = (128, 128)
@@ -41,11 +43,14 @@ def planned(
     Args:
         lifetimes: of B rows of S tokens.
         implementation: "dense", "blocked", "native" (compiled code for the CPU of a process with one device, on the
-            plan of "blocked"), "pallas" (kernels for TPUs; interpreted, and slow, on a CPU), or None: the best for the
-            platform. That is "pallas" in a process on a TPU v5 or later, for rows that its memory can take; "native"
-            for programs that run on a CPU with one device and a compiler; "blocked" for all others.
+            plan of "blocked"), "pallas" (kernels for TPUs; interpreted, and slow, on a CPU), "triton" (kernels for
+            NVIDIA GPUs; on a CPU for programs that are lowered for a GPU, or interpreted, see `lt_jax.cuda`), or None:
+            the best for the platform. That is "pallas" in a process on a TPU v5 or later, for rows that its memory can
+            take; "triton" in a process on an NVIDIA GPU where triton is installed, for 16-bit types; "native" for
+            programs that run on a CPU with one device and a compiler; "blocked" for all others.
         block_q, block_k: block sides in tokens for all but "dense"; None for the best of this process's platform. Cut
-            down to short rows, but not for "pallas", whose sides are multiples of 128 queries and 128 keys.
+            down to short rows, but not for "pallas", whose sides are multiples of 128 queries and 128 keys, nor for
+            "triton", whose sides are multiples of 16.
         split: how rows and kv heads lie on a mesh; attention then stays on each device. ("dense" is left to XLA.)
 
     Returns:
@@ -53,6 +58,7 @@ def planned(
 
     Raises:
         ValueError: no such implementation; deaths of several layers.
+        UserError: sides that the kernels do not take; "triton" where it is not installed.
     """
     _check_name(implementation)
     if lifetimes.death.ndim > 3:
@@ -71,6 +77,15 @@ def planned(
             raise UserError(f"pallas attention takes blocks of {block} keys and of a multiple of {block} queries, not "
                             f"{block_k} and {block_q}")  # fmt: skip
         return plan
+    if implementation == "triton" or (implementation is None and _cuda.here()):
+        if implementation == "triton" and not _cuda.installed():
+            _cuda.refuse("triton attention")
+        side_q, side_k = _triton.SIDES
+        plan = _build_blocks(lifetimes, block_q or side_q, block_k or side_k, implementation, turned=True)
+        if implementation == "triton" and not _triton.takes(plan):
+            raise UserError(f"triton attention takes blocks of multiples of {_triton.LEAST} queries and keys, not "
+                            f"{plan.block_q} and {plan.block_k}")  # fmt: skip
+        return plan
     best_q, best_k = _SIDES.get(jax.default_backend(), _OTHER_SIDES)
     short = -(-length // 16) * 16
     return _build_blocks(lifetimes, min(block_q or best_q, short), min(block_k or best_k, short), implementation)
@@ -84,8 +99,8 @@ def attention(q, k, v, lifetimes: Lifetimes | Plan, implementation: str | None =
         k, v: [B, S, Hkv, D], H a multiple of Hkv; query head h reads kv head h // (H / Hkv).
         lifetimes: `Lifetimes` of the rows, or what `planned` made of them.
         implementation: see `planned`. With a plan it is None or the implementation that the plan was made for. A plan
-            made with None works for "blocked" and "native", and for "pallas" if its block sizes are those of the TPU
-            kernels.
+            made with None works for "blocked" and "native", for "pallas" if its block sizes are those of the TPU
+            kernels, and for "triton" if it was made in a process on an NVIDIA GPU.
         scale: of the scores, D ** -0.5 if None.
 
     Returns:
@@ -95,7 +110,8 @@ def attention(q, k, v, lifetimes: Lifetimes | Plan, implementation: str | None =
     Raises:
         ValueError: for shapes that do not fit each other or the lifetimes, or an implementation that is not the plan's.
         UserError: "native" was asked for where there is no compiler or more than one device, or for sides that are no
-            multiples of 16; "pallas" for rows that do not fit a TPU's vector memory.
+            multiples of 16; "pallas" for rows that do not fit a TPU's vector memory; "triton" for head sizes above 256
+            or float64.
     """
     _check_name(implementation)
     plan = planned(lifetimes, implementation) if isinstance(lifetimes, Lifetimes) else lifetimes
@@ -103,8 +119,10 @@ def attention(q, k, v, lifetimes: Lifetimes | Plan, implementation: str | None =
         local = functools.partial(attention, implementation=implementation, scale=scale)
         return _split.attention(q, k, v, plan, local)
     made_for = "dense" if isinstance(plan, DensePlan) else plan.form
-    fitting = ("blocked", "native", *(("pallas",) if made_for is None and _pallas.takes(plan) else ()))
-    fitting = fitting if made_for is None else (made_for,)
+    kernels = {"pallas": _pallas, "triton": _triton}
+    fitting = (made_for,)
+    if made_for is None:
+        fitting = ("blocked", "native", *(name for name, module in kernels.items() if module.takes(plan)))
     if implementation is not None and implementation not in fitting:
         raise ValueError(f"attention implementation {implementation!r} was asked for, but the plan is for "
                          f"{' or '.join(map(repr, fitting))}")  # fmt: skip
@@ -123,6 +141,12 @@ def _forms(implementation, q, plan):
             raise UserError(f"pallas attention keeps the keys of a head in the TPU's vector memory, which does not "
                             f"hold {plan.length} in {q.dtype}; name 'blocked', or cut the rows")  # fmt: skip
         return ("cpu", "pallas interpreted"), ("default", "pallas")
+    if implementation == "triton":
+        if not _triton.fits(q.shape[-1], q.dtype):
+            raise UserError(f"triton attention takes head sizes up to {_triton.MOST} (128 on cards with less than 162 "
+                            f"KiB of shared memory) in float32 and 16-bit types, not {q.shape[-1]} in {q.dtype}; name "
+                            "'blocked'")  # fmt: skip
+        return (("default", "triton"),)
     if implementation == "native":
         _library.choose("native")
         if jax.device_count() > 1:  # XLA cannot split a call of compiled code over them
@@ -134,8 +158,11 @@ def _forms(implementation, q, plan):
     native = implementation is None and takes and jax.device_count() == 1 and _library.available()
     pallas = implementation is None and _pallas.generation() and _pallas.takes(plan)
     pallas = pallas and _pallas.fits(plan.length, q.dtype.itemsize)
+    triton = implementation is None and _cuda.here() and _triton.takes(plan)
+    # Not for float32, which the kernels multiply number by number: XLA may not be slower there.
+    triton = triton and _triton.fits(q.shape[-1], q.dtype) and q.dtype.itemsize == 2
     best = ("cpu", "native" if native else "one by one"), ("default", "lockstep")
-    return (*best, ("tpu", "pallas")) if pallas else best
+    return (*best, *[("tpu", "pallas")] * bool(pallas), *[("cuda", "triton")] * bool(triton))
 
 
 def _check_name(implementation):

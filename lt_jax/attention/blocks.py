@@ -42,9 +42,11 @@ class BlockPlan:
         since, query_gist: [R, nq, block_q] int32 or None.
         blocks: [R, nq, nk] int32, key blocks to visit for each query block: the full ones, then the partial ones.
         n_full, n_active: [R, nq] int32, how many of `blocks` are full (all pairs visible), full or partial.
+        queries, q_full, q_active: [R, nk, nq], [R, nk] and [R, nk] int32, the same lists turned over: query blocks that
+            visit each key block; None if no code asked for them.
         unseen: [B, S] bool (or [B, Hkv, S]), keys which are dead at birth; what lies behind them is replaced by 0.
         rows, length: B and S.
-        form: "blocked", "native" or "pallas", which code follows the plan; None: the best there is.
+        form: "blocked", "native", "pallas" or "triton", which code follows the plan; None: the best there is.
     """
 
     order: jax.Array
@@ -57,6 +59,9 @@ class BlockPlan:
     blocks: jax.Array
     n_full: jax.Array
     n_active: jax.Array
+    queries: jax.Array | None
+    q_full: jax.Array | None
+    q_active: jax.Array | None
     unseen: jax.Array
     gist_rule: str = _static()
     block_q: int = _static()
@@ -96,12 +101,13 @@ def _gist_ends(gist):
 
 
 def build(
-    lifetimes: Lifetimes, block_q: int, block_k: int, form: str | None = None, multiple: int = 1
+    lifetimes: Lifetimes, block_q: int, block_k: int, form: str | None = None, multiple: int = 1, turned: bool = False
 ) -> BlockPlan:
     """Sort the keys of `lifetimes` by death and list the active blocks; see `BlockPlan`.
 
     Args:
         multiple: keys are padded so that nk is a multiple of it, for code that takes several key blocks at a time.
+        turned: make `queries`, `q_full` and `q_active` too.
     """
     per_head = lifetimes.death.ndim == 3
     rows, length = lifetimes.death.shape[0], lifetimes.death.shape[-1]
@@ -130,7 +136,9 @@ def build(
     if since is not None:
         since = jnp.concatenate([since, jnp.repeat(since[:, -1:], nq * block_q - length, 1)], 1)
         since = since.reshape(lists, nq, block_q)
-    blocks, n_full, n_active = _active(birth, sorted_death, first_seen, last_same, since, nq, block_q)
+    kind = _kinds(birth, sorted_death, first_seen, last_same, since, nq, block_q)
+    blocks, n_full, n_active = _listed(kind)
+    queries, q_full, q_active = _listed(kind.swapaxes(1, 2)) if turned else (None, None, None)
     return BlockPlan(
         order=_pad(order, nk * block_k, length - 1),
         inverse=inverse,
@@ -142,6 +150,9 @@ def build(
         blocks=blocks,
         n_full=n_full,
         n_active=n_active,
+        queries=queries,
+        q_full=q_full,
+        q_active=q_active,
         unseen=unseen_keys(lifetimes),
         gist_rule=lifetimes.gist_rule,
         block_q=block_q,
@@ -152,8 +163,8 @@ def build(
     )
 
 
-def _active(birth, death, first_seen, last_same, since, nq, block_q):
-    """Class of every pair of blocks from the bounds of its two sides, and the lists made of them."""
+def _kinds(birth, death, first_seen, last_same, since, nq, block_q):
+    """Class of every pair of blocks from the bounds of its two sides, [R, nq, nk]: 0 full, 1 partial, 2 empty."""
     real = birth >= 0
     least = lambda x: jnp.min(jnp.where(real, x, NEVER), -1)[:, None]
     most = lambda x: jnp.max(jnp.where(real, x, -1), -1)[:, None]
@@ -166,7 +177,11 @@ def _active(birth, death, first_seen, last_same, since, nq, block_q):
         full &= least(birth) >= jnp.max(since, -1)[:, :, None]
     if last_same is not None:  # diagonal: a gist block may reach over the border of a query block
         full &= most(last_same) < first_query
-    kind = jnp.where(active & full, 0, jnp.where(active, 1, 2))
+    return jnp.where(active & full, 0, jnp.where(active, 1, 2))
+
+
+def _listed(kind):
+    """For every block of axis 1 those of axis 2, the full ones and then the partial ones, and how many these are."""
     blocks = jnp.argsort(kind, axis=-1, stable=True).astype(jnp.int32)
     return blocks, jnp.sum(kind == 0, -1, dtype=jnp.int32), jnp.sum(kind < 2, -1, dtype=jnp.int32)
 

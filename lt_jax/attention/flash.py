@@ -12,7 +12,7 @@ import functools
 
 import jax
 
-from lt_jax.attention import blocked, native, pallas_train
+from lt_jax.attention import blocked, native, pallas_train, triton_train
 from lt_jax.attention.blocks import BlockPlan
 from lt_jax.attention.dense import clear
 
@@ -28,6 +28,7 @@ FORMS = {
     "lockstep": _both(blocked, lockstep=True),
     "pallas": _both(pallas_train),
     "pallas interpreted": _both(pallas_train, interpret=True),
+    "triton": _both(triton_train),
 }
 
 

@@ -1,8 +1,8 @@
 """Attention of new queries over a cache that first takes their own keys in: the one place where the cache is read.
 
 `dense` is the definition; `blocks` walks over the slots in blocks and stops behind the longest row; `native` is the CPU
-kernel and `pallas` the TPU kernel for one token a row, and these stop behind each row's own last key. The cost of all
-but `dense` follows the keys that are there and not the capacity.
+kernel, `pallas` the TPU kernel for one token a row and `triton` the kernels for NVIDIA GPUs, and these stop behind each
+row's own last key. The cost of all but `dense` follows the keys that are there and not the capacity.
 
 If none is named, the platform that a program is lowered for decides, and not that of the process: a process on a CPU
 can lower decode blocks for TPUs.
@@ -15,8 +15,8 @@ import functools
 import jax.numpy as jnp
 from jax import lax
 
-from lt_jax import native
-from lt_jax.attention import pallas_decode
+from lt_jax import cuda, native
+from lt_jax.attention import pallas_decode, triton_decode
 from lt_jax.cache.kv_cache import SLOTS, pick
 from lt_jax.cache.policies import h2o
 from lt_jax.errors import UserError
@@ -52,9 +52,15 @@ def attend(q, k_new, v_new, keys, values, layer: int, rows, start, mask, bound, 
         return form(implementation)(*operands)
     best = {"cpu": "native" if native.available() and native.takes(q.shape[-1], keys.dtype) else "blocks"}
     best["tpu"] = "pallas" if q.shape[1] == 1 and pallas_decode.takes(keys.dtype) else "blocks"
+    best["cuda"] = "triton" if cuda.here() and triton_decode.takes(q.shape[-1], keys.dtype) else "blocks"
     if set(best.values()) == {"blocks"}:
         return form("blocks")(*operands)
     return lax.platform_dependent(*operands, **{name: form(how) for name, how in best.items()}, default=form("blocks"))
+
+
+def _triton(q, k_new, v_new, keys, values, rows, start, mask, bound, *, layer, received):
+    fresh = jnp.concatenate([q, k_new.astype(q.dtype), v_new.astype(q.dtype)], 2)
+    return triton_decode.attend(fresh, keys, values, layer, rows, start, mask, bound, received=received)
 
 
 def _native(q, k_new, v_new, keys, values, rows, start, mask, bound, *, layer, received):
@@ -173,4 +179,5 @@ IMPLEMENTATIONS = {
     "blocks": functools.partial(_plain, blocks),
     "native": _native,
     "pallas": _pallas,
+    "triton": _triton,
 }

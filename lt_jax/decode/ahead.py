@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lt_jax.attention import Split
+from lt_jax.cuda import graphs
 from lt_jax.decode.config import DecodeConfig
 from lt_jax.decode.request import Request
 from lt_jax.decode.setup import empty_cache, rules_of, settings_of
@@ -51,7 +52,8 @@ def lower(
 
     Args:
         model: weights are taken to be stored in its dtype.
-        config: `implementation` is "plain", "pallas", or None: what an engine on such a device does. Not "native": what
+        config: `implementation` is "plain", "pallas", "triton", or None: what an engine on such a device does, but for
+            an NVIDIA GPU: its kernels must be named, as None takes them in a process on one only. Not "native": what
             those kernels take is decided on this machine's CPU.
         sharding: of all arguments, for example a `SingleDeviceSharding` of a topology's device; None is the default.
         platforms: names, such as ("cuda",), to lower for without a device; None is the sharding's.
@@ -90,7 +92,8 @@ def footprint(model: DecoderConfig, config: DecodeConfig, length: int, sharding=
     """
     special = SpecialTokens(eos=0, pad=1)
     lowered, (weights, _, cache) = lower(model, Scheme(method="vanilla"), special, config, sharding)
-    found = lowered.compile().memory_analysis()
+    platform = jax.default_backend() if sharding is None else next(iter(sharding.device_set)).platform
+    found = lowered.compile(compiler_options=graphs.options(config.graphs, platform)).memory_analysis()
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     full = 2 * model.layers * config.rows * model.kv_heads * length * model.head_dim * jnp.dtype(model.dtype).itemsize
     return Footprint(

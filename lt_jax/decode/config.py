@@ -36,8 +36,11 @@ class DecodeConfig:
         patience: how many steps a row may wait for others to share that pass.
         implementation: of matrix products and attention. "native" are the CPU kernels of `lt_jax.native`, and "plain"
             is XLA. "pallas" is XLA with the TPU kernel for the attention of single steps; passes of several tokens,
-            which that kernel is not made for, are as in "plain". None chooses the best for the platform. An
-            implementation that is named is never replaced by another one.
+            which that kernel is not made for, are as in "plain". "triton" is XLA with the kernels for NVIDIA GPUs for
+            all attention. None chooses the best for the platform. An implementation that is named is never replaced by
+            another one.
+        graphs: on an NVIDIA GPU, whether a decode block is one CUDA graph, see `cuda.graphs`. Nothing but speed depends
+            on it; False for profilers, which do not look into graphs, or for a driver that has trouble with them.
     """
 
     rows: int = 1
@@ -54,6 +57,7 @@ class DecodeConfig:
     evictors: int | None = None
     patience: int = 4
     implementation: str | None = None
+    graphs: bool = True
 
     def __post_init__(self):
         for name in ("rows", "capacity", "block_steps"):

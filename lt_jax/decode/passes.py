@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from lt_jax import cache as slots
 from lt_jax.cache import KVCache
-from lt_jax.decode.weights import attend, embed, finish, logits, queries
+from lt_jax.decode.weights import attend, by_triton, embed, finish, logits, queries
 from lt_jax.models import rope
 from lt_jax.models.config import DecoderConfig
 
@@ -79,6 +79,10 @@ def run(
     bound = jnp.where(feed.count > 0, slots.kv_cache.pick(cache.length, rows), 0)
     angles = rope.table(config, index)
     x = embed(weights, config, tokens, axis)
+    if tokens.size == 1 and by_triton(form, config, cache.k):
+        # Of one row XLA's GPU compiler makes no product where it is small, but writes the weights times the row into
+        # memory, to add that up; of two rows it does.
+        x = jnp.pad(x, ((0, 1), (0, 0), (0, 0)))
     keys, values, asked, received = cache.k, cache.v, [], []
     for number, layer in enumerate(weights["layers"]):
         own = min(number, mask.shape[0] - 1)
@@ -89,6 +93,7 @@ def run(
         received += [new] if sums else []
         x = finish(layer, config, x, attended, axis)
     last = jnp.maximum(feed.count - 1, 0)
+    x = x[: len(tokens)]
     x = x[:, 0] if tokens.shape[1] == 1 else jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
     seen = jnp.sum(mask, (0, 2, 4), dtype=jnp.int32)
     held = jnp.sum(slots.kv_cache.pick(cache.birth, rows) >= 0, (0, 2, 3), dtype=jnp.int32)

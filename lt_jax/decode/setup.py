@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from lt_jax import cache as slots
-from lt_jax import native
+from lt_jax import cuda, native
 from lt_jax.cache import KVCache
 from lt_jax.cache.kv_cache import SLOTS
 from lt_jax.decode.block import slack
@@ -22,7 +22,8 @@ from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import SpecialTokens
 from lt_jax.models.config import DecoderConfig
 
-ATTENTION = {None: None, "native": "native", "plain": "blocks", "pallas": "pallas"}  # by `DecodeConfig.implementation`
+# By `DecodeConfig.implementation`.
+ATTENTION = {None: None, "native": "native", "plain": "blocks", "pallas": "pallas", "triton": "triton"}
 
 
 def products(config: DecodeConfig, several: bool = False) -> str:
@@ -39,6 +40,9 @@ def products(config: DecodeConfig, several: bool = False) -> str:
         raise UserError(f"DecodeConfig.implementation is {config.implementation!r}; it is one of {known}")
     if several and config.implementation == "native":
         raise UserError("DecodeConfig.implementation is 'native', which is for one device; on a mesh 'plain' would do")
+    if config.implementation == "triton":
+        cuda.refuse("DecodeConfig.implementation 'triton'")
+        return "plain"
     if config.implementation != "pallas":
         return "plain" if several else native.choose(config.implementation)
     platform = jax.default_backend()

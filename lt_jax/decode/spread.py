@@ -28,6 +28,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lt_jax import cache as slots
 from lt_jax.attention import Split
 from lt_jax.cache import KVCache
+from lt_jax.cuda import graphs
 from lt_jax.decode import block, control
 from lt_jax.decode.config import DecodeConfig
 from lt_jax.decode.control import Rules, State
@@ -117,9 +118,10 @@ class Spread:
             own = (weights_, state_, cache_, feed, left, seed, how, *given)
             return self._mapped(body, specs, (state, held))(*own)
 
+        platform = jax.default_backend() if self.split is None else self.split.mesh.devices.flat[0].platform
         silent = lambda state, rows: dataclasses.replace(state, alive=state.alive.at[rows].set(False))
         return Programs(
-            block=jax.jit(take, donate_argnums=(1, 2)),
+            block=jax.jit(take, donate_argnums=(1, 2), compiler_options=graphs.options(config.graphs, platform)),
             prefill=jax.jit(prefill, static_argnames=("final", "compress", "evict"), donate_argnums=(1, 2)),
             copy=jax.jit(self._mapped(copy, (held, rows, rows, rows), held), donate_argnums=0),
             grow=jax.jit(slots.grown, static_argnums=1, out_shardings=self.placed(held)),

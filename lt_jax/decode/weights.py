@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from lt_jax import cache as slots
-from lt_jax import native
+from lt_jax import cuda, native
+from lt_jax.attention import triton_decode
 from lt_jax.cache import across
 from lt_jax.models import decoder, lora, rope
 from lt_jax.models.config import DecoderConfig
@@ -100,7 +101,7 @@ def attend(layer: dict, config: DecoderConfig, x: jax.Array, angles, keys, value
     """The first half of a layer up to the output projection; the new keys join the cache.
 
     Args:
-        x: [R, T, E].
+        x: [R, T, E]; the rows beyond those of `where` are padding, and get zeros.
         angles: of `rope.table`.
         keys, values, where, form: of `cache.attend`; `where` is (layer, rows, start, mask, bound).
         received: whether to sum up what each slot receives.
@@ -115,16 +116,38 @@ def attend(layer: dict, config: DecoderConfig, x: jax.Array, angles, keys, value
     else:
         fresh = linear(rms_norm(x, layer["attn_norm"], eps), p, config)
     fresh = fresh.reshape(*x.shape[:-1], -1, config.head_dim)
+    norms = (layer["q_norm"], layer["k_norm"]) if config.qk_norm else None
+    around = dict(angles=angles, norms=norms, eps=eps, received=received)
     if packed(p) and native.takes(config.head_dim, keys.dtype):
-        norms = (layer["q_norm"], layer["k_norm"]) if config.qk_norm else None
-        out, *cache = native.attend(
-            fresh, keys, values, *where, angles=angles, norms=norms, eps=eps, received=received, implementation="native"
-        )
+        out, *cache = native.attend(fresh, keys, values, *where, **around, implementation="native")
         return out.astype(x.dtype), *cache[:2], fresh, cache[2] if received else None
-    q, k = _turned(layer, config, fresh.astype(x.dtype), angles)
-    v = fresh[..., -config.kv_heads :, :].astype(x.dtype)
-    out, keys, values, new = slots.attend(q, k, v, keys, values, *where, form, received)
-    return out, keys, values, fresh, new
+
+    number, *places = where
+    rows, triton = len(places[-1]), by_triton(form, config, keys)
+    other = "blocks" if triton else form  # on platforms that a process on a GPU has no kernels for
+
+    def apart(fresh, keys, values, *places):
+        q, k = _turned(layer, config, fresh[:rows], angles)
+        v = fresh[:rows, :, -config.kv_heads :]
+        out, *cache = slots.attend(q, k, v, keys, values, number, *places, other, received)
+        return jnp.pad(out, ((0, len(fresh) - rows), (0, 0), (0, 0), (0, 0))), *cache
+
+    def together(fresh, keys, values, *places):
+        return triton_decode.attend(fresh, keys, values, number, *places, **around)
+
+    operands = (fresh.astype(x.dtype), keys, values, *places)
+    if form == "triton":
+        out, keys, values, new = together(*operands)
+    elif triton:
+        out, keys, values, new = jax.lax.platform_dependent(*operands, cuda=together, default=apart)
+    else:
+        out, keys, values, new = apart(*operands)
+    return out, keys, values, fresh[:rows], new
+
+
+def by_triton(form: str | None, config: DecoderConfig, keys: jax.Array) -> bool:
+    """Whether attention is by the kernels for NVIDIA GPUs: they are named, or are the choice of this process."""
+    return form == "triton" or (form is None and cuda.here() and triton_decode.takes(config.head_dim, keys.dtype))
 
 
 def queries(layer: dict, config: DecoderConfig, fresh: jax.Array, angles) -> jax.Array:

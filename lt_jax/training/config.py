@@ -88,7 +88,7 @@ class TrainConfig:
             bytes under AdamW, and 4 more while a step runs (its gradient; with bfloat16 that and a copy, of 2 bytes
             each). With adapters, which are always float32, it is the type in which the frozen weights are stored.
         loss_chunk: how many tokens have their logits in memory at one time; 0 chooses by the size of the vocabulary.
-        attention: its implementation; None is the best for the platform.
+        attention: its implementation, see `lt_jax.attention.planned`; None is the best for the platform.
         gist_rule: how the tokens of one gist block see each other; see `lt_jax.lifetimes`.
         log_every, eval_every, save_every: how many steps apart; 0 is at the end only.
         keep: how many of the newest checkpoints are kept.

@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from lt_jax import cuda
 from lt_jax.errors import UserError
 from lt_jax.models.config import DecoderConfig
 from lt_jax.training import heap, optimizer, step
@@ -108,10 +109,12 @@ def train(
 
     Raises:
         UserError: the data ended, the loss is not a number, the mesh does not divide the model or the batch, the
-            checkpoint is of another run or past the last step, the disk is full.
+            checkpoint is of another run or past the last step, the disk is full, `config.attention` cannot be had here.
     """
     if not config.steps:
         raise UserError("train.steps is 0: this loop needs a number of steps, which only `sft` makes of train.epochs")
+    if config.attention == "triton":
+        cuda.refuse("train.attention 'triton'")
     mesh = meshes.make(config.mesh) if mesh is None else mesh
     made = Made() if made is None else made
     tx = optimizer.make(config.optim, config.steps * made.updates)
