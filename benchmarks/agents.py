@@ -1,13 +1,14 @@
 """Agents with a memory beside one without, under the same limit of context: success, and context by round.
 
-    python benchmarks/agents.py [--arms=vanilla,...] [--look-ups=1600] [--steps=1200] [--questions=100] [--out=DIR]
+    python benchmarks/agents.py [--arms=vanilla,...] [--steps=1200] [--questions=100] [--out=DIR]
 
 Small models, all from the base model that comes with the library. First this learns to find a name's number in what
-summaries say (lt_jax/memory/multihop_look_ups.py), which trails alone do not teach it. From there every arm learns from
-the scripted expert of the embedded world (lt_jax/memory/multihop_expert.py) for equally many steps of equally many
-tokens: without a memory, and with one in each of the two semantics. All then work on the same questions, about worlds
-that training has not seen, through the same tools. A question ends where a turn would begin with more than `--context`
-keys. The questions are worked on by `evaluation.agent_run`, as by launch/agent.py.
+summaries say (lt_jax/memory/multihop_look_ups.py), which trails alone do not teach it; its rotary base is raised for
+that, as is done for long contexts. From there every arm learns from the scripted expert of the embedded world
+(lt_jax/memory/multihop_expert.py) for equally many steps of equally many tokens: without a memory, and with one in each
+of the two semantics. All then work on the same questions, about worlds that training has not seen, through the same
+tools. A question ends where a turn would begin with more than `--context` keys. The questions are worked on by
+`evaluation.agent_run`, as by launch/agent.py.
 
 It may be stopped at any time; the same command goes on. RESULTS is written after every arm with what is there.
 """
@@ -29,7 +30,7 @@ from machine import provenance, table, write  # noqa: E402
 from configs import memory_tiny  # noqa: E402
 from launch.main import compile_cache  # noqa: E402
 from launch.settings import sft_config  # noqa: E402
-from lt_jax.data.sources import Part  # noqa: E402
+from lt_jax.demo import BASE  # noqa: E402
 from lt_jax.evaluation import agent_run, agents  # noqa: E402
 from lt_jax.evaluation.metrics import plain  # noqa: E402
 from lt_jax.evaluation.results import write_whole  # noqa: E402
@@ -37,7 +38,7 @@ from lt_jax.memory import multihop  # noqa: E402
 from lt_jax.memory.counted import counted, pass_tokens  # noqa: E402
 from lt_jax.memory.multihop import TOOLS, TrailConfig, worlds  # noqa: E402
 from lt_jax.memory.multihop_expert import solved  # noqa: E402
-from lt_jax.memory.multihop_look_ups import Drills  # noqa: E402
+from lt_jax.memory.multihop_look_ups import FAR, Drills, LookUps, Stage  # noqa: E402
 from lt_jax.memory.rows import ROWS  # noqa: E402
 from lt_jax.memory.sft import lessons  # noqa: E402
 from lt_jax.memory.syntax import syntax_of  # noqa: E402
@@ -50,8 +51,10 @@ ARMS = ("vanilla", "++ lifetimes", "++ rebuild")
 EXPERT = "an agent without a mistake,"
 TRAIN, TEST = 1, 2  # seeds of the worlds
 WORLD = {"recalls": (1, 3), "letters": True, "distractors": 0}  # see `TrailConfig`
-BETWEEN = 5  # look-ups for every trail, about a third of the tokens
-DRILL, DRILLS = 2048, 23  # tokens of a step of look-ups, and how many drills that is
+ROTARY = 100_000.0  # the rotary base, in place of 10,000
+DRILL = 2560  # tokens of a step of look-ups
+BETWEEN = 3  # look-ups for every trail, about a quarter of the tokens
+KEPT = ((20, 20), (FAR, FAR), 0.6)  # and of what kind
 SHOWN = (10, 20, 40, 60, 80, 100)  # rounds of the tables
 
 
@@ -66,20 +69,29 @@ def expert_file(path: Path, trails: TrailConfig, count: int, memory: bool) -> No
     write_whole(path, "".join(lines))
 
 
+def raised(options) -> str:
+    """The folder of the base model with the rotary base `ROTARY`."""
+    folder = Path(options.out) / "base"
+    if not folder.is_dir():
+        base = load(BASE)
+        dataclasses.replace(base, config=dataclasses.replace(base.config, rope_theta=ROTARY)).save(folder)
+    return str(folder)
+
+
 def looked_up(options, trails: TrailConfig) -> str:
     """The folder of the model that all arms start from: it finds a name's number in what summaries say."""
     final = Path(options.out) / "look_ups" / "final"
     if final.is_dir():
         return str(final)
     config = memory_tiny.get_config()
-    config.folder, config.batches.shuffle = str(final.parent), False  # the easy ones come first
-    config.batches.update(length=DRILL, batch=1, bins=4)
-    config.optim.update(learning_rate=2e-2, warmup=30)
-    config.train.update(steps=options.look_ups, log_every=50, save_every=250)
+    config.folder, config.model.path = str(final.parent), raised(options)
+    config.batches.update(length=DRILL, batch=1, bins=4, shuffle=False)  # the easy ones come first
+    config.optim.update(learning_rate=2e-2, warmup=30, end_fraction=0.2)
+    config.train.update(steps=0, epochs=1.0, log_every=50, save_every=250)
     config.log.tensorboard = False
 
     def taught(config, tokenizer, special) -> Lessons:
-        syntax, drills = syntax_of(special, tokenizer), Drills(options.look_ups * DRILLS, trails.names)
+        syntax, drills = syntax_of(special, tokenizer), Drills(trails.names)
         return Lessons(drills, {"look-ups": told(drills)}, lambda drill: drill.row(syntax))
 
     print("\nlook-ups")
@@ -109,10 +121,9 @@ def trained(arm: str, options, trails: TrailConfig) -> str:
     def taught(config, tokenizer, special) -> Lessons:
         """Trails, and between them look-ups, which are forgotten otherwise."""
         trailed, syntax = lessons()(config, tokenizer, special), syntax_of(special, tokenizer)
-        count = len(trailed.samples) * BETWEEN
-        drills = Part(Drills(2 * count, trails.names), count, 2 * count)  # grown ones
-        mixed = [*trailed.samples, *enumerate(drills)]
-        to_row = lambda each: each[1].row(syntax, each[0] % 2 > 0) if isinstance(each, tuple) else trailed.to_row(each)
+        drills = Drills(trails.names, [Stage(BETWEEN * len(trailed.samples), *KEPT)])
+        mixed = [*trailed.samples, *drills]
+        to_row = lambda each: each.row(syntax) if isinstance(each, LookUps) else trailed.to_row(each)
         return Lessons(mixed, trailed.named | {"look-ups": told(drills)}, to_row)
 
     print(f"\n{arm}")
@@ -185,8 +196,7 @@ def line(arm: str, result: agents.AgentResult) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms", default=",".join(ARMS), help="names, separated by commas: " + ", ".join(ARMS))
-    parser.add_argument("--look-ups", type=int, default=1600, help="steps of training before that of the arms")
-    parser.add_argument("--steps", type=int, default=1200, help="of training")
+    parser.add_argument("--steps", type=int, default=1200, help="of training an arm")
     parser.add_argument("--rate", type=float, default=5e-3, help="the learning rate of that")
     parser.add_argument("--start", default="", help="a model to go on from, in place of the one that can look up")
     parser.add_argument("--trajectories", type=int, default=3000, help="of the expert")

@@ -11,7 +11,7 @@ from lt_jax.layout.tokenizer import load_tokenizer
 from lt_jax.lifetimes import NEVER
 from lt_jax.memory.multihop import LETTERS, NAMES, TOOLS, TrailConfig, worlds
 from lt_jax.memory.multihop_expert import solved
-from lt_jax.memory.multihop_look_ups import FEW, MANY, Drills, LookUps
+from lt_jax.memory.multihop_look_ups import GROWING, Drills, LookUps, Stage
 from lt_jax.memory.syntax import syntax_of
 from lt_jax.memory.tools import tools
 
@@ -27,34 +27,52 @@ def test_of_what_is_asked_the_numbers_are_trained(syntax):
     assert syntax.text(row.tokens.tolist()) == "7c 12k\nk12 c7 "
     assert syntax.text(row.tokens[row.trained].tolist()) == "12 7 "
     assert (row.death == NEVER).all() and (row.position == np.arange(len(row))).all()
-    row = LookUps({"c": 7, "k": 12, "m": 3, "q": 5, "z": 1}, ("k", "c")).row(syntax, framed=True)
-    assert syntax.text(row.tokens.tolist()) == (
-        "<commit>7c 12k 3m 5q next c</commit><memory>4</memory><commit>1z next c</commit><memory>8</memory>"
-        "k12<expand>12</expand></memory>c7<expand>7</expand></memory>")  # fmt: skip
-    assert syntax.text(row.tokens[row.trained].tolist()) == "12<expand>12</expand>7<expand>7</expand>"
-    near, far = (LookUps({"c": 7, "k": 12}, ("k", "c"), gap).row(syntax, framed=True) for gap in (0, 100))
-    asked = np.flatnonzero(near.trained)[0] - 1
-    assert (far.position - near.position == 100 * (np.arange(len(far)) >= asked)).all()
     row = LookUps({"417": 7}, ("417",)).row(syntax)
     assert syntax.text(row.tokens.tolist()) == "417:7\n417:7 "
     assert syntax.text(row.tokens[row.trained].tolist()) == ":7 "
 
 
+def test_framed_drills_are_what_is_left_of_a_trail(syntax):
+    entries = {"c": 7, "k": 12, "m": 3, "q": 5, "z": 1}
+    near, far = (LookUps(entries, ("k", "c", "z"), gap, framed=True).row(syntax) for gap in (0, 100))
+    assert syntax.text(near.tokens.tolist()) == (
+        "<commit>7c 12k 3m 5q next z</commit><memory>4</memory><commit>1z next q</commit><memory>8</memory>"
+        "next rk</memory>k12<expand>12</expand>end fc</memory>c7<expand>7</expand><fold>7</fold>z1<expand>1</expand>"
+    )  # fmt: skip
+    assert syntax.text(near.tokens[near.trained].tolist()) == "12<expand>12</expand>7<expand>7</expand>1<expand>1</expand>"
+    second = np.flatnonzero(near.tokens == syntax.pair("commit")[0])[1]
+    listed = np.flatnonzero(near.tokens == syntax.pair("memory")[1])[1]  # the end of the second summary
+    moved = 50 * (np.arange(len(near)) >= second) + 50 * (np.arange(len(near)) > listed)
+    assert (far.position - near.position == moved).all()
+
+
 def test_drills_are_many_and_grow():
-    drills = Drills(1000, LETTERS)
-    assert [drills[number] for number in range(1000)] == list(Drills(1000, LETTERS)) and len(drills) == 1000
+    stages = (Stage(300, (2, 9)), Stage(300, (12, 20)), Stage(300, (20, 20), (4, 1500)), Stage(100, (20, 20), (9, 9), 0.5))
+    drills = Drills(LETTERS, stages)
+    assert list(drills) == list(Drills(LETTERS, stages)) and len(drills) == 1000
     sizes = [len(drill.entries) for drill in drills]
-    assert set(sizes[:100]) == {FEW} and max(sizes[100:300]) < max(sizes[300:400]) < MANY == max(sizes)
-    assert {FEW, 9, MANY} <= set(sizes[600:]), "small ones are not forgotten"
+    assert set(sizes[:20]) == {2} and max(sizes[20:300]) == 9 < max(sizes[300:400]) < max(sizes[500:600]) == 20
+    assert {2, 9, 20} <= set(sizes[600:]), "small ones are not forgotten"
     for drill in drills:
-        assert set(drill.asked) <= set(drill.entries) and len(set(drill.entries.values())) == len(drill.entries)
+        assert set(drill.asked) <= set(drill.entries) and len(set(drill.asked)) == len(drill.asked), "none twice"
+        assert len(set(drill.entries.values())) == len(drill.entries)
+        assert len(drill.asked) == (min(8, len(drill.entries)) if drill.framed else len(drill.entries))
     numbers = [max(drill.entries.values()) for drill in drills]
-    assert max(numbers[:100]) <= 9 and max(numbers) == 40
+    assert max(numbers[:300]) <= 9 and max(numbers) == 40
     gaps = [drill.gap for drill in drills]
-    assert not any(gaps[:500]) and max(gaps[500:600]) < 100 < 1000 < max(gaps) < 1500 and 0 in gaps[900:]
+    assert not any(gaps[:600]) and max(gaps[600:640]) < 20 < 1000 < max(gaps[600:900]) < 1500 and max(gaps[900:]) < 9
+    assert not any(drill.framed for drill in Drills(LETTERS, stages[:3])) and 30 < sum(each.framed for each in drills) < 70
     assert len({tuple(drill.entries.items()) for drill in drills}) > 980
     with pytest.raises(UserError, match="20 names or more, not 3"):
-        Drills(10, NAMES[:3])
+        Drills(NAMES[:3])
+    with pytest.raises(IndexError):
+        drills[1000]
+
+
+def test_what_is_trained_grows_as_it_says():
+    assert [stage.names[0] for stage in GROWING] == sorted(stage.names[0] for stage in GROWING)
+    assert all(first.names[1] <= then.names[0] and first.gap[1] <= then.gap[0] for first, then in
+               zip(GROWING, GROWING[1:], strict=False))  # fmt: skip
 
 
 def test_the_expert_writes_as_the_drills_do():
