@@ -40,7 +40,7 @@ def test_framed_drills_are_what_is_left_of_a_trail(syntax):
         "next rk</memory>k12<expand>12</expand>end fc</memory>c7<expand>7</expand><fold>7</fold>z1<expand>1</expand>"
     )  # fmt: skip
     trained = syntax.text(near.tokens[near.trained].tolist())
-    assert trained == "12<expand>12</expand>7<expand>7</expand>1<expand>1</expand>"
+    assert trained == "k12<expand>12</expand>c7<expand>7</expand>1<expand>1</expand>"
     second = np.flatnonzero(near.tokens == syntax.pair("commit")[0])[1]
     listed = np.flatnonzero(near.tokens == syntax.pair("memory")[1])[1]  # the end of the second summary
     moved = 50 * (np.arange(len(near)) >= second) + 50 * (np.arange(len(near)) > listed)

@@ -54,8 +54,8 @@ class Stage:
 
 FAR = 1500
 GROWING = (
-    Stage(20_000, (2, 4)), Stage(10_000, (5, DIGIT)), Stage(14_000, (12, 20)), Stage(10_000, (20, 20), (4, FAR)),
-    Stage(4_000, (20, 20), (FAR, FAR)), Stage(13_000, (20, 20), (FAR, FAR), 0.6),
+    Stage(20_000, (2, 4)), Stage(10_000, (5, DIGIT)), Stage(12_000, (12, 12)), Stage(14_000, (12, 20)),
+    Stage(10_000, (20, 20), (4, FAR)), Stage(20_000, (20, 20), (FAR, FAR), 0.6),
 )  # fmt: skip
 
 
@@ -77,16 +77,18 @@ class LookUps:
     framed: bool = False
 
     def row(self, syntax: Syntax) -> Row:
-        """The drill as a row without lifetimes; of what is asked the numbers are trained, and the expands."""
+        """The drill as a row without lifetimes. Of what is asked the numbers are trained, and in a framed one the
+        expands, and the names that a page says."""
         row = RowWriter()
         at = self._summaries(row, syntax) if self.framed else self._list(row, syntax)
         for place, name in enumerate(self.asked):
             number = self.entries[name]
             known, whole = syntax.ids(name), syntax.ids(noted(name, number))
             answer = whole[len(known) :]
-            before = self._reason(place, syntax) if self.framed else ()
+            before, said = self._reason(place, syntax) if self.framed else ((), False)
             behind = syntax.marked("expand", syntax.ids(str(number))) if self.framed else syntax.ids(" ")
-            row.write((*before, *known), Role.TEXT, position=at)
+            row.write(before, Role.TEXT, position=at)
+            row.write(known, Role.TEXT, trained=said, position=at + len(before))
             at += len(before) + len(known)
             row.write((*answer, *behind), Role.TEXT, trained=True, position=at)
             at += len(answer) + len(behind)
@@ -109,13 +111,14 @@ class LookUps:
             at += len(summary) + self.gap // len(firsts)
         return at
 
-    def _reason(self, place: int, syntax: Syntax) -> Ids:
-        """What an agent has before it as it notes a name: a page that asks for it, or the fold of another page."""
+    def _reason(self, place: int, syntax: Syntax) -> tuple[Ids, bool]:
+        """What an agent has before it as it notes a name, and whether that says the name: a page that asks for it
+        does, the fold of another page does not."""
         name = self.asked[place]
         if place % 3 == 2:
-            return syntax.marked("fold", syntax.ids(str(self.entries[self.asked[place - 1]])))
+            return syntax.marked("fold", syntax.ids(str(self.entries[self.asked[place - 1]]))), False
         page = f"{END} {FOOD}{name}" if place % 3 else f"{NEXT} {FRIEND}{name}"
-        return (*syntax.ids(page), *syntax.pair(REPLY)[1:])
+        return (*syntax.ids(page), *syntax.pair(REPLY)[1:]), True
 
 
 class Drills(Sequence):
