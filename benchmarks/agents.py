@@ -110,7 +110,7 @@ def trained(arm: str, options, trails: TrailConfig) -> str:
     data = out / f"expert_{'memory' if memory else 'plain'}.jsonl"
     expert_file(data, trails, options.trajectories, memory)
     config = memory_tiny.get_config()
-    config.folder, config.model.path = str(final.parent), options.start or looked_up(options, trails)
+    config.folder, config.model.path = str(final.parent), looked_up(options, trails)
     config.data.update(path=str(data), embedded=0)
     config.scheme.semantics = arm.split()[-1] if memory else "lifetimes"
     config.batches.update(length=options.length, batch=1, bins=16)
@@ -198,7 +198,6 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(ARMS), help="names, separated by commas: " + ", ".join(ARMS))
     parser.add_argument("--steps", type=int, default=1200, help="of training an arm")
     parser.add_argument("--rate", type=float, default=8e-3, help="the learning rate of that")
-    parser.add_argument("--start", default="", help="a model to go on from, in place of the one that can look up")
     parser.add_argument("--trajectories", type=int, default=3000, help="of the expert")
     parser.add_argument("--hops", type=int, nargs=2, default=(12, 22), help="stops of a trail")
     parser.add_argument("--long-hops", type=int, nargs=2, default=(100, 150), help="stops of the expert's long trails")
@@ -224,7 +223,7 @@ def main() -> None:
     for arm in arms:
         result = played(arm, options, trails)
         found[arm] = {**line(arm, result), "whole": plain(result)}
-        apart = ("results", "out", "arms", "start")
+        apart = ("results", "out", "arms")
         sizes = {name: value for name, value in vars(options).items() if name not in apart}
         write(options.results, provenance(2, ("jax", "jaxlib")) | {"sizes": sizes, "expert": spent, "agents": found})
     print("\nthe expert on long trails\n" + table([{"": name, **each} for name, each in spent.items()]))
