@@ -1,6 +1,6 @@
 """Agents with a memory beside one without, under the same limit of context: success, and context by round.
 
-    python benchmarks/agents.py [--arms=vanilla,...] [--steps=1200] [--questions=100] [--out=DIR]
+    python benchmarks/agents.py [--longer] [--arms=vanilla,...] [--steps=1200] [--questions=100] [--out=DIR]
 
 Small models, all from the base model that comes with the library. First this learns to find a name's number in what
 summaries say (lt_jax/memory/multihop_look_ups.py), which trails alone do not teach it; its rotary base is raised for
@@ -38,7 +38,7 @@ from lt_jax.memory import multihop  # noqa: E402
 from lt_jax.memory.counted import counted, pass_tokens  # noqa: E402
 from lt_jax.memory.multihop import TOOLS, TrailConfig, worlds  # noqa: E402
 from lt_jax.memory.multihop_expert import solved  # noqa: E402
-from lt_jax.memory.multihop_look_ups import FAR, Drills, LookUps, Stage  # noqa: E402
+from lt_jax.memory.multihop_look_ups import FURTHER, GROWING, Drills, LookUps  # noqa: E402
 from lt_jax.memory.rows import ROWS  # noqa: E402
 from lt_jax.memory.sft import lessons  # noqa: E402
 from lt_jax.memory.syntax import syntax_of  # noqa: E402
@@ -50,11 +50,12 @@ from lt_jax.training.sft import Lessons, sft, told  # noqa: E402
 ARMS = ("vanilla", "++ lifetimes", "++ rebuild")
 EXPERT = "an agent without a mistake,"
 TRAIN, TEST = 1, 2  # seeds of the worlds
-WORLD = {"recalls": (1, 3), "letters": True, "distractors": 0}  # see `TrailConfig`
+TRAILS = TrailConfig(hops=(12, 22), recalls=(1, 3), letters=True, distractors=0)
+LONGER = TrailConfig(hops=(40, 48), recalls=(2, 6), letters=True, distractors=0, searches=0.3)
 ROTARY = 100_000.0  # the rotary base, in place of 10,000
 DRILL = 2560  # tokens of a step of look-ups
+DRILLS = {"look_ups": (TRAILS, GROWING, 2e-2), "look_ups_further": (LONGER, FURTHER, 1e-2)}  # with learning rates
 BETWEEN = 3  # look-ups for every trail, about a quarter of the tokens
-KEPT = ((20, 20), (FAR, FAR), 0.6)  # and of what kind
 SHOWN = (10, 20, 40, 60, 80, 100)  # rounds of the tables
 
 
@@ -78,39 +79,51 @@ def raised(options) -> str:
     return str(folder)
 
 
-def looked_up(options, trails: TrailConfig) -> str:
+def looked_up(options) -> str:
     """The folder of the model that all arms start from: it finds a name's number in what summaries say."""
-    final = Path(options.out) / "look_ups" / "final"
-    if final.is_dir():
-        return str(final)
+    start = raised(options)
+    for name, (trails, stages, rate) in list(DRILLS.items())[: 1 + options.longer]:
+        final = Path(options.out) / name / "final"
+        if not final.is_dir():
+            drill(start, final.parent, Drills(trails.names, stages), rate)
+        start = str(final)
+    return start
+
+
+def drill(start: str, folder: Path, drills: Drills, rate: float) -> None:
+    """Trains a model on look-ups alone, one pass."""
     config = memory_tiny.get_config()
-    config.folder, config.model.path = str(final.parent), raised(options)
+    config.folder, config.model.path = str(folder), start
     config.batches.update(length=DRILL, batch=1, bins=4, shuffle=False)  # the easy ones come first
-    config.optim.update(learning_rate=2e-2, warmup=30, end_fraction=0.2)
+    config.optim.update(learning_rate=rate, warmup=30, end_fraction=0.2)
     config.train.update(steps=0, epochs=1.0, log_every=50, save_every=250)
     config.log.tensorboard = False
 
     def taught(config, tokenizer, special) -> Lessons:
-        syntax, drills = syntax_of(special, tokenizer), Drills(trails.names)
-        return Lessons(drills, {"look-ups": told(drills)}, lambda drill: drill.row(syntax))
+        syntax = syntax_of(special, tokenizer)
+        return Lessons(drills, {"look-ups": told(drills)}, lambda each: each.row(syntax))
 
-    print("\nlook-ups")
+    print(f"\n{folder.name}")
     if sft(sft_config(config), lessons=taught) is None:
         sys.exit(3)
-    return str(final)
+
+
+def folder_of(arm: str, options) -> Path:
+    """Where an arm is trained and works."""
+    return Path(options.out) / ("longer" if options.longer else "") / arm.replace("++ ", "pp_")
 
 
 def trained(arm: str, options, trails: TrailConfig) -> str:
     """The folder of the trained model."""
-    out = Path(options.out)
-    final = out / arm.replace("++ ", "pp_") / "final"
+    out = folder_of(arm, options)
+    final = out / "final"
     if final.is_dir():
         return str(final)
     memory = arm != "vanilla"
-    data = out / f"expert_{'memory' if memory else 'plain'}.jsonl"
+    data = out.parent / f"expert_{'memory' if memory else 'plain'}.jsonl"
     expert_file(data, trails, options.trajectories, memory)
     config = memory_tiny.get_config()
-    config.folder, config.model.path = str(final.parent), looked_up(options, trails)
+    config.folder, config.model.path = str(out), looked_up(options)
     config.data.update(path=str(data), embedded=0)
     config.scheme.semantics = arm.split()[-1] if memory else "lifetimes"
     config.batches.update(length=options.length, batch=1, bins=16)
@@ -121,7 +134,8 @@ def trained(arm: str, options, trails: TrailConfig) -> str:
     def taught(config, tokenizer, special) -> Lessons:
         """Trails, and between them look-ups, which are forgotten otherwise."""
         trailed, syntax = lessons()(config, tokenizer, special), syntax_of(special, tokenizer)
-        drills = Drills(trails.names, [Stage(BETWEEN * len(trailed.samples), *KEPT)])
+        last = (FURTHER if options.longer else GROWING)[-1]
+        drills = Drills(trails.names, [dataclasses.replace(last, count=BETWEEN * len(trailed.samples))])
         mixed = [*trailed.samples, *drills]
         to_row = lambda each: each.row(syntax) if isinstance(each, LookUps) else trailed.to_row(each)
         return Lessons(mixed, trailed.named | {"look-ups": told(drills)}, to_row)
@@ -135,7 +149,7 @@ def trained(arm: str, options, trails: TrailConfig) -> str:
 def played(arm: str, options, trails: TrailConfig) -> agents.AgentResult:
     """What an arm's agent comes to."""
     return agent_run.run(agent_run.AgentConfig(
-        model=trained(arm, options, trails), out=f"{options.out}/{arm.replace('++ ', 'pp_')}/questions",
+        model=trained(arm, options, trails), out=str(folder_of(arm, options) / "questions"),
         embedded=options.questions, trails=trails, seed=TEST, told=False, tools=TOOLS,
         limits=Limits(turn=64, turns=8 * trails.hops[1], context=options.context), rows=options.rows,
         capacity=options.context + 512,
@@ -199,7 +213,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200, help="of training an arm")
     parser.add_argument("--rate", type=float, default=8e-3, help="the learning rate of that")
     parser.add_argument("--trajectories", type=int, default=3000, help="of the expert")
-    parser.add_argument("--hops", type=int, nargs=2, default=(12, 22), help="stops of a trail")
+    parser.add_argument("--longer", action="store_true", help="trails of 40 to 48 stops in place of 12 to 22")
     parser.add_argument("--long-hops", type=int, nargs=2, default=(100, 150), help="stops of the expert's long trails")
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--long", type=int, default=10, help="how many of these")
@@ -207,13 +221,14 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=896, help="the most keys that a turn may begin with")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--out", default="runs/agents")
-    parser.add_argument("--results", type=Path, default=Path("results/agents.json"))
+    parser.add_argument("--results", type=Path, help="default: results/agents.json or agents_longer.json")
     options = parser.parse_args()
+    options.results = options.results or Path(f"results/agents{'_longer' * options.longer}.json")
     arms = options.arms.split(",")
     if unknown := [arm for arm in arms if arm not in ARMS]:
         parser.error(f"there is no arm {unknown[0]!r}; there are {', '.join(ARMS)}")
     compile_cache(memory_tiny.get_config().compile_cache)
-    trails, found = TrailConfig(hops=tuple(options.hops), **WORLD), {}
+    trails, found = LONGER if options.longer else TRAILS, {}
     folder = trained(arms[0], options, trails)
     for memory in (False, True):
         name = f"{EXPERT} {'with' if memory else 'without'} a memory"
@@ -225,6 +240,7 @@ def main() -> None:
         found[arm] = {**line(arm, result), "whole": plain(result)}
         apart = ("results", "out", "arms")
         sizes = {name: value for name, value in vars(options).items() if name not in apart}
+        sizes["trails"] = dataclasses.asdict(trails)
         write(options.results, provenance(2, ("jax", "jaxlib")) | {"sizes": sizes, "expert": spent, "agents": found})
     print("\nthe expert on long trails\n" + table([{"": name, **each} for name, each in spent.items()]))
     print("\n" + table([{key: value for key, value in each.items() if key != "whole"} for each in found.values()]))

@@ -9,9 +9,9 @@ from lt_jax.layout.scheme import Scheme
 from lt_jax.layout.special import default_table
 from lt_jax.layout.tokenizer import load_tokenizer
 from lt_jax.lifetimes import NEVER
-from lt_jax.memory.multihop import LETTERS, NAMES, TOOLS, TrailConfig, worlds
+from lt_jax.memory.multihop import CAPITALS, LETTERS, NAMES, TOOLS, TrailConfig, worlds
 from lt_jax.memory.multihop_expert import solved
-from lt_jax.memory.multihop_look_ups import GROWING, Drills, LookUps, Stage
+from lt_jax.memory.multihop_look_ups import FURTHER, GROWING, Drills, LookUps, Stage
 from lt_jax.memory.syntax import syntax_of
 from lt_jax.memory.tools import tools
 
@@ -71,20 +71,24 @@ def test_drills_are_many_and_grow():
         drills[1000]
 
 
-def test_what_is_trained_grows_as_it_says():
-    assert [stage.names[0] for stage in GROWING] == sorted(stage.names[0] for stage in GROWING)
-    assert all(first.names[1] <= then.names[0] and first.gap[1] <= then.gap[0] for first, then in
-               zip(GROWING, GROWING[1:], strict=False))  # fmt: skip
+def test_what_is_trained_grows_from_stage_to_stage():
+    stages = GROWING + FURTHER
+    for first, then in zip(stages, stages[1:], strict=False):
+        assert first.names[1] <= then.names[0] and first.gap[1] <= then.gap[0] and first.most <= then.most
+    assert Drills(CAPITALS, FURTHER)[len(Drills(CAPITALS, FURTHER)) - 1].gap < 4500
 
 
-def test_the_expert_writes_as_the_drills_do():
-    trails = TrailConfig(hops=(12, 22), recalls=(1, 3), distractors=0, letters=True)
+@pytest.mark.parametrize("hops", [(12, 22), (40, 48)])
+def test_the_expert_writes_as_the_drills_do(hops):
+    trails = TrailConfig(hops=hops, recalls=(1, 3), distractors=0, letters=True)
+    assert trails.names == (LETTERS if hops == (12, 22) else CAPITALS)
     seen = 0
     for place in worlds(trails, 6, seed=4):
         with tools(TOOLS, place.corpus) as named:
             for problem in place.problems:
-                listed = {}
-                for turn in solved(problem, named).turns:
+                listed, log = {}, solved(problem, named)
+                assert log.correct
+                for turn in log.turns:
                     if turn.action == "commit":
                         entries = (each for each in turn.content.split(" next ")[0].split())
                         listed |= {each[-1]: int(each[:-1]) for each in entries}

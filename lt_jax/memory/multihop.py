@@ -34,6 +34,7 @@ from lt_jax.memory.tools import ToolsConfig
 
 NAMES = [f"{number:03d}" for number in range(1000)]
 LETTERS = [each for each in string.ascii_lowercase if each not in "fhrx"]
+CAPITALS = [*LETTERS, *string.ascii_uppercase]
 VALUES = [f"{number:02d}" for number in range(100)]
 EASY, HARD = "easy", "hard"
 START, NEXT, END = "start", "next", "end"
@@ -52,7 +53,7 @@ class TrailConfig:
         recalls: how often an easy and a hard trail ask for what was read early, the question at its end included.
         searches: the share of stops that say only what the next one is like, if a search finds it by that.
         letters: whether a name is one letter in place of three digits, for models that are too small to find three
-            digits at once; there are only 22 of them.
+            digits at once. There are only 22 of them, and 48 with capitals, which longer trails have too.
     """
 
     hops: tuple[int, int] = (20, 60)
@@ -65,7 +66,13 @@ class TrailConfig:
     @property
     def names(self) -> list[str]:
         """All that a page can be called."""
-        return LETTERS if self.letters else NAMES
+        letters = LETTERS if self.pages <= len(LETTERS) else CAPITALS
+        return letters if self.letters else NAMES
+
+    @property
+    def pages(self) -> int:
+        """Of the longest trail."""
+        return self.hops[1] * (1 + self.distractors)
 
     def __post_init__(self):
         least, most = self.hops
@@ -76,7 +83,7 @@ class TrailConfig:
         if not all(1 <= count < least // 3 for count in self.recalls):
             raise UserError(f"trails.recalls is {self.recalls}; each must be 1 or more, and less than a third of the "
                             f"fewest stops ({least // 3})")  # fmt: skip
-        if most * (1 + self.distractors) > len(self.names):
+        if self.pages > len(self.names):
             raise UserError(f"trails: {most} stops with {self.distractors} distractors each are more pages than there "
                             f"are names, {len(self.names):,}")  # fmt: skip
 
@@ -92,7 +99,7 @@ class World:
 
 def worlds(config: TrailConfig, count: int, seed: int = 0, size: int = 8) -> Iterator[World]:
     """Worlds with `count` questions in all, each with `size` at most, and fewer where the names do not suffice."""
-    size = max(1, min(size, len(config.names) // (config.hops[1] * (1 + config.distractors))))
+    size = max(1, min(size, len(config.names) // config.pages))
     for number, first in enumerate(range(0, count, size)):
         yield world(config, range(first, min(first + size, count)), seed * 1_000_003 + number)
 
@@ -108,7 +115,7 @@ def world(config: TrailConfig, numbers: range, seed: int) -> World:
     while True:
         pages = (page for trail in trails for page in trail.pages())
         placed = sorted(zip(order, pages, strict=True), key=lambda each: each[0])
-        corpus = Corpus([dataclasses.replace(page, id=f"page {place}") for place, page in placed])
+        corpus = Corpus(page for _, page in placed)
         lost = [trail.not_found(corpus) for trail in trails]
         if not any(lost):
             problems = (trail.problem(f"{seed}-{number}") for trail, number in zip(trails, numbers, strict=True))
@@ -152,7 +159,7 @@ class _Trail:
     def pages(self) -> list[Page]:
         onward = {name: self._next(place) for place, name in enumerate(self.stops)}
         onward |= {name: f"{NEXT} {other}" for name, other in self.astray.items()}
-        return [Page("", name, f"{about} {onward[name]}") for name, about in self.about.items()]
+        return [Page(name, name, f"{about} {onward[name]}") for name, about in self.about.items()]
 
     def not_found(self, corpus: Corpus) -> set[int]:
         """The stops that are described and that a search by that does not find; they must be named instead."""

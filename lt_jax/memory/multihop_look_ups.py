@@ -30,7 +30,7 @@ from lt_jax.memory.multihop import END, FOOD, FRIEND, NEXT
 from lt_jax.memory.multihop_expert import listed, noted
 from lt_jax.memory.syntax import REPLY, Ids, Syntax
 
-DIGIT, MOST = 9, 40  # the largest numbers of one digit and of two
+DIGIT = 9  # the largest number of one digit
 STEP = 4  # names of a summary, as the expert's
 FRAMED = 8  # of a framed drill so many names are asked for at most: it is a third of the tokens of a trail
 
@@ -44,18 +44,23 @@ class Stage:
         names: the most names of the first and of the last drill; half of the drills have that many, the others fewer.
         gap: the most positions between what is listed and what is asked, of the first and of the last drill.
         framed: the share of drills with the marks of a trail.
+        most: the largest number.
     """
 
     count: int
     names: tuple[int, int]
     gap: tuple[int, int] = (1, 1)
     framed: float = 0.0
+    most: int = 40
 
 
-FAR = 1500
+FAR, FARTHER = 1500, 4500  # positions of a trail of 22 stops, and of one of 48
 GROWING = (
     Stage(20_000, (2, 4)), Stage(10_000, (5, DIGIT)), Stage(12_000, (12, 12)), Stage(14_000, (12, 20)),
     Stage(10_000, (20, 20), (4, FAR)), Stage(20_000, (20, 20), (FAR, FAR), 0.6),
+)  # fmt: skip
+FURTHER = (  # after these, for trails of up to 48 stops
+    Stage(6_000, (20, 48), (FAR, FARTHER), 0.4, 99), Stage(6_000, (48, 48), (FARTHER, FARTHER), 0.6, 99),
 )  # fmt: skip
 
 
@@ -152,7 +157,7 @@ class Drills(Sequence):
         most, least = round(few + grown * (many - few)), 2
         size = draw.choice((most, draw.randint(least, most)))
         two = size > DIGIT or most > DIGIT and draw.random() < 0.5
-        numbers = draw.sample(range(1, (MOST if two else DIGIT) + 1), size)
+        numbers = draw.sample(range(1, (stage.most if two else DIGIT) + 1), size)
         names = draw.sample(self.names, size)
         near, far = stage.gap
         away = near * (far / near) ** grown
