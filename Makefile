@@ -54,10 +54,12 @@ test-newest:
 	$(NEWEST)/bin/python -c "import platform, jax; print('Python', platform.python_version(), 'with jax', jax.__version__)"
 	XLA_FLAGS= $(MALLOC) $(NEWEST)/bin/python -m pytest $(TOGETHER) -m "$(BACKENDS)" $(addprefix tests/,$(FEW))
 
-# What is compiled for TPUs, with the real compiler and without a TPU. It comes with 137 MB of libtpu, and so apart.
+# What is compiled for TPUs, with the real compiler and without a TPU. It comes with 137 MB of libtpu, and so apart. It
+# wants to be loaded by one process at a time, as a TPU would need; and its programs cannot be read from a compile cache.
 test-tpu: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --no-compile -e ".[tpu]"
-	XLA_FLAGS= JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m tpu_backend
+	XLA_FLAGS= JAX_PLATFORMS=cpu ALLOW_MULTIPLE_LIBTPU_LOAD=1 JAX_ENABLE_COMPILATION_CACHE=false \
+		$(BIN)/python -m pytest $(TOGETHER) -m tpu_backend
 
 # What is for GPUs, without a GPU: the kernels under Triton's interpreter, and whole programs compiled for an H100 by
 # XLA's own compiler. Its packages (450 MB) stay outside of $(VENV), whose other programs would look for a driver.
