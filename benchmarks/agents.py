@@ -52,7 +52,7 @@ EXPERT = "an agent without a mistake,"
 TRAIN, TEST = 1, 2  # seeds of the worlds
 TRAILS = TrailConfig(hops=(12, 22), recalls=(1, 3), letters=True, distractors=0)
 LONGER = TrailConfig(hops=(40, 48), recalls=(2, 6), letters=True, distractors=0, searches=0.3)
-ROTARY = 100_000.0  # the rotary base, in place of 10,000
+ROTARY, POSITIONS = 100_000.0, 8192  # the rotary base and the longest row, in place of 10,000 and 4,096
 DRILL = 2560  # tokens of a step of look-ups
 DRILLS = {"look_ups": (TRAILS, GROWING, 2e-2), "look_ups_further": (LONGER, FURTHER, 1e-2)}  # with learning rates
 BETWEEN = 3  # look-ups for every trail, about a quarter of the tokens
@@ -71,11 +71,12 @@ def expert_file(path: Path, trails: TrailConfig, count: int, memory: bool) -> No
 
 
 def raised(options) -> str:
-    """The folder of the base model with the rotary base `ROTARY`."""
+    """The folder of the base model with a higher rotary base and more positions."""
     folder = Path(options.out) / "base"
     if not folder.is_dir():
         base = load(BASE)
-        dataclasses.replace(base, config=dataclasses.replace(base.config, rope_theta=ROTARY)).save(folder)
+        config = dataclasses.replace(base.config, rope_theta=ROTARY, max_positions=POSITIONS)
+        dataclasses.replace(base, config=config).save(folder)
     return str(folder)
 
 

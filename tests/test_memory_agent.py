@@ -171,7 +171,9 @@ def played(small):
             ended.set()
         limited = Trajectories(engine, syntax, Limits(context=350), named)
         ((_, whole),) = agent.play(limited, {2: problem}, prompt)
-    return problem, log, mine, whole, syntax
+        patch.setattr(engine, "rules", dataclasses.replace(engine.rules, row_limit=500))
+        ((_, far),) = agent.play(Trajectories(engine, syntax, Limits(), named), {2: problem}, prompt)
+    return problem, log, mine, (whole, far), syntax
 
 
 def test_a_slow_tool_stalls_nobody(played):
@@ -182,7 +184,7 @@ def test_a_slow_tool_stalls_nobody(played):
 
 
 def test_an_agent_is_judged_and_counted(played):
-    problem, expert, mine, limited, syntax = played
+    problem, expert, mine, (limited, far), syntax = played
     for each in mine:
         assert each.correct and each.id == problem.metadata["id"] and each.extra["difficulty"] == HARD
         assert [turn.content for turn in each.turns] == [turn.content for turn in expert[True].turns]
@@ -190,6 +192,7 @@ def test_an_agent_is_judged_and_counted(played):
     own = counted(expert[True], syntax, syntax.ids(problem.text), "lifetimes")
     assert [turn.context for turn in mine[0].turns] == [turn.context for turn in own.turns], "as counted from the row"
     assert limited.finish == "context" and limited.correct is False
+    assert far.finish == "positions" and 0 < 500 - far.turns[-1].context < 200, "the model was made for no more"
     assert 1 < len(limited.turns) < len(expert[False].turns)
     contents = [turn.content for turn in expert[False].turns]
     assert [turn.content for turn in limited.turns] == contents[: len(limited.turns)]

@@ -40,7 +40,8 @@ from lt_jax.rl.problems import open_problems, told_by
 from lt_jax.rl.rollout import Responses
 
 # How a trajectory ended, in the words of a completion: "stop" where it was ended for what it wrote.
-ENDS = {"answered": "eos", "malformed": "stop", "turns": "length", "length": "length", "context": "capacity"}
+ENDS = {"answered": "eos", "malformed": "stop", "turns": "length", "length": "length", "context": "capacity",
+        "positions": "positions"}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

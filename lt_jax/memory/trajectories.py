@@ -26,7 +26,7 @@ from lt_jax.memory.machine import NAMES, Call, Memory
 from lt_jax.memory.rows import ROWS, LifetimesRow, RebuiltRow
 from lt_jax.memory.syntax import Ids, Malformed, Syntax, Turn
 
-FINISHES = ("answered", "malformed", "turns", "length", "context", "nan", "refused", "cancelled")
+FINISHES = ("answered", "malformed", "turns", "length", "context", "positions", "nan", "refused", "cancelled")
 MALFORMED, ILLEGAL = "malformed", "illegal"  # turns that were no action, and actions that were not possible
 Tool = Callable[[str], str]
 
@@ -293,7 +293,7 @@ class Trajectories:
         if one.row.memory.answer is not None:
             return [self._ended(one, "answered")]
         if completion.finish in ("capacity", "positions"):
-            return [self._ended(one, "context")]
+            return [self._ended(one, "context" if completion.finish == "capacity" else "positions")]
         if one.wrong >= limits.malformed:
             return [self._ended(one, "malformed")]
         if len(one.turns) >= limits.turns:
@@ -308,8 +308,8 @@ class Trajectories:
         return []
 
     def _ended(self, one: _Under, finish: str, why: str = "") -> Trajectory:
-        if finish == "refused" and one.turns:  # its context has outgrown the engine
-            finish = "context"
+        if finish == "refused" and one.turns:  # it has outgrown the engine
+            finish = "context" if len(one.row.prompt()) < self.engine.rules.row_limit else "positions"
         self.engine.ended(one.handle)
         return Trajectory(one.id, tuple(one.turns), finish, one.row, why, one.seed)
 
