@@ -236,14 +236,13 @@ def main() -> None:
         best = flawless(folder, options, trails, memory)
         found[name] = {**line(name, best), "whole": plain(best)}
     spent = costs(folder, options)
-    origin = provenance(2, ("jax", "jaxlib"))  # before results are written, which changes a file of the repository
     for arm in arms:
         result = played(arm, options, trails)
         found[arm] = {**line(arm, result), "whole": plain(result)}
         apart = ("results", "out", "arms")
         sizes = {name: value for name, value in vars(options).items() if name not in apart}
         sizes["trails"] = dataclasses.asdict(trails)
-        write(options.results, origin | {"sizes": sizes, "expert": spent, "agents": found})
+        write(options.results, provenance(2, ("jax", "jaxlib")) | {"sizes": sizes, "expert": spent, "agents": found})
     print("\nthe expert on long trails\n" + table([{"": name, **each} for name, each in spent.items()]))
     print("\n" + table([{key: value for key, value in each.items() if key != "whole"} for each in found.values()]))
 
