@@ -56,11 +56,13 @@ def provenance(threads: int, packages: tuple[str, ...]) -> dict:
     result."""
     git = lambda *a: subprocess.run(["git", *a], capture_output=True, text=True, check=False).stdout.strip()
     commit = git("rev-parse", "HEAD") or None if shutil.which("git") else None
+    # But for results, which a benchmark writes itself, some after every part of it.
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
     names = [row.split(":")[1].strip() for row in open("/proc/cpuinfo") if row.startswith("model name")]
     return dict(
         command=shlex.join(["python", *sys.argv]),
         commit=commit,
-        uncommitted=None if commit is None else bool(git("status", "--porcelain", "--untracked-files=no")),
+        uncommitted=None if commit is None else bool(changed),
         versions={"python": platform.python_version(), **{name: _version(name) for name in packages}},
         machine=dict(processor=(names or [platform.processor()])[0], threads=threads, load=os.getloadavg()[0]),
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
