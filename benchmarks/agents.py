@@ -10,7 +10,7 @@ of the two semantics. All then work on the same questions, about worlds that tra
 tools. A question ends where a turn would begin with more than `--context` keys. The questions are worked on by
 `evaluation.agent_run`, as by launch/agent.py.
 
-It may be stopped at any time; the same command goes on. RESULTS is written after every arm with what is there.
+It may be stopped at any time; the same command goes on. The file of --results is written after every arm with what is there.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ LONGER = TrailConfig(hops=(40, 48), recalls=(2, 6), letters=True, distractors=0,
 ROTARY, POSITIONS = 100_000.0, 8192  # the rotary base and the longest row, in place of 10,000 and 4,096
 DRILL = 2560  # tokens of a step of look-ups
 DRILLS = {"look_ups": (TRAILS, GROWING, 2e-2), "look_ups_further": (LONGER, FURTHER, 1e-2)}  # with learning rates
-BETWEEN = 3  # look-ups for every trail, about a quarter of the tokens
+BETWEEN = 3  # look-ups for every trail, about a quarter of the tokens, a fifth with --longer
 SHOWN = (10, 20, 40, 60, 80, 100)  # rounds of the tables
 
 
@@ -204,6 +204,7 @@ def line(arm: str, result: agents.AgentResult) -> dict:
         "agent": arm, **{f"{name} %": share(name) for name in (agents.ALL, multihop.EASY, multihop.HARD)},
         **{f"at {number}": size.get(number) for number in SHOWN},
         "out of context": result.groups[agents.ALL].finishes.get("context", 0),
+        "out of positions": result.groups[agents.ALL].finishes.get("positions", 0),
         "reuse spared %": 100 * result.saved,
     }  # fmt: skip
 

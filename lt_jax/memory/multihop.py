@@ -50,10 +50,12 @@ class TrailConfig:
         hops: the fewest and the most stops of a trail; the method's paper shows agents of 20 to 100 rounds.
         distractors: other pages for every stop, which look the same.
         filler: words of a page that say nothing.
-        recalls: how often an easy and a hard trail ask for what was read early, the question at its end included.
+        recalls: how often an easy and a hard trail ask for what was read early, the question at its end included; that
+            of a hard trail asks for two details, and so for one look-up more.
         searches: the share of stops that say only what the next one is like, if a search finds it by that.
         letters: whether a name is one letter in place of three digits, for models that are too small to find three
-            digits at once. There are only 22 of them, and 48 with capitals, which longer trails have too.
+            digits at once. There are only 22 of them, and 48 with capitals, which are used where a
+            trail has more than 22 pages.
     """
 
     hops: tuple[int, int] = (20, 60)
@@ -71,7 +73,7 @@ class TrailConfig:
 
     @property
     def pages(self) -> int:
-        """Of the longest trail."""
+        """Pages of the longest trail, its distractors included."""
         return self.hops[1] * (1 + self.distractors)
 
     def __post_init__(self):
@@ -159,6 +161,7 @@ class _Trail:
     def pages(self) -> list[Page]:
         onward = {name: self._next(place) for place, name in enumerate(self.stops)}
         onward |= {name: f"{NEXT} {other}" for name, other in self.astray.items()}
+        # The id too is the name: titles are found without regard to case, and b and B are two pages.
         return [Page(name, name, f"{about} {onward[name]}") for name, about in self.about.items()]
 
     def not_found(self, corpus: Corpus) -> set[int]:

@@ -1,12 +1,12 @@
 """Look-ups and nothing else: what a small model has to be able to do before trails can teach it anything.
 
     7c 12k 9m        what summaries say: which entity is whose page, in no order
-    m9 c7 k12        names that are asked for; the number of each is to be found above, and nothing else is trained
+    m9 c7 k12        names that are asked for; the number of each is to be found above, and little else is trained
 
 To find what stands beside a name takes two layers that learn together (one puts into each token what stands before it,
 the next finds the token that is the name; compare "induction heads", Olsson et al. 2022), and a model learns nothing
 for long before it learns both at once. On trails one token in 500 depends on that, and 1,200 steps of 5,120 tokens did
-not do. Here half of the tokens does, and every drill has names and numbers of its own. Drills get harder by stages:
+not do. Here a quarter to a third of the tokens do, and every drill has names and numbers of its own. Drills get harder by stages:
 
 1. From two names with numbers of one digit to twenty with two. With two digits from the start a model of four layers
    was at chance after 500 steps.
@@ -32,7 +32,7 @@ from lt_jax.memory.syntax import REPLY, Ids, Syntax
 
 DIGIT = 9  # the largest number of one digit
 STEP = 4  # names of a summary, as the expert's
-FRAMED = 8  # of a framed drill so many names are asked for at most: it is a third of the tokens of a trail
+FRAMED = 8  # the most names that a framed drill asks for; a trail asks for few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Stage:
 
     Attributes:
         count: how many.
-        names: the most names of the first and of the last drill; half of the drills have that many, the others fewer.
+        names: the most names of the first and of the last drill; half of the drills have that many, the others
+            any number up to it.
         gap: the most positions between what is listed and what is asked, of the first and of the last drill.
         framed: the share of drills with the marks of a trail.
         most: the largest number.

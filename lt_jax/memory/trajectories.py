@@ -26,6 +26,8 @@ from lt_jax.memory.machine import NAMES, Call, Memory
 from lt_jax.memory.rows import ROWS, LifetimesRow, RebuiltRow
 from lt_jax.memory.syntax import Ids, Malformed, Syntax, Turn
 
+# context: more keys than `Limits.context`, or than the engine has room for; positions: the row has come to the model's
+# last position (or the engine's horizon), dead tokens counted.
 FINISHES = ("answered", "malformed", "turns", "length", "context", "positions", "nan", "refused", "cancelled")
 MALFORMED, ILLEGAL = "malformed", "illegal"  # turns that were no action, and actions that were not possible
 Tool = Callable[[str], str]
