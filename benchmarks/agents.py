@@ -10,7 +10,7 @@ of the two semantics. All then work on the same questions, about worlds that tra
 tools. A question ends where a turn would begin with more than `--context` keys. The questions are worked on by
 `evaluation.agent_run`, as by launch/agent.py.
 
-It may be stopped at any time; the same command goes on. The file of --results is written after every arm with what is there.
+It may be stopped at any time; the same command goes on. The file of --results is written after every arm.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@
 To find what stands beside a name takes two layers that learn together (one puts into each token what stands before it,
 the next finds the token that is the name; compare "induction heads", Olsson et al. 2022), and a model learns nothing
 for long before it learns both at once. On trails one token in 500 depends on that, and 1,200 steps of 5,120 tokens did
-not do. Here a quarter to a third of the tokens do, and every drill has names and numbers of its own. Drills get harder by stages:
+not do. Here a quarter to a third of the tokens do, and every drill has names and numbers of its own. They get
+harder by stages:
 
 1. From two names with numbers of one digit to twenty with two. With two digits from the start a model of four layers
    was at chance after 500 steps.
